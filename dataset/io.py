@@ -1,0 +1,228 @@
+"""Frames and masks on disk: what a user brings in, what we write out.
+
+Everything here speaks numpy: an image is uint8 [H, W, 3] RGB, a mask uint8 [H, W] of labels (0 background).
+"""
+
+import logging
+import re
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from util.files import atomic_path
+
+log = logging.getLogger(__name__)
+
+FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+# The share of the pixels along edges in labels that exist nowhere else. Over 50 masks, as they are: 0;
+# resized with interpolation, blurred, or compressed by JPEG up to quality 90: 0.117 and more.
+MAX_FRINGE = 0.1
+
+
+class DataError(ValueError):
+    """The user's data is not what it has to be. The message: which file, expected, found, what to do."""
+
+
+def _voc_palette() -> np.ndarray:
+    """Bits 0, 1, 2 of the label are the highest bits of R, G, B; bits 3, 4, 5 the second highest; so on."""
+    label = np.arange(256)
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    for bit in range(8):
+        palette[:, bit % 3] |= ((label >> bit & 1) << (7 - bit // 3)).astype(np.uint8)
+    return palette
+
+
+PALETTE = _voc_palette()
+"""uint8 [256, 3]: the colours of PASCAL VOC and DAVIS, made by rule and never read from a video."""
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read a frame as uint8 [H, W, 3] RGB, upright.
+
+    An EXIF orientation is applied, to masks as well: files agree when they agree in a viewer (and in OpenCV).
+    Grayscale, palette and CMYK become RGB, 16 bits keep their upper 8, alpha is dropped.
+
+    Raises:
+        DataError: the file is missing, truncated or not an image.
+    """
+    image = _open(path)
+    if image.mode.startswith("I"):  # PIL would clip 16 bits to 255 instead of scaling them
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    return np.array(image.convert("RGB"))
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    """Read a mask as uint8 [H, W] of labels.
+
+    - Palette: the indices, unchanged, whatever the colours.
+    - Grayscale, 8 or 16 bits: the values; if there are no others than 0 and 255: 0 and 1.
+    - RGB: every colour must be one of `PALETTE`, whose index it becomes; black and white: 0 and 1.
+    - Alpha: fully transparent pixels are background.
+
+    Raises:
+        DataError: unreadable file, a label above 255, a colour outside the palette, partly transparent
+            pixels, a JPEG that is not purely black and white, or values that interpolation, anti-aliasing or
+            compression made: labels found only along edges between a lower and a higher one, or as specks.
+    """
+    image = _open(path)
+    if image.mode == "P":
+        return np.array(image)
+
+    alpha = None
+    if "A" in image.getbands():
+        alpha = np.asarray(image.getchannel("A"))
+        if not np.isin(alpha, (0, 255)).all():
+            raise _soft_mask(path, "partly transparent pixels")
+        image = image.convert("RGB" if len(image.getbands()) > 2 else "L")
+    if len(image.getbands()) > 1:
+        values = np.array(image.convert("RGB"))
+    else:
+        values = np.array(image) * np.uint8(255) if image.mode == "1" else np.array(image)
+    if alpha is not None:
+        values[alpha == 0] = 0
+
+    if np.isin(values, (0, 255)).all() and (values.ndim == 2 or (values == values[..., :1]).all()):
+        return (values if values.ndim == 2 else values[..., 0]).astype(bool).astype(np.uint8)
+    if image.format == "JPEG":
+        raise _soft_mask(path, "a JPEG with values other than 0 and 255")
+    labels = _labels_of_colours(values, path) if values.ndim == 3 else _labels_of_values(values, path)
+    _check_crisp(labels, values if values.ndim == 3 else labels, path)
+    return labels
+
+
+def fit_mask(mask: np.ndarray, size_hw: tuple[int, int], path: str | Path) -> np.ndarray:
+    """Bring a mask [h, w] to its image's size (H, W) by nearest neighbour, with a warning if that changes it.
+
+    The sizes must be one picture at two scales: scaling the larger to one side of the smaller, the other side
+    fits within one pixel (rounding), or both sides differ by one pixel at most.
+
+    Raises:
+        DataError: the aspect ratio is another. `path`, the mask's file, is only for messages.
+    """
+    (h, w), (H, W) = mask.shape, size_hw
+    if (h, w) == (H, W):
+        return mask
+    (h0, w0), (h1, w1) = sorted([(h, w), (H, W)], key=lambda size: size[0] * size[1])
+    proportional = abs(h0 - w0 * h1 / w1) <= 1 or abs(w0 - h0 * w1 / h1) <= 1
+    if not proportional and max(abs(h - H), abs(w - W)) > 1:
+        raise DataError(
+            f"{path}: expected a mask of its image's aspect ratio ({W} x {H}), found {w} x {h}. "
+            "Check that mask and image belong together, and that neither was cropped or rotated."
+        )
+    log.warning("%s: the mask is %d x %d, its image %d x %d; resized by nearest neighbour", path, w, h, W, H)
+    return np.array(Image.fromarray(mask).resize((W, H), Image.Resampling.NEAREST))
+
+
+def write_mask(path: str | Path, mask: np.ndarray) -> None:
+    """Write uint8 labels [H, W] as a PNG with `PALETTE`; whole or not at all. Folders are made."""
+    if mask.ndim != 2 or mask.dtype != np.uint8:
+        raise ValueError(f"expected a uint8 mask [H, W], got {mask.dtype} {list(mask.shape)}")
+    image = Image.fromarray(mask)
+    image.putpalette(PALETTE.tobytes())
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+def list_frames(folder: str | Path) -> list[Path]:
+    """The .jpg, .jpeg and .png files (any letter case) of a folder in frame order; hidden files do not count.
+
+    Numbers within names sort as numbers, so 2.jpg comes before 10.jpg.
+
+    Raises:
+        DataError: the folder is missing, or two files have the same stem (which one is the frame?).
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: expected a folder of frames, found none. Check the path.")
+    frames: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in FRAME_SUFFIXES or path.name.startswith(".") or not path.is_file():
+            continue
+        if path.stem in frames:
+            raise DataError(
+                f"{folder}: expected one file a frame, found {frames[path.stem].name} and {path.name}. "
+                "Remove one of them."
+            )
+        frames[path.stem] = path
+    return sorted(frames.values(), key=natural_key)
+
+
+def natural_key(path: str | Path) -> tuple[list[str | int], str]:
+    """A sorting key for names in which numbers count as numbers; the name itself breaks ties (1 and 01)."""
+    name = Path(path).name
+    parts = re.split(r"([0-9]+)", Path(path).stem)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
+def _open(path: str | Path) -> Image.Image:
+    """Decode a file completely, upright."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+    # What PIL raises depends on where in which format the damage is.
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: expected an image, cannot read it ({error}). Replace the file.") from error
+    return image
+
+
+def _labels_of_values(values: np.ndarray, path: str | Path) -> np.ndarray:
+    """Grayscale values [H, W] of any depth -> uint8 labels."""
+    labels = values.astype(np.uint8)
+    if not np.array_equal(labels, values):
+        raise DataError(
+            f"{path}: expected whole labels from 0 to 255, found values from {values.min()} to "
+            f"{values.max()}. Save the mask as an 8-bit palette or grayscale PNG."
+        )
+    return labels
+
+
+def _labels_of_colours(values: np.ndarray, path: str | Path) -> np.ndarray:
+    """RGB [H, W, 3] -> uint8 labels, the palette indices of its colours."""
+    weights = np.array([1 << 16, 1 << 8, 1])
+    palette, codes = PALETTE @ weights, values @ weights
+    order = np.argsort(palette)
+    labels = order[np.searchsorted(palette[order], codes).clip(max=255)]
+    foreign = np.unique(codes[palette[labels] != codes])
+    if len(foreign):
+        some = ", ".join(f"#{code:06x}" for code in foreign[:3])
+        raise _soft_mask(path, f"{len(foreign)} colours that are not in the DAVIS palette ({some} ...)")
+    return labels.astype(np.uint8)
+
+
+def _check_crisp(labels: np.ndarray, values: np.ndarray, path: str | Path) -> None:
+    """Refuse labels that mixing made. `values` [H, W] or [H, W, C]: the numbers that would have been mixed.
+
+    An object fills a 3 x 3 window somewhere, or is thin. Interpolation makes labels that line edges, strictly
+    between two neighbours; fine compression makes specks.
+    """
+    window = np.ones((3, 3), np.uint8)
+    solid = cv2.erode(labels, window) == cv2.dilate(labels, window)
+    between = (cv2.erode(values, window) < values) & (values < cv2.dilate(values, window))
+    between = between if between.ndim == 2 else between.any(axis=-1)
+
+    pixels = np.bincount(labels.ravel(), minlength=256)
+    thin = (pixels > 0) & (np.bincount(labels[solid], minlength=256) == 0)
+    if not solid.any() and pixels[: labels.max() + 1].all():
+        return  # a tiny image without any area, labelled 0, 1, ..., k: nothing speaks against it
+
+    fringe = thin & (2 * np.bincount(labels[between], minlength=256) > pixels)
+    if pixels[fringe].sum() > MAX_FRINGE * np.count_nonzero(~solid):
+        some = ", ".join(map(str, np.flatnonzero(fringe)[:3]))
+        raise _soft_mask(path, f"{fringe.sum()} labels only along the edges of others ({some} ...)")
+    for label in np.flatnonzero(thin & (pixels >= 32)):
+        specks = cv2.connectedComponents((labels == label).astype(np.uint8))[0] - 1
+        if 3 * specks > pixels[label]:
+            raise _soft_mask(path, f"label {label} as {specks} specks of {pixels[label]} pixels together")
+
+
+def _soft_mask(path: str | Path, found: str) -> DataError:
+    return DataError(
+        f"{path}: expected a mask with one exact value an object, found {found}, as anti-aliasing, "
+        "interpolation or JPEG compression leave behind. Save the original mask as a palette or grayscale "
+        "PNG, resized by nearest neighbour if at all."
+    )

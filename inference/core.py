@@ -1,0 +1,225 @@
+"""Streaming propagation: one frame in, its probabilities out."""
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from inference.memory_bank import MemoryBank
+from model.aggregate import aggregate
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)      # of ImageNet, which the backbones were trained on
+IMAGE_STD = (0.229, 0.224, 0.225)
+STRIDE = 16
+
+
+class Step(NamedTuple):
+    """What becomes of a frame."""
+
+    compute: bool       # it is looked at
+    memorise: bool      # it goes into the memory
+    permanent: bool     # and stays there
+
+
+@dataclass
+class Schedule:
+    """Which frames are computed and which are memorised; no tensors, so that a run can plan ahead."""
+
+    mem_every: int = 5
+    include_last: bool = False
+    time: int = -1                      # of the frame just seen
+    last_annotated: int | None = None
+
+    def peek(self, *, annotated: bool, wanted: bool, last: bool) -> Step:
+        """What becomes of the next frame."""
+        started = annotated or self.last_annotated is not None
+        permanent = annotated or (started and (self.time + 1 - self.last_annotated) % self.mem_every == 0)
+        memorise = started and not last and (permanent or self.include_last)
+        return Step(annotated or (started and (wanted or memorise)), memorise, permanent)
+
+    def advance(self, *, annotated: bool, wanted: bool, last: bool) -> Step:
+        """As :meth:`peek`, and move on."""
+        step = self.peek(annotated=annotated, wanted=wanted, last=last)
+        self.time += 1
+        if annotated:
+            self.last_annotated = self.time
+        return step
+
+    def copy(self) -> 'Schedule':
+        return replace(self)
+
+
+class InferenceCore:
+    """Propagates masks through one video; every benchmark, demo and camera goes through ``step``.
+
+    The first annotation starts the segmentation. Objects may appear later, with labels that are
+    neither contiguous nor ordered, and may be annotated again (a correction). Nothing is kept of past
+    frames but the memory: every ``mem_every``-th frame, counted from the last annotated one, and
+    the annotated frames.
+
+    Args:
+        network: an :class:`model.STCN`, or anything with its ``encode_query``, ``encode_memory``,
+            ``decode``, and the attributes ``similarity`` and ``shared_keys``; on the device to use.
+        top_k: memory positions that each position of a frame reads; ``None`` reads all of them.
+        mem_every: period of the memory frames.
+        include_last: the previous frame is a temporary memory frame, too (STM's schedule).
+        size: shorter side in pixels at which the network works (YouTubeVOS: 480); ``None`` takes
+            frames as they are (DAVIS).
+        amp: half precision (bfloat16 on a CPU) in the encoders and the decoder.
+        object_chunk: objects to encode and decode at a time, to bound the memory of many; ``None``: all.
+        num_frames: length of the video, if it is known, to reserve the memory once.
+    """
+
+    def __init__(self, network: nn.Module, *, top_k: int | None = 20, mem_every: int = 5,
+                 include_last: bool = False, size: int | None = None, amp: bool = False,
+                 object_chunk: int | None = None, num_frames: int | None = None):
+        for name, value in (('mem_every', mem_every), ('size', size), ('object_chunk', object_chunk)):
+            if value is not None and value < 1:
+                raise ValueError(f'{name}: expected a positive number, found {value}')
+        self.network = network
+        self.schedule = Schedule(mem_every, include_last)
+        self.size = size
+        self.amp = amp
+        self.object_chunk = object_chunk
+        self.device = next(network.parameters()).device
+        # A video's first frame, one in every mem_every of the others, and the temporary one.
+        capacity = 8 if num_frames is None else 2 + (num_frames - 1) // mem_every
+        self.memory = MemoryBank(shared_keys=network.shared_keys, metric=network.similarity,
+                                 top_k=top_k, capacity=capacity)
+        self.objects: list[int] = []    # labels, in the order of the channels
+        self._frame_shape: tuple[int, int] | None = None
+        self._mean = torch.tensor(IMAGE_MEAN, device=self.device)[:, None, None]
+        self._std = torch.tensor(IMAGE_STD, device=self.device)[:, None, None]
+
+    @torch.inference_mode()
+    def step(self, image: Tensor | None, mask: Tensor | None = None, objects: list[int] | None = None, *,
+             wanted: bool = True, last: bool = False) -> Tensor | None:
+        """The next frame of the video.
+
+        Args:
+            image: ``[3, H, W]`` RGB, uint8 or float in [0, 1], on any device; all frames of a video
+                have one size. Ignored (may be ``None``) on a frame that is not computed.
+            mask: ``[H, W]`` labels of an annotated frame, 0 the background; uint8 or any integers.
+            objects: the labels that ``mask`` speaks of, known ones (their masks are replaced) and new
+                ones; by default those in it. A label without pixels is an empty mask.
+            wanted: whether the output is asked for. A frame that is neither wanted nor annotated
+                nor goes into the memory is skipped.
+            last: whether this is the last frame, which need not go into the memory.
+
+        Returns:
+            Probabilities ``[1 + K, H, W]`` in float32 on the network's device, the background first,
+            then ``self.objects``; before any object is known only the background. ``None`` where
+            ``wanted`` is false.
+
+        Raises:
+            ValueError: for images or masks of another shape or range.
+        """
+        if mask is not None:
+            objects = _check_labels(mask, objects)
+        annotated = bool(objects)
+        step = self.schedule.peek(annotated=annotated, wanted=wanted, last=last)
+        if image is not None:
+            self._check_shape(image, mask)
+        elif step.compute or (wanted and self._frame_shape is None):
+            raise ValueError(f'frame {self.schedule.time + 1} has to be computed, but its image is None')
+        self.schedule.advance(annotated=annotated, wanted=wanted, last=last)
+        if not step.compute:
+            return torch.ones(1, *self._frame_shape, device=self.device) if wanted else None
+
+        with torch.autocast(self.device.type, enabled=self.amp,
+                            dtype=torch.float16 if self.device.type == 'cuda' else torch.bfloat16):
+            image, padding = self._to_network(image)
+            query = self.network.encode_query(image)
+            prob = self._segment(query) if self.objects else None
+            if annotated:
+                prob = self._merge(prob, mask, objects, padding)
+            if step.memorise:
+                key, value = self.network.encode_memory(
+                    image, query, prob[None, 1:], object_chunk=self.object_chunk)
+                self.memory.add(key[0], value[0], permanent=step.permanent)
+        return self._to_frame(prob, padding) if wanted else None
+
+    def to_labels(self, prob: Tensor) -> Tensor:
+        """The most probable label of each pixel: what ``step`` returned ``-> [H, W]`` uint8."""
+        labels = torch.tensor([0, *self.objects], dtype=torch.uint8, device=prob.device)
+        return labels[prob.argmax(dim=0)]
+
+    def _check_shape(self, image: Tensor, mask: Tensor | None) -> None:
+        if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+            raise ValueError(f'image: expected [3, H, W], found {list(image.shape)}')
+        if image.dtype != torch.uint8 and not image.is_floating_point():
+            raise ValueError(f'image: expected uint8 or float in [0, 1], found {image.dtype}')
+        shape = tuple(image.shape[1:])
+        if self._frame_shape not in (None, shape):
+            raise ValueError(f'image: expected the size of the frames before, {self._frame_shape}, found {shape}')
+        if mask is not None and tuple(mask.shape) != shape:
+            raise ValueError(f'mask: expected the size of its image, {shape}, found {tuple(mask.shape)}')
+        self._frame_shape = shape
+
+    def _to_network(self, image: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
+        """``[3, H, W] -> [1, 3, H', W']``: normalised, resized, zero-padded to multiples of 16."""
+        image = image.to(self.device, non_blocking=True)
+        image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+        image = ((image - self._mean) / self._std).unsqueeze(0)
+        if self.size is not None:
+            image = F.interpolate(image, self._working_shape(), mode='bicubic', align_corners=False)
+        padding = _padding(*image.shape[-2:])
+        # After the normalisation, so that zero is the mean colour.
+        return F.pad(image, padding), padding
+
+    def _working_shape(self) -> tuple[int, int]:
+        """The frame's shape with a shorter side of ``size``, the longer one rounded down."""
+        H, W = self._frame_shape
+        if H < W:
+            return self.size, self.size * W // H
+        return self.size * H // W, self.size
+
+    def _to_frame(self, prob: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
+        """Probabilities without the padding, at the frame's own size."""
+        left, right, top, bottom = padding
+        prob = prob[:, top:prob.shape[1] - bottom, left:prob.shape[2] - right]
+        if prob.shape[1:] != self._frame_shape:
+            prob = F.interpolate(prob[None], self._frame_shape, mode='bilinear', align_corners=False)[0]
+        return prob
+
+    def _segment(self, query) -> Tensor:
+        """Aggregated probabilities ``[1 + K, H', W']`` of a frame, from the memory."""
+        readout = self.memory.read(query.key[0])
+        chunks = readout.split(self.object_chunk or len(readout))
+        logits = torch.cat([self.network.decode(chunk[None], query) for chunk in chunks], dim=1)
+        return aggregate(logits.float().sigmoid()).softmax(dim=1)[0]
+
+    def _merge(self, prob: Tensor | None, mask: Tensor, objects: list[int], padding) -> Tensor:
+        """Put the annotated masks into the probabilities of a frame; new objects get channels."""
+        mask = mask.to(self.device)
+        if self.size is not None:
+            mask = F.interpolate(mask[None, None].float(), self._working_shape(), mode='nearest')[0, 0]
+        mask = F.pad(mask, padding)
+        self.objects += [label for label in objects if label not in self.objects]
+        merged = torch.zeros(len(self.objects), *mask.shape, device=self.device)
+        labels = torch.tensor(objects, device=self.device)[:, None, None]
+        given = mask == labels
+        if prob is not None:
+            merged[:len(prob) - 1] = prob[1:].masked_fill(given.any(dim=0), 0)
+        channels = torch.tensor([self.objects.index(label) for label in objects], device=self.device)
+        merged[channels] = given.float()
+        return aggregate(merged[None]).softmax(dim=1)[0]
+
+
+def _padding(height: int, width: int) -> tuple[int, int, int, int]:
+    """Symmetric padding to multiples of the stride (left, right, top, bottom), the odd pixel right and below."""
+    extra_h, extra_w = -height % STRIDE, -width % STRIDE
+    return extra_w // 2, extra_w - extra_w // 2, extra_h // 2, extra_h - extra_h // 2
+
+
+def _check_labels(mask: Tensor, objects: list[int] | None) -> list[int]:
+    """The labels that an annotation speaks of, without the background."""
+    if mask.ndim != 2 or mask.is_floating_point() or mask.is_complex():
+        raise ValueError(f'mask: expected integer labels [H, W], found {mask.dtype} {list(mask.shape)}')
+    present = [label for label in mask.unique().tolist() if label != 0]
+    objects = present if objects is None else [int(label) for label in dict.fromkeys(objects)]
+    for label in (*present, *objects):
+        if not 1 <= label <= 255:
+            raise ValueError(f'mask: labels are 1 to 255 (0 is the background), found {label}')
+    return objects

@@ -1,0 +1,184 @@
+"""The memory of one video: keys and values of past frames, and the read."""
+import torch
+from torch import Tensor
+
+from model.memory import read_sparse, similarity, similarity_bias, top_k_weights
+
+SCRATCH_BYTES = 64 * 2**20      # of similarities at a time, whatever the length of the video
+GROWTH = 1.5
+
+
+class _Rows:
+    """One preallocated buffer with P rows a slot (a slot is a memory frame), growing geometrically."""
+
+    def __init__(self, capacity: int):
+        self.capacity = capacity
+        self.buffer: Tensor | None = None
+
+    def write(self, slot: int, rows: Tensor) -> None:
+        """``rows [P, ...]`` become slot ``slot``."""
+        P = len(rows)
+        if self.buffer is None:
+            self.buffer = rows.new_empty(max(self.capacity, slot + 1) * P, *rows.shape[1:])
+        elif (slot + 1) * P > len(self.buffer):
+            old = self.buffer[:slot * P]
+            slots = max(slot + 1, int(GROWTH * len(self.buffer) / P))
+            self.buffer = rows.new_empty(slots * P, *rows.shape[1:])
+            self.buffer[:slot * P] = old
+        self.buffer[slot * P:(slot + 1) * P] = rows
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self.buffer is None else self.buffer.nbytes
+
+
+class _Keys:
+    """Keys as rows ``[N, G, Ck]``, and the term of the similarity that only depends on them, ``[N, G]``."""
+
+    def __init__(self, capacity: int, *, metric: str):
+        self.rows = _Rows(capacity)
+        self.bias = _Rows(capacity) if metric == 'l2' else None
+
+    def write(self, slot: int, key: Tensor) -> None:
+        """``key [G, Ck, h, w]``; kept in float32, since the similarity squares it."""
+        rows = key.float().flatten(2).permute(2, 0, 1)
+        self.rows.write(slot, rows)
+        if self.bias is not None:
+            self.bias.write(slot, similarity_bias(rows))
+
+    def similarity(self, query: Tensor, positions: int, scratch: Tensor) -> Tensor:
+        """``query [1, Q, Ck] -> [G, Q, positions]``, a view of ``scratch``."""
+        keys = self.rows.buffer[:positions].transpose(0, 1)
+        bias = None if self.bias is None else self.bias.buffer[:positions].T
+        G, Q = len(keys), query.shape[1]
+        return similarity(keys, query, bias=bias, out=scratch[:G * Q * positions].view(G, Q, positions))
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+
+class _Group:
+    """Objects that joined at the same frame: their values ``[N, K, Cv]`` in one buffer, from that frame on."""
+
+    def __init__(self, start: int, size: int, capacity: int, *, own_keys: _Keys | None):
+        self.start = start              # in slots
+        self.size = size                # K
+        self.values = _Rows(capacity)
+        self.own_keys = own_keys        # None where the keys are shared
+
+
+class MemoryBank:
+    """Memory frames in time order; an object reads the suffix since the frame at which it joined.
+
+    Objects that joined together form a group. With shared keys (STCN) there is one key store and
+    one similarity for everybody, then one top-k and one gather of values a group. Without (STM)
+    every object has its own keys. The last slot may be temporary: the next ``add`` replaces it.
+
+    Args:
+        shared_keys: whether one key a frame serves all objects.
+        top_k: memory positions that each query position reads; ``None`` reads all of them.
+        metric: ``'l2'`` or ``'dot'``.
+        capacity: memory frames to reserve space for; more frames make it grow.
+        scratch_bytes: bound of the similarities held at a time.
+    """
+
+    def __init__(self, *, shared_keys: bool = True, top_k: int | None = 20, metric: str = 'l2',
+                 capacity: int = 8, scratch_bytes: int = SCRATCH_BYTES):
+        if metric not in ('l2', 'dot'):
+            raise ValueError(f"metric: expected 'l2' or 'dot', found {metric!r}")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f'top_k: expected a positive number or None, found {top_k}')
+        self.top_k = top_k
+        self.metric = metric
+        self.capacity = max(capacity, 1)
+        self.scratch_bytes = scratch_bytes
+        self.permanent = 0              # slots that stay
+        self.temporary = False          # one more, to be replaced
+        self._shared_keys = _Keys(self.capacity, metric=metric) if shared_keys else None
+        self._groups: list[_Group] = []
+        self._scratch: Tensor | None = None
+
+    def __len__(self) -> int:
+        """Memory frames, the temporary one included."""
+        return self.permanent + self.temporary
+
+    @property
+    def num_objects(self) -> int:
+        return sum(group.size for group in self._groups)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the key and value stores, reserved space included."""
+        keys = [self._shared_keys] + [group.own_keys for group in self._groups]
+        return (sum(group.values.nbytes for group in self._groups)
+                + sum(store.nbytes for store in keys if store is not None))
+
+    def add(self, key: Tensor, value: Tensor, *, permanent: bool = True) -> None:
+        """Memorise a frame for all objects, in place of a temporary one.
+
+        ``key [1 or K, Ck, h, w], value [K, Cv, h, w]``, objects in the order in which they joined;
+        those beyond the objects known so far join with this frame, which must be permanent.
+        """
+        slot = self.permanent
+        joining = len(value) - self.num_objects
+        if joining < 0 or (joining and not permanent):
+            raise ValueError(f'{len(value)} objects at a {"" if permanent else "temporary "}memory frame after '
+                             f'{self.num_objects}: objects never leave, and join at permanent frames')
+        if joining:
+            capacity = max(self.capacity - slot, 1)
+            own_keys = None if self._shared_keys else _Keys(capacity, metric=self.metric)
+            self._groups.append(_Group(slot, joining, capacity, own_keys=own_keys))
+        if self._shared_keys:
+            self._shared_keys.write(slot, key)
+        first = 0
+        for group in self._groups:
+            objects = slice(first, first + group.size)
+            first += group.size
+            group.values.write(slot - group.start, value[objects].flatten(2).permute(2, 0, 1))
+            if group.own_keys:
+                group.own_keys.write(slot - group.start, key[objects])
+        self.permanent += permanent
+        self.temporary = not permanent
+
+    def read(self, query_key: Tensor) -> Tensor:
+        """``query_key [Ck, h, w] -> readout [K, Cv, h, w]``, in the values' precision.
+
+        Queries are processed in chunks that keep the similarities below ``scratch_bytes``.
+        """
+        h, w = query_key.shape[-2:]
+        Q = P = h * w
+        query = query_key.float().flatten(1).T.contiguous().unsqueeze(0)
+        keys_at_once = 1 if self._shared_keys else max(group.size for group in self._groups)
+        row = len(self) * P * keys_at_once              # similarities of one query position
+        if self._scratch is None or self._scratch.numel() < row:
+            self._scratch = query.new_empty(max(self.scratch_bytes // query.element_size(), row))
+        chunk = min(self._scratch.numel() // row, Q)
+
+        readouts = [group.values.buffer.new_empty(Q, *group.values.buffer.shape[1:]) for group in self._groups]
+        for first in range(0, Q, chunk):
+            part = slice(first, first + chunk)
+            shared = self._shared_keys and self._shared_keys.similarity(query[:, part], len(self) * P, self._scratch)
+            for group, readout in zip(self._groups, readouts, strict=True):
+                positions = (len(self) - group.start) * P
+                affinity = (shared[..., group.start * P:] if self._shared_keys
+                            else group.own_keys.similarity(query[:, part], positions, self._scratch))
+                readout[part] = self._weigh(affinity, group.values.buffer[:positions])
+        readout = readouts[0] if len(readouts) == 1 else torch.cat(readouts, dim=1)
+        return readout.permute(1, 2, 0).unflatten(2, (h, w))
+
+    def _weigh(self, affinity: Tensor, values: Tensor) -> Tensor:
+        """``affinity [1 or K, q, N], values [N, K, Cv] -> [q, K, Cv]``."""
+        N, K, Cv = values.shape
+        if self.top_k is None:
+            weights = affinity.softmax(dim=-1).to(values.dtype)
+            if len(weights) == 1:
+                return (weights[0] @ values.flatten(1)).unflatten(1, (K, Cv))
+            return (weights @ values.transpose(0, 1)).transpose(0, 1)
+        weights, indices = top_k_weights(affinity, self.top_k)
+        if len(weights) == 1:                           # a row holds the values of all objects
+            return read_sparse(weights[0], indices[0], values.flatten(1)).unflatten(1, (K, Cv))
+        # A row an object: position n of object k is row n K + k.
+        rows = indices * K + torch.arange(K, device=indices.device)[:, None, None]
+        readout = read_sparse(weights.flatten(0, 1), rows.flatten(0, 1), values.flatten(0, 1))
+        return readout.unflatten(0, (K, -1)).transpose(0, 1)

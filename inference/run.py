@@ -1,0 +1,241 @@
+"""The run over a dataset: frames decoded ahead, masks written behind, finished videos skipped."""
+import collections
+import json
+import logging
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import progressbar
+import torch
+from torch import Tensor, nn
+
+from dataset.io import DataError, write_mask
+from dataset.sequence import Frame, Video
+from inference.core import InferenceCore
+from util.files import atomic_path
+
+log = logging.getLogger(__name__)
+
+READ_AHEAD = 8          # frames
+READERS = 2             # threads that decode images
+WRITERS = 2             # threads that encode masks
+WRITE_BEHIND = 32       # masks waiting to be written
+SETTINGS_FILE = 'settings.json'
+
+
+@dataclass
+class Summary:
+    """What a run did. Seconds of ``propagation`` are the paper's: without reading and writing."""
+
+    videos: int = 0
+    frames: int = 0
+    propagation: float = 0.0
+    wall_clock: float = 0.0
+    skipped: int = 0                # videos that were finished before
+    peak_memory: int = 0            # bytes, of the GPU or else of the process
+    failures: dict[str, str] = field(default_factory=dict)      # video -> cause
+
+    def __str__(self) -> str:
+        lines = [f'videos: {self.videos} segmented, {self.skipped} finished before, {len(self.failures)} failed']
+        if self.frames:
+            lines += [f'frames: {self.frames}',
+                      f'FPS (propagation only): {self.frames / self.propagation:.2f}',
+                      f'FPS (wall clock): {self.frames / self.wall_clock:.2f}',
+                      f'peak memory: {self.peak_memory / 2**20:.0f} MiB']
+        lines += [f'failed: {name}: {cause}' for name, cause in self.failures.items()]
+        return '\n'.join(lines)
+
+
+def run_dataset(
+    network: nn.Module, videos: Sequence[Video], output: str | Path, *,
+    settings: dict, core_options: dict, overwrite: bool = False,
+) -> Summary:
+    """Segment videos and write a palette PNG for every wanted frame, ``output/folder/name.png``.
+
+    A video whose masks are all there is skipped. One that fails (unreadable frame, wrong mask) is
+    reported and the others go on; an error while writing ends the run.
+
+    Args:
+        settings: what determines the masks (network, flags); kept in ``output/settings.json``, so
+            that a later run with others does not take these masks for its own.
+        core_options: keyword arguments of :class:`InferenceCore`.
+        overwrite: segment finished videos again.
+
+    Raises:
+        DataError: if ``output`` holds masks made with other settings, and ``overwrite`` is false.
+        OSError: if a mask cannot be written.
+    """
+    output = Path(output)
+    device = next(network.parameters()).device
+    _claim_output(output, videos, settings, overwrite=overwrite)
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
+    summary = Summary()
+    start = time.perf_counter()
+    with _Writer() as writer, ThreadPoolExecutor(READERS) as readers:
+        for video in _progress(videos):
+            if all(path.exists() for path in _outputs(output, video)):
+                summary.skipped += 1
+                continue
+            core = InferenceCore(network, num_frames=len(video.frames), **core_options)
+            stopwatch = _Stopwatch(device)
+            try:
+                for frame, prob in propagate(core, video, readers, stopwatch):
+                    if prob is not None:
+                        writer.submit(_output_path(output, video, frame), core.to_labels(prob))
+            except ValueError as error:         # of the data: unreadable, or frames that do not fit together
+                log.error('%s: %s', video.name, error)
+                summary.failures[video.name] = str(error)
+                continue
+            summary.videos += 1
+            summary.frames += len(video.frames)
+            summary.propagation += stopwatch.seconds()
+    summary.wall_clock = time.perf_counter() - start
+    summary.peak_memory = (torch.cuda.max_memory_allocated(device) if device.type == 'cuda'
+                           else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    return summary
+
+
+def propagate(
+    core: InferenceCore, video: Video, readers: ThreadPoolExecutor, stopwatch: '_Stopwatch | None' = None,
+) -> Iterator[tuple[Frame, Tensor | None]]:
+    """Every frame of a video with the probabilities that ``core.step`` returns for it.
+
+    Images are decoded ahead by ``readers`` in a window of fixed length, so that nothing holds the
+    whole video; those that the schedule skips are not decoded.
+    """
+    stopwatch = stopwatch or _Stopwatch(core.device)
+    plan = core.schedule.copy()
+    pending: collections.deque[Future] = collections.deque()
+    upcoming = iter(enumerate(video.frames, 1))
+    count = len(video.frames)
+    try:
+        for position, frame in enumerate(video.frames, 1):
+            while len(pending) < READ_AHEAD and (following := next(upcoming, None)) is not None:
+                index, ahead = following
+                step = plan.advance(annotated=ahead.mask is not None, wanted=ahead.wanted, last=index == count)
+                pending.append(readers.submit(_read, video, ahead, step.compute or ahead.wanted, core.device))
+            image, mask = pending.popleft().result()
+            last = position == count
+            # The plan takes every mask for an annotation; one that is empty shifts the schedule.
+            if image is None and core.schedule.peek(annotated=False, wanted=frame.wanted, last=last).compute:
+                image, _ = _read(video, frame, True, core.device)
+            with stopwatch:
+                prob = core.step(image, mask, frame.objects, wanted=frame.wanted, last=last)
+            yield frame, prob
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def _read(video: Video, frame: Frame, decode: bool, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    """Image ``[3, H, W]`` (``None`` if not to be decoded) and mask ``[H, W]``, pinned if they go to a GPU."""
+    if not decode:
+        return None, None
+    image = torch.from_numpy(video.read_image(frame)).permute(2, 0, 1)
+    mask = video.read_mask(frame, tuple(image.shape[1:]))
+    if device.type == 'cuda':
+        image = image.pin_memory()
+    return image, None if mask is None else torch.from_numpy(mask)
+
+
+def _output_path(output: Path, video: Video, frame: Frame) -> Path:
+    return output / video.folder / f'{frame.name}.png'
+
+
+def _outputs(output: Path, video: Video) -> Iterator[Path]:
+    return (_output_path(output, video, frame) for frame in video.frames if frame.wanted)
+
+
+def _claim_output(output: Path, videos: Sequence[Video], settings: dict, *, overwrite: bool) -> None:
+    """Make the output folder this run's, or refuse: it may hold ground truth, or another network's masks."""
+    path = output / SETTINGS_FILE
+    if not overwrite:
+        try:
+            found = json.loads(path.read_text())
+        except FileNotFoundError:
+            found = None
+        except ValueError as error:
+            raise DataError(f'{path}: not readable as JSON ({error}); use --overwrite or another --output') from error
+        if found is None and output.is_dir() and any(not entry.name.startswith('.') for entry in output.iterdir()):
+            raise DataError(f'{output}: is not empty, and has no {SETTINGS_FILE} that would say that its masks '
+                            'are those of an earlier run; use --overwrite or another --output')
+        if found not in (None, settings):
+            changes = [f'{name} was {found.get(name)}, is {settings.get(name)}'
+                       for name in sorted({*found, *settings}) if found.get(name) != settings.get(name)]
+            raise DataError(f'{output}: holds masks of other settings ({"; ".join(changes)}); '
+                            'use --overwrite or another --output')
+    else:
+        # At once, so that an interrupted run leaves no mask of the old ones for a finished new one.
+        for video in videos:
+            for mask in _outputs(output, video):
+                mask.unlink(missing_ok=True)
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(settings, indent=2) + '\n')
+
+
+def _progress(videos: Sequence[Video]) -> Iterator[Video]:
+    """A progress bar on a terminal, else a line a video."""
+    if sys.stderr.isatty():
+        yield from progressbar.progressbar(videos, redirect_stdout=True)
+        return
+    for index, video in enumerate(videos, 1):
+        log.info('%d/%d %s: %d frames', index, len(videos), video.name, len(video.frames))
+        yield video
+
+
+class _Writer:
+    """Encodes and writes masks in the background; an error ends the run at the next ``submit`` or the end."""
+
+    def __init__(self):
+        self.pool = ThreadPoolExecutor(WRITERS)
+        self.pending: collections.deque[Future] = collections.deque()
+
+    def __enter__(self) -> '_Writer':
+        return self
+
+    def submit(self, path: Path, labels: Tensor) -> None:
+        """``labels [H, W]`` uint8 on any device; fetched by the writing thread, so that nobody else waits."""
+        while self.pending and (len(self.pending) >= WRITE_BEHIND or self.pending[0].done()):
+            self.pending.popleft().result()
+        self.pending.append(self.pool.submit(lambda: write_mask(path, labels.cpu().numpy())))
+
+    def __exit__(self, error_type, *_) -> None:
+        self.pool.shutdown(cancel_futures=error_type is not None)
+        if error_type is None:
+            for future in self.pending:
+                future.result()
+
+
+class _Stopwatch:
+    """Seconds spent in its ``with`` blocks: of the device's work, measured without waiting for it."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.elapsed = 0.0
+        self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def __enter__(self) -> None:
+        if self.device.type == 'cuda':
+            self.events.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
+            self.events[-1][0].record()
+        else:
+            self.start = time.perf_counter()
+
+    def __exit__(self, *_) -> None:
+        if self.device.type == 'cuda':
+            self.events[-1][1].record()
+        else:
+            self.elapsed += time.perf_counter() - self.start
+
+    def seconds(self) -> float:
+        """So far; waits for a GPU to finish."""
+        if self.device.type == 'cuda':
+            torch.cuda.synchronize(self.device)
+            return sum(start.elapsed_time(end) for start, end in self.events) / 1000
+        return self.elapsed

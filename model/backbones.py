@@ -1,0 +1,111 @@
+"""Image backbones: torchvision classifiers cut at stride 16, with a table to name them.
+
+A backbone turns ``[B, C, H, W]`` into features at strides 16, 8 and 4. Surgery adapts
+torchvision's networks to what the value encoder needs: extra input channels for the masks,
+and convolutions with a bias.
+"""
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+
+class ResNetFeatures(nn.Module):
+    """A torchvision ResNet up to the end of ``layer3``.
+
+    ``first_layer`` renames ``layer1``: the published key encoder calls it ``res2``.
+    """
+
+    def __init__(self, network: torchvision.models.ResNet, *, first_layer: str = 'layer1'):
+        super().__init__()
+        self.conv1 = network.conv1
+        self.bn1 = network.bn1
+        self.relu = network.relu
+        self.maxpool = network.maxpool
+        self.first_layer = first_layer
+        self.add_module(first_layer, network.layer1)
+        self.layer2 = network.layer2
+        self.layer3 = network.layer3
+
+    @property
+    def input_conv(self) -> nn.Conv2d:
+        return self.conv1
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        f4 = self.get_submodule(self.first_layer)(x)
+        f8 = self.layer2(f4)
+        f16 = self.layer3(f8)
+        return f16, f8, f4
+
+
+class MobileNetV2Features(nn.Module):
+    """A torchvision MobileNetV2 up to its last block of stride 16 (``features[13]``)."""
+
+    def __init__(self, network: torchvision.models.MobileNetV2, *, first_layer: str = ''):
+        super().__init__()
+        self.to_f4 = network.features[:4]
+        self.to_f8 = network.features[4:7]
+        self.to_f16 = network.features[7:14]
+
+    @property
+    def input_conv(self) -> nn.Conv2d:
+        return self.to_f4[0][0]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        f4 = self.to_f4(x)
+        f8 = self.to_f8(f4)
+        f16 = self.to_f16(f8)
+        return f16, f8, f4
+
+
+@dataclass(frozen=True)
+class Backbone:
+    classifier: Callable[..., nn.Module]
+    features: Callable[..., nn.Module]
+    channels: tuple[int, int, int]          # of f16, f8, f4
+
+
+BACKBONES = {
+    'resnet18': Backbone(torchvision.models.resnet18, ResNetFeatures, (256, 128, 64)),
+    'resnet34': Backbone(torchvision.models.resnet34, ResNetFeatures, (256, 128, 64)),
+    'resnet50': Backbone(torchvision.models.resnet50, ResNetFeatures, (1024, 512, 256)),
+    'resnet101': Backbone(torchvision.models.resnet101, ResNetFeatures, (1024, 512, 256)),
+    'wide_resnet50_2': Backbone(torchvision.models.wide_resnet50_2, ResNetFeatures, (1024, 512, 256)),
+    'mobilenet_v2': Backbone(torchvision.models.mobilenet_v2, MobileNetV2Features, (96, 32, 24)),
+}
+
+
+def build_backbone(
+    name: str, *, mask_channels: int = 0, biased: bool = False, first_layer: str = 'layer1',
+) -> nn.Module:
+    """The named backbone with random weights, ``forward: [B, 3 + mask_channels, H, W] -> (f16, f8, f4)``.
+
+    ``biased`` gives every convolution a bias (zero at first, so that ImageNet weights keep
+    their meaning), as the published value encoder has. Raises ``KeyError`` on an unknown name.
+    """
+    backbone = BACKBONES[name]
+    features = backbone.features(backbone.classifier(weights=None), first_layer=first_layer)
+    if mask_channels:
+        widen_input(features.input_conv, mask_channels)
+    if biased:
+        for module in features.modules():
+            if isinstance(module, nn.Conv2d) and module.bias is None:
+                module.bias = nn.Parameter(torch.zeros(module.out_channels, device=module.weight.device))
+    return features
+
+
+def widen_input(conv: nn.Conv2d, channels: int) -> None:
+    """Append input channels to a convolution, in place, with orthogonal weights."""
+    conv.weight = nn.Parameter(append_input_channels(conv.weight.detach(), channels, init='orthogonal'))
+    conv.in_channels += channels
+
+
+def append_input_channels(weight: Tensor, channels: int, *, init: str) -> Tensor:
+    """``[O, I, k, k] -> [O, I + channels, k, k]``, the new ones ``'orthogonal'`` or ``'zeros'``."""
+    extra = weight.new_zeros(weight.shape[0], channels, *weight.shape[2:])
+    if init == 'orthogonal':
+        nn.init.orthogonal_(extra)
+    return torch.cat([weight, extra], dim=1)

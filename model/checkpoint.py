@@ -1,0 +1,137 @@
+"""Checkpoints: the published layouts and our own, through one function.
+
+A file is one of
+
+- a state dict in a published layout, multi-object or stage 0 (recognised by its names and shapes);
+- a training checkpoint, ours or the release's, with the state dict under ``network``;
+- our own: ``{'config': {...}, 'network': {...}}``, from which the network is rebuilt;
+
+each with or without the ``module.`` prefix of a parallel wrapper.
+"""
+import dataclasses
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from model.backbones import append_input_channels
+from model.stcn import STCN
+from model.variants import VARIANTS, STCNConfig
+from util.files import atomic_path
+
+NOT_COMPARED = 'num_batches_tracked'    # batch norm's counter; never used, absent from old files
+
+
+class CheckpointError(RuntimeError):
+    """A file that is no usable checkpoint: what is wrong with it, and what was expected."""
+
+
+def load_network(
+    path: str | Path, *, device: torch.device | str = 'cpu',
+    widen: Literal['zeros', 'orthogonal'] | None = 'zeros',
+) -> STCN:
+    """The network of a checkpoint file, in eval mode.
+
+    A single-object (stage 0) network gets an input channel for the other objects' masks: ``widen``
+    says with which weights; ``'zeros'`` for inference, ``'orthogonal'`` for training on, ``None`` to
+    leave it single-object. Raises :class:`CheckpointError`.
+    """
+    return network_from_checkpoint(read_checkpoint(path), path, device=device, widen=widen)
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """The content of a checkpoint file, on the CPU; nothing in it is executed (``weights_only``)."""
+    try:
+        content = torch.load(path, map_location='cpu', weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f'{path}: no such checkpoint file') from None
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f'{path}: not a checkpoint that can be loaded safely: {reason}') from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f'{path}: unreadable; truncated, or not a PyTorch checkpoint ({reason})') from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f'{path}: expected a dictionary of tensors, found {type(content).__name__}')
+    return content
+
+
+def network_from_checkpoint(
+    content: dict, path: str | Path, *, device: torch.device | str = 'cpu',
+    widen: Literal['zeros', 'orthogonal'] | None = 'zeros',
+) -> STCN:
+    """As :func:`load_network`, of a file that has been read."""
+    state = content.get('network', content)
+    if not isinstance(state, dict):
+        raise CheckpointError(f'{path}: "network" holds a {type(state).__name__}, expected a state dict')
+    state = {str(name).removeprefix('module.'): value
+             for name, value in state.items() if isinstance(value, Tensor)}
+    if not state:
+        raise CheckpointError(f'{path}: holds no tensors, so no network')
+
+    config = _config_of(content, state, path)
+    with torch.device('meta'):
+        network = STCN(config)
+    problems = _compare(network, state)
+    if problems:
+        raise CheckpointError(f'{path}: the tensors do not fit the network of its configuration\n' + problems)
+    if config.single_object and widen:
+        name = _input_weight_name(network)
+        state[name] = append_input_channels(state[name], 1, init=widen)
+        with torch.device('meta'):
+            network = STCN(dataclasses.replace(config, single_object=False))
+
+    network.to_empty(device=device)
+    network.load_state_dict(state, strict=False)        # compared above
+    return network.eval()
+
+
+def save_network(path: str | Path, network: STCN, *, dtype: torch.dtype | None = None) -> None:
+    """Weights and the configuration that rebuilds the network, atomically; ``dtype`` converts the weights."""
+    state = {name: value.to('cpu', dtype if value.is_floating_point() else None)
+             for name, value in network.state_dict().items()}
+    with atomic_path(path) as temporary:
+        torch.save({'config': dataclasses.asdict(network.config), 'network': state}, temporary)
+
+
+def _config_of(content: dict, state: dict[str, Tensor], path: str | Path) -> STCNConfig:
+    if 'config' in content:
+        try:
+            return STCNConfig(**content['config'])
+        except TypeError as error:
+            raise CheckpointError(f'{path}: its configuration is not understood: {error}') from error
+    candidates = {}
+    for name, config in VARIANTS.items():
+        with torch.device('meta'):
+            candidates[name] = STCN(config)
+    problems = {name: _compare(network, state) for name, network in candidates.items()}
+    closest = min(problems, key=lambda name: len(problems[name]))
+    if problems[closest]:
+        raise CheckpointError(
+            f'{path}: matches no known network; the closest is {closest!r}, from which it differs:\n'
+            + problems[closest])
+    return VARIANTS[closest]
+
+
+def _compare(network: STCN, state: dict[str, Tensor]) -> str:
+    """The differences between a network and a state dict, a line each; empty where there are none."""
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    lines = []
+    for name, shape in expected.items():
+        if name not in state:
+            if not name.endswith(NOT_COMPARED):
+                lines.append(f'  missing: {name} {shape}')
+        elif tuple(state[name].shape) != shape:
+            lines.append(f'  mis-shaped: {name} is {tuple(state[name].shape)}, expected {shape}')
+    lines += [f'  unexpected: {name} {tuple(value.shape)}'
+              for name, value in state.items() if name not in expected]
+    return '\n'.join(lines)
+
+
+def _input_weight_name(network: STCN) -> str:
+    weight = network.value_encoder.input_conv.weight
+    return next(name for name, parameter in network.named_parameters() if parameter is weight)

@@ -1,0 +1,45 @@
+"""The mask decoder: memory readout and the frame's features in, one logit a pixel and object out."""
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.modules import ResBlock
+
+
+class UpsampleBlock(nn.Module):
+    """Twice the resolution: a skip connection plus the bilinearly upsampled input, then a ResBlock."""
+
+    def __init__(self, skip_channels: int, in_channels: int, out_channels: int):
+        super().__init__()
+        self.skip_conv = nn.Conv2d(skip_channels, in_channels, 3, padding=1)
+        self.out_conv = ResBlock(in_channels, out_channels)
+
+    def forward(self, skip: Tensor, x: Tensor) -> Tensor:
+        """``skip [B, S, 2h, 2w], x [B*K, I, h, w] -> [B*K, O, 2h, 2w]``; the skip serves all K objects."""
+        skip = self.skip_conv(skip)
+        x = F.interpolate(x, scale_factor=2, mode='bilinear', align_corners=False)
+        x = x.unflatten(0, (skip.shape[0], -1)) + skip.unsqueeze(1)
+        return self.out_conv(x.flatten(0, 1))
+
+
+class Decoder(nn.Module):
+    """From stride 16 to stride 4 over two skip connections, then bilinear to the full size."""
+
+    def __init__(self, *, value_dim: int, skip_channels: tuple[int, int], widths: tuple[int, int]):
+        super().__init__()
+        skip8, skip4 = skip_channels
+        self.compress = ResBlock(2 * value_dim, widths[0])
+        self.up_16_8 = UpsampleBlock(skip8, widths[0], widths[1])
+        self.up_8_4 = UpsampleBlock(skip4, widths[1], widths[1])
+        self.pred = nn.Conv2d(widths[1], 1, 3, padding=1)
+
+    def forward(self, readout: Tensor, thin: Tensor, f8: Tensor, f4: Tensor) -> Tensor:
+        """``readout [B, K, Cv, h, w], thin [B, Cv, h, w], f8, f4 -> logits [B, K, 16 h, 16 w]``."""
+        B, K = readout.shape[:2]
+        thin = thin.unsqueeze(1).expand(-1, K, -1, -1, -1)
+        x = self.compress(torch.cat([readout, thin], dim=2).flatten(0, 1))
+        x = self.up_16_8(f8, x)
+        x = self.up_8_4(f4, x)
+        logits = self.pred(F.relu(x))
+        logits = F.interpolate(logits, scale_factor=4, mode='bilinear', align_corners=False)
+        return logits.unflatten(0, (B, K)).squeeze(2)

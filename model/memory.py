@@ -1,0 +1,75 @@
+"""The memory read as pure functions: similarity -> weights -> readout (Eq. 1 to 5, Algorithm 1).
+
+Positions are rows: N = T h w memory positions, Q = h w query positions. G is 1 where all objects
+share their keys (STCN) and K where every object has its own (STM).
+"""
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def similarity_bias(memory_key: Tensor) -> Tensor:
+    """The query-independent term of the L2 similarity, ``-|k_M|^2 / sqrt(Ck)``: ``[..., N, Ck] -> [..., N]``.
+
+    A memory computes it once a frame and keeps it.
+    """
+    return memory_key.square().sum(dim=-1) / -math.sqrt(memory_key.shape[-1])
+
+
+def similarity(
+    memory_key: Tensor, query_key: Tensor, *, bias: Tensor | None, out: Tensor | None = None,
+) -> Tensor:
+    """Scaled similarity of every query position to every memory position, one fused product.
+
+    L2 (Eq. 5; the ``|k_Q|^2`` term cancels in the softmax) with ``bias = similarity_bias(memory_key)``:
+    ``(2 k_M . k_Q - |k_M|^2) / sqrt(Ck)``. Dot product with ``bias=None``: ``k_M . k_Q / sqrt(Ck)``.
+
+    ``memory_key [G, N, Ck], query_key [1 or G, Q, Ck], bias [G, N] -> [G, Q, N]``.
+    """
+    query_key = query_key.expand(len(memory_key), -1, -1)
+    scale = 1 / math.sqrt(memory_key.shape[-1])
+    if bias is None:
+        bias = memory_key.new_zeros(())
+        return torch.baddbmm(bias, query_key, memory_key.mT, beta=0, alpha=scale, out=out)
+    return torch.baddbmm(bias.unsqueeze(1), query_key, memory_key.mT, alpha=2 * scale, out=out)
+
+
+def top_k_weights(similarity: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """Softmax over the ``min(top_k, N)`` most similar memory positions of each query position.
+
+    ``similarity [G, Q, N] -> weights [G, Q, k], indices [G, Q, k]``. ``softmax`` subtracts the
+    maximum, so that large similarities cannot overflow.
+    """
+    values, indices = similarity.topk(min(top_k, similarity.shape[-1]), dim=-1)
+    return values.softmax(dim=-1), indices
+
+
+def read_sparse(weights: Tensor, indices: Tensor, memory_value: Tensor) -> Tensor:
+    """Weighted sum of the chosen rows only. ``weights, indices [Q, k], memory_value [N, C] -> [Q, C]``."""
+    return F.embedding_bag(indices, memory_value, mode='sum',
+                           per_sample_weights=weights.to(memory_value.dtype))
+
+
+def read_dense(memory_key: Tensor, memory_value: Tensor, query_key: Tensor, *, metric: str) -> Tensor:
+    """Softmax over the whole memory, differentiable: the read of training.
+
+    ``memory_key [B, 1 or K, Ck, T, h, w], memory_value [B, K, Cv, T, h, w], query_key [B, Ck, h, w]
+    -> [B, K, Cv, h, w]``; ``metric`` is ``'l2'`` or ``'dot'``. Computed in float32: keys are squared.
+    """
+    B, K, Cv = memory_value.shape[:3]
+    h, w = query_key.shape[-2:]
+    with torch.autocast(query_key.device.type, enabled=False):
+        keys = memory_key.float().flatten(3).mT.flatten(0, 1)                       # [B*G, N, Ck]
+        query = query_key.float().flatten(2).mT                                     # [B, Q, Ck]
+        query = query.repeat_interleave(memory_key.shape[1], dim=0)
+        bias = similarity_bias(keys) if metric == 'l2' else None
+        weights = similarity(keys, query, bias=bias).softmax(dim=-1)                # [B*G, Q, N]
+    weights = weights.to(memory_value.dtype).unflatten(0, (B, -1))
+    if memory_key.shape[1] == 1:                                                    # one product for all objects
+        values = memory_value.flatten(1, 2).flatten(2)                              # [B, K*Cv, N]
+        readout = values @ weights[:, 0].mT
+    else:
+        readout = memory_value.flatten(3) @ weights.mT
+    return readout.reshape(B, K, Cv, h, w)

@@ -1,0 +1,61 @@
+"""Building blocks shared by the feature fusion and the decoder."""
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ResBlock(nn.Module):
+    """ReLU before each of two 3x3 convolutions, no normalisation.
+
+    The shortcut is a 3x3 convolution where the number of channels changes. ``[B, I, h, w] -> [B, O, h, w]``.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.downsample = (nn.Conv2d(in_channels, out_channels, 3, padding=1)
+                           if in_channels != out_channels else None)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = self.conv2(F.relu(self.conv1(F.relu(x))))
+        return residual + (x if self.downsample is None else self.downsample(x))
+
+
+class ChannelGate(nn.Module):
+    """CBAM's channel attention: one MLP on the average- and the max-pooled features, summed."""
+
+    def __init__(self, channels: int, *, reduction: int = 16):
+        super().__init__()
+        hidden = max(channels // reduction, 1)
+        self.mlp = nn.Sequential(
+            nn.Flatten(), nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.mlp(x.mean(dim=(2, 3))) + self.mlp(x.amax(dim=(2, 3)))
+        return x * gate.sigmoid()[:, :, None, None]
+
+
+class SpatialGate(nn.Module):
+    """CBAM's spatial attention: a 7x7 convolution on the maximum and the mean over channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.spatial = nn.Module()          # nested as in the published layout
+        self.spatial.conv = nn.Conv2d(2, 1, 7, padding=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = torch.cat([x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)], dim=1)
+        return x * self.spatial.conv(pooled).sigmoid()
+
+
+class CBAM(nn.Module):
+    """Convolutional block attention (Woo et al., ECCV 2018) with its paper's defaults, no batch norm."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.ChannelGate = ChannelGate(channels)
+        self.SpatialGate = SpatialGate()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.SpatialGate(self.ChannelGate(x))

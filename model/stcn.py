@@ -1,0 +1,114 @@
+"""The Space-Time Correspondence Network: one module for training and inference."""
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from model import memory
+from model.backbones import BACKBONES, build_backbone
+from model.decoder import Decoder
+from model.fusion import FeatureFusion
+from model.variants import STCNConfig
+
+
+class Query(NamedTuple):
+    """What the key encoder knows of a frame; serves all of its objects."""
+
+    key: Tensor     # [B, Ck, h, w]
+    thin: Tensor    # [B, Cv, h, w], the decoder's half of the input
+    f16: Tensor     # backbone features at strides 16, 8 and 4
+    f8: Tensor
+    f4: Tensor
+
+
+class KeyProjection(nn.Module):
+    """The 3x3 convolution from features to keys; orthogonal weights, zero bias."""
+
+    def __init__(self, in_channels: int, key_dim: int):
+        super().__init__()
+        self.key_proj = nn.Conv2d(in_channels, key_dim, 3, padding=1)
+        nn.init.orthogonal_(self.key_proj.weight)
+        nn.init.zeros_(self.key_proj.bias)
+
+    def forward(self, f16: Tensor) -> Tensor:
+        return self.key_proj(f16)
+
+
+class STCN(nn.Module):
+    """Key encoder, value encoder and decoder around a space-time memory.
+
+    Notation: B batch, K objects, T memory frames, H W the image (multiples of 16), h w = H/16 W/16,
+    Ck and Cv the key and value channels. Images are ImageNet-normalised; objects are a dimension.
+    Module names are those of the published checkpoints.
+
+    Batch norm always runs with frozen statistics, in training too (supplementary F.1).
+    """
+
+    shared_keys = True      # a memory frame has one key for all of its objects
+
+    def __init__(self, config: STCNConfig | None = None):
+        super().__init__()
+        self.config = config = config or STCNConfig()
+        key16, key8, key4 = BACKBONES[config.key_backbone].channels
+        value16 = BACKBONES[config.value_backbone].channels[0]
+
+        self.key_encoder = build_backbone(config.key_backbone, first_layer='res2')
+        self.value_encoder = build_backbone(
+            config.value_backbone, mask_channels=1 if config.single_object else 2, biased=True)
+        # Inside the value encoder, for that is where the published layout has it.
+        self.value_encoder.fuser = FeatureFusion(value16, key16, config.value_dim)
+        self.key_proj = KeyProjection(key16, config.key_dim)
+        self.key_comp = nn.Conv2d(key16, config.value_dim, 3, padding=1)
+        self.decoder = Decoder(
+            value_dim=config.value_dim, skip_channels=(key8, key4), widths=config.decoder_widths)
+
+    @property
+    def similarity(self) -> str:
+        """Of the memory read: ``'l2'`` or ``'dot'``."""
+        return self.config.similarity
+
+    def train(self, mode: bool = True) -> 'STCN':
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def encode_query(self, image: Tensor) -> Query:
+        """Features and key of a frame. ``image [B, 3, H, W] -> Query``."""
+        f16, f8, f4 = self.key_encoder(image)
+        return Query(self.key_proj(f16), self.key_comp(f16), f16, f8, f4)
+
+    def encode_memory(
+        self, image: Tensor, query: Query, masks: Tensor, *, object_chunk: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Memory key and values of a frame whose objects are given.
+
+        ``image [B, 3, H, W], masks [B, K, H, W] in [0, 1] -> key [B, 1, Ck, h, w], value [B, K, Cv, h, w]``.
+        The key is the frame's query key, one for all objects: that is what makes it an STCN.
+        ``object_chunk`` bounds how many objects are encoded at a time.
+        """
+        others = masks.sum(dim=1, keepdim=True) - masks
+        chunk = object_chunk or masks.shape[1]
+        values = [self._encode_values(image, query, *part)
+                  for part in zip(masks.split(chunk, dim=1), others.split(chunk, dim=1), strict=True)]
+        return query.key.unsqueeze(1), values[0] if len(values) == 1 else torch.cat(values, dim=1)
+
+    def _encode_values(self, image: Tensor, query: Query, masks: Tensor, others: Tensor) -> Tensor:
+        B, K = masks.shape[:2]
+        inputs = [image.unsqueeze(1).expand(-1, K, -1, -1, -1), masks.unsqueeze(2)]
+        if not self.config.single_object:
+            inputs.append(others.unsqueeze(2))
+        f16, _, _ = self.value_encoder(torch.cat(inputs, dim=2).flatten(0, 1))
+        return self.value_encoder.fuser(f16.unflatten(0, (B, K)), query.f16)
+
+    def read(self, memory_key: Tensor, memory_value: Tensor, query: Query) -> Tensor:
+        """The full-softmax read of training, differentiable (Eq. 1 to 5).
+
+        ``memory_key [B, 1 or K, Ck, T, h, w], memory_value [B, K, Cv, T, h, w] -> [B, K, Cv, h, w]``.
+        """
+        return memory.read_dense(memory_key, memory_value, query.key, metric=self.config.similarity)
+
+    def decode(self, readout: Tensor, query: Query) -> Tensor:
+        """``readout [B, K, Cv, h, w] -> logits [B, K, H, W]``, one a pixel and object."""
+        return self.decoder(readout, query.thin, query.f8, query.f4)
