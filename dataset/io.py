@@ -16,7 +16,7 @@ from util.files import atomic_path
 
 log = logging.getLogger(__name__)
 
-FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
+FRAME_SUFFIXES = ('.jpg', '.jpeg', '.png')
 
 # The share of the pixels along edges in labels that exist nowhere else. Over 50 masks, as they are: 0;
 # resized with interpolation, blurred, or compressed by JPEG up to quality 90: 0.117 and more.
@@ -50,9 +50,9 @@ def read_image(path: str | Path) -> np.ndarray:
         DataError: the file is missing, truncated or not an image.
     """
     image = _open(path)
-    if image.mode.startswith("I"):  # PIL would clip 16 bits to 255 instead of scaling them
+    if image.mode.startswith('I'):  # PIL would clip 16 bits to 255 instead of scaling them
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    return np.array(image.convert("RGB"))
+    return np.array(image.convert('RGB'))
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -60,7 +60,7 @@ def read_mask(path: str | Path) -> np.ndarray:
 
     - Palette: the indices, unchanged, whatever the colours.
     - Grayscale, 8 or 16 bits: the values; if there are no others than 0 and 255: 0 and 1.
-    - RGB: every colour must be one of `PALETTE`, whose index it becomes; black and white: 0 and 1.
+    - RGB: every colour must be one of ``PALETTE``, whose index it becomes; black and white: 0 and 1.
     - Alpha: fully transparent pixels are background.
 
     Raises:
@@ -69,26 +69,26 @@ def read_mask(path: str | Path) -> np.ndarray:
             compression made: labels found only along edges between a lower and a higher one, or as specks.
     """
     image = _open(path)
-    if image.mode == "P":
+    if image.mode == 'P':
         return np.array(image)
 
     alpha = None
-    if "A" in image.getbands():
-        alpha = np.asarray(image.getchannel("A"))
+    if 'A' in image.getbands():
+        alpha = np.asarray(image.getchannel('A'))
         if not np.isin(alpha, (0, 255)).all():
-            raise _soft_mask(path, "partly transparent pixels")
-        image = image.convert("RGB" if len(image.getbands()) > 2 else "L")
+            raise _soft_mask(path, 'partly transparent pixels')
+        image = image.convert('RGB' if len(image.getbands()) > 2 else 'L')
     if len(image.getbands()) > 1:
-        values = np.array(image.convert("RGB"))
+        values = np.array(image.convert('RGB'))
     else:
-        values = np.array(image) * np.uint8(255) if image.mode == "1" else np.array(image)
+        values = np.array(image) * np.uint8(255) if image.mode == '1' else np.array(image)
     if alpha is not None:
         values[alpha == 0] = 0
 
     if np.isin(values, (0, 255)).all() and (values.ndim == 2 or (values == values[..., :1]).all()):
         return (values if values.ndim == 2 else values[..., 0]).astype(bool).astype(np.uint8)
-    if image.format == "JPEG":
-        raise _soft_mask(path, "a JPEG with values other than 0 and 255")
+    if image.format == 'JPEG':
+        raise _soft_mask(path, 'a JPEG with values other than 0 and 255')
     labels = _labels_of_colours(values, path) if values.ndim == 3 else _labels_of_values(values, path)
     _check_crisp(labels, values if values.ndim == 3 else labels, path)
     return labels
@@ -101,7 +101,7 @@ def fit_mask(mask: np.ndarray, size_hw: tuple[int, int], path: str | Path) -> np
     fits within one pixel (rounding), or both sides differ by one pixel at most.
 
     Raises:
-        DataError: the aspect ratio is another. `path`, the mask's file, is only for messages.
+        DataError: the aspect ratio is another. ``path``, the mask's file, is only for messages.
     """
     (h, w), (H, W) = mask.shape, size_hw
     if (h, w) == (H, W):
@@ -113,18 +113,18 @@ def fit_mask(mask: np.ndarray, size_hw: tuple[int, int], path: str | Path) -> np
             f"{path}: expected a mask of its image's aspect ratio ({W} x {H}), found {w} x {h}. "
             "Check that mask and image belong together, and that neither was cropped or rotated."
         )
-    log.warning("%s: the mask is %d x %d, its image %d x %d; resized by nearest neighbour", path, w, h, W, H)
+    log.warning('%s: the mask is %d x %d, its image %d x %d; resized by nearest neighbour', path, w, h, W, H)
     return np.array(Image.fromarray(mask).resize((W, H), Image.Resampling.NEAREST))
 
 
 def write_mask(path: str | Path, mask: np.ndarray) -> None:
-    """Write uint8 labels [H, W] as a PNG with `PALETTE`; whole or not at all. Folders are made."""
+    """Write uint8 labels [H, W] as a PNG with ``PALETTE``; whole or not at all. Folders are made."""
     if mask.ndim != 2 or mask.dtype != np.uint8:
-        raise ValueError(f"expected a uint8 mask [H, W], got {mask.dtype} {list(mask.shape)}")
+        raise ValueError(f'expected a uint8 mask [H, W], got {mask.dtype} {list(mask.shape)}')
     image = Image.fromarray(mask)
     image.putpalette(PALETTE.tobytes())
     with atomic_path(path) as temporary:
-        image.save(temporary, format="PNG")
+        image.save(temporary, format='PNG')
 
 
 def list_frames(folder: str | Path) -> list[Path]:
@@ -137,15 +137,15 @@ def list_frames(folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"{folder}: expected a folder of frames, found none. Check the path.")
+        raise DataError(f'{folder}: expected a folder of frames, found none. Check the path.')
     frames: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in FRAME_SUFFIXES or path.name.startswith(".") or not path.is_file():
+        if path.suffix.lower() not in FRAME_SUFFIXES or path.name.startswith('.') or not path.is_file():
             continue
         if path.stem in frames:
             raise DataError(
-                f"{folder}: expected one file a frame, found {frames[path.stem].name} and {path.name}. "
-                "Remove one of them."
+                f'{folder}: expected one file a frame, found {frames[path.stem].name} and {path.name}. '
+                'Remove one of them.'
             )
         frames[path.stem] = path
     return sorted(frames.values(), key=natural_key)
@@ -154,7 +154,7 @@ def list_frames(folder: str | Path) -> list[Path]:
 def natural_key(path: str | Path) -> tuple[list[str | int], str]:
     """A sorting key for names in which numbers count as numbers; the name itself breaks ties (1 and 01)."""
     name = Path(path).name
-    parts = re.split(r"([0-9]+)", Path(path).stem)
+    parts = re.split(r'([0-9]+)', Path(path).stem)
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
@@ -166,7 +166,7 @@ def _open(path: str | Path) -> Image.Image:
             ImageOps.exif_transpose(image, in_place=True)
     # What PIL raises depends on where in which format the damage is.
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: expected an image, cannot read it ({error}). Replace the file.") from error
+        raise DataError(f'{path}: expected an image, cannot read it ({error}). Replace the file.') from error
     return image
 
 
@@ -175,8 +175,8 @@ def _labels_of_values(values: np.ndarray, path: str | Path) -> np.ndarray:
     labels = values.astype(np.uint8)
     if not np.array_equal(labels, values):
         raise DataError(
-            f"{path}: expected whole labels from 0 to 255, found values from {values.min()} to "
-            f"{values.max()}. Save the mask as an 8-bit palette or grayscale PNG."
+            f'{path}: expected whole labels from 0 to 255, found values from {values.min()} to '
+            f'{values.max()}. Save the mask as an 8-bit palette or grayscale PNG.'
         )
     return labels
 
@@ -189,13 +189,13 @@ def _labels_of_colours(values: np.ndarray, path: str | Path) -> np.ndarray:
     labels = order[np.searchsorted(palette[order], codes).clip(max=255)]
     foreign = np.unique(codes[palette[labels] != codes])
     if len(foreign):
-        some = ", ".join(f"#{code:06x}" for code in foreign[:3])
-        raise _soft_mask(path, f"{len(foreign)} colours that are not in the DAVIS palette ({some} ...)")
+        some = ', '.join(f'#{code:06x}' for code in foreign[:3])
+        raise _soft_mask(path, f'{len(foreign)} colours that are not in the DAVIS palette ({some} ...)')
     return labels.astype(np.uint8)
 
 
 def _check_crisp(labels: np.ndarray, values: np.ndarray, path: str | Path) -> None:
-    """Refuse labels that mixing made. `values` [H, W] or [H, W, C]: the numbers that would have been mixed.
+    """Refuse labels that mixing made. ``values`` [H, W] or [H, W, C]: the numbers that would have been mixed.
 
     An object fills a 3 x 3 window somewhere, or is thin. Interpolation makes labels that line edges, strictly
     between two neighbours; fine compression makes specks.
@@ -212,17 +212,17 @@ def _check_crisp(labels: np.ndarray, values: np.ndarray, path: str | Path) -> No
 
     fringe = thin & (2 * np.bincount(labels[between], minlength=256) > pixels)
     if pixels[fringe].sum() > MAX_FRINGE * np.count_nonzero(~solid):
-        some = ", ".join(map(str, np.flatnonzero(fringe)[:3]))
-        raise _soft_mask(path, f"{fringe.sum()} labels only along the edges of others ({some} ...)")
+        some = ', '.join(map(str, np.flatnonzero(fringe)[:3]))
+        raise _soft_mask(path, f'{fringe.sum()} labels only along the edges of others ({some} ...)')
     for label in np.flatnonzero(thin & (pixels >= 32)):
         specks = cv2.connectedComponents((labels == label).astype(np.uint8))[0] - 1
         if 3 * specks > pixels[label]:
-            raise _soft_mask(path, f"label {label} as {specks} specks of {pixels[label]} pixels together")
+            raise _soft_mask(path, f'label {label} as {specks} specks of {pixels[label]} pixels together')
 
 
 def _soft_mask(path: str | Path, found: str) -> DataError:
     return DataError(
-        f"{path}: expected a mask with one exact value an object, found {found}, as anti-aliasing, "
-        "interpolation or JPEG compression leave behind. Save the original mask as a palette or grayscale "
-        "PNG, resized by nearest neighbour if at all."
+        f'{path}: expected a mask with one exact value an object, found {found}, as anti-aliasing, '
+        'interpolation or JPEG compression leave behind. Save the original mask as a palette or grayscale '
+        'PNG, resized by nearest neighbour if at all.'
     )

@@ -158,7 +158,8 @@ class MemoryBank:
         readouts = [group.values.buffer.new_empty(Q, *group.values.buffer.shape[1:]) for group in self._groups]
         for first in range(0, Q, chunk):
             part = slice(first, first + chunk)
-            shared = self._shared_keys and self._shared_keys.similarity(query[:, part], len(self) * P, self._scratch)
+            if self._shared_keys:
+                shared = self._shared_keys.similarity(query[:, part], len(self) * P, self._scratch)
             for group, readout in zip(self._groups, readouts, strict=True):
                 positions = (len(self) - group.start) * P
                 affinity = (shared[..., group.start * P:] if self._shared_keys
@@ -169,7 +170,7 @@ class MemoryBank:
 
     def _weigh(self, affinity: Tensor, values: Tensor) -> Tensor:
         """``affinity [1 or K, q, N], values [N, K, Cv] -> [q, K, Cv]``."""
-        N, K, Cv = values.shape
+        K, Cv = values.shape[1:]
         if self.top_k is None:
             weights = affinity.softmax(dim=-1).to(values.dtype)
             if len(weights) == 1:

@@ -92,6 +92,8 @@ def run_dataset(
                 log.error('%s: %s', video.name, error)
                 summary.failures[video.name] = str(error)
                 continue
+            if not core.objects:
+                log.warning('%s: nothing to segment, its annotation is empty', video.name)
             summary.videos += 1
             summary.frames += len(video.frames)
             summary.propagation += stopwatch.seconds()
@@ -161,7 +163,7 @@ def _claim_output(output: Path, videos: Sequence[Video], settings: dict, *, over
         except FileNotFoundError:
             found = None
         except ValueError as error:
-            raise DataError(f'{path}: not readable as JSON ({error}); use --overwrite or another --output') from error
+            raise DataError(f'{path}: no readable JSON ({error}); use --overwrite or another --output') from error
         if found is None and output.is_dir() and any(not entry.name.startswith('.') for entry in output.iterdir()):
             raise DataError(f'{output}: is not empty, and has no {SETTINGS_FILE} that would say that its masks '
                             'are those of an earlier run; use --overwrite or another --output')

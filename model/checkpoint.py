@@ -74,16 +74,14 @@ def network_from_checkpoint(
         raise CheckpointError(f'{path}: holds no tensors, so no network')
 
     config = _config_of(content, state, path)
-    with torch.device('meta'):
-        network = STCN(config)
+    network = _on_meta(config)
     problems = _compare(network, state)
     if problems:
         raise CheckpointError(f'{path}: the tensors do not fit the network of its configuration\n' + problems)
     if config.single_object and widen:
         name = _input_weight_name(network)
         state[name] = append_input_channels(state[name], 1, init=widen)
-        with torch.device('meta'):
-            network = STCN(dataclasses.replace(config, single_object=False))
+        network = _on_meta(dataclasses.replace(config, single_object=False))
 
     network.to_empty(device=device)
     network.load_state_dict(state, strict=False)        # compared above
@@ -101,20 +99,24 @@ def save_network(path: str | Path, network: STCN, *, dtype: torch.dtype | None =
 def _config_of(content: dict, state: dict[str, Tensor], path: str | Path) -> STCNConfig:
     if 'config' in content:
         try:
-            return STCNConfig(**content['config'])
-        except TypeError as error:
-            raise CheckpointError(f'{path}: its configuration is not understood: {error}') from error
-    candidates = {}
-    for name, config in VARIANTS.items():
-        with torch.device('meta'):
-            candidates[name] = STCN(config)
-    problems = {name: _compare(network, state) for name, network in candidates.items()}
+            config = STCNConfig(**content['config'])
+            _on_meta(config)
+        except (TypeError, KeyError, ValueError, IndexError, RuntimeError) as error:
+            raise CheckpointError(f'{path}: its configuration is not understood: {error!r}') from error
+        return config
+    problems = {name: _compare(_on_meta(config), state) for name, config in VARIANTS.items()}
     closest = min(problems, key=lambda name: len(problems[name]))
     if problems[closest]:
         raise CheckpointError(
             f'{path}: matches no known network; the closest is {closest!r}, from which it differs:\n'
             + problems[closest])
     return VARIANTS[closest]
+
+
+def _on_meta(config: STCNConfig) -> STCN:
+    """The network without memory for its weights."""
+    with torch.device('meta'):
+        return STCN(config)
 
 
 def _compare(network: STCN, state: dict[str, Tensor]) -> str:

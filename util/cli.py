@@ -20,7 +20,8 @@ def evaluation_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument('--mem_every', type=positive, default=5, help='every n-th frame goes into the memory')
     parser.add_argument('--include_last', action='store_true', help='the previous frame is temporary memory, too')
     parser.add_argument('--amp', action='store_true', help='half precision; faster, with slightly other masks')
-    parser.add_argument('--device', help='as torch names it, e.g. cuda:1 (default: cuda if there is one, else cpu)')
+    parser.add_argument('--device', default=argparse.SUPPRESS,
+                        help='e.g. cuda:1 or cpu (default: cuda if there is one)')
     parser.add_argument('--overwrite', action='store_true', help='segment again what is finished')
     return parser
 
@@ -40,7 +41,7 @@ def evaluate(args: argparse.Namespace, videos: list, *, size: int | None = None)
     from inference.run import run_dataset
     from model import load_network
 
-    device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    device = torch.device(getattr(args, 'device', None) or ('cuda' if torch.cuda.is_available() else 'cpu'))
     network = load_network(args.model, device=device)
     settings = {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
     settings |= {'network': sha256(args.model), 'size': size}

@@ -1,0 +1,208 @@
+"""eval_davis.py from a dataset root to the folder that is handed in."""
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import eval_davis
+from dataset.davis import DAVIS_2016_VAL, davis, davis_videos
+from dataset.io import PALETTE, DataError, read_mask
+from inference import run as run_module
+from inference.run import run_dataset
+from tests.conftest import tree
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def evaluate(davis_root, small_checkpoint, monkeypatch):
+    """Runs the script in this process; returns the exit status and the output folder's files."""
+    def evaluate(output, *flags, root=davis_root):
+        monkeypatch.setattr(sys, 'argv', ['eval_davis.py', '--model', str(small_checkpoint), '--device', 'cpu',
+                                          '--davis_path', str(root), '--output', str(output), *flags])
+        status = eval_davis.main()
+        return status, tree(output)
+    return evaluate
+
+
+def masks_of(files):
+    return {name: content for name, content in files.items() if name.endswith('.png')}
+
+
+def test_masks_are_what_a_server_takes(evaluate, davis_root, tmp_path):
+    status, files = evaluate(tmp_path / 'out')
+    assert status == 0
+    assert set(masks_of(files)) == {f'{video}/{frame:05d}.png' for video, count in (('dog', 7), ('goat', 5))
+                                    for frame in range(count)}
+    for name in masks_of(files):
+        with Image.open(tmp_path / 'out' / name) as image:
+            assert image.mode == 'P'
+            assert image.size == (182, 110)
+            assert np.array_equal(np.reshape(image.getpalette(), (-1, 3))[:4], PALETTE[:4])
+            assert set(np.unique(image)) <= {0, 1, 2, 3}
+    first = davis_root / 'trainval' / 'Annotations' / '480p' / 'dog' / '00000.png'
+    assert np.array_equal(read_mask(tmp_path / 'out' / 'dog' / '00000.png'), read_mask(first))
+
+
+def test_only_the_first_annotation_is_read(evaluate, davis_root, tmp_path):
+    _, with_all = evaluate(tmp_path / 'all')
+    for path in (davis_root / 'trainval' / 'Annotations').rglob('*.png'):
+        if path.stem != '00000':
+            path.unlink()
+    _, with_first = evaluate(tmp_path / 'first')
+    assert masks_of(with_all) == masks_of(with_first)
+
+
+def test_2016_merges_the_objects(evaluate, davis_root, tmp_path):
+    status, files = evaluate(tmp_path / 'out', '--year', '2016')
+    assert status == 0
+    assert len(masks_of(files)) == 12
+    for name in masks_of(files):
+        assert set(np.unique(read_mask(tmp_path / 'out' / name))) <= {0, 1}
+    first = read_mask(davis_root / 'trainval' / 'Annotations' / '480p' / 'dog' / '00000.png')
+    assert np.array_equal(read_mask(tmp_path / 'out' / 'dog' / '00000.png'), first > 0)
+
+
+def test_2016_root_gives_the_same(evaluate, davis_root, tmp_path):
+    _, expected = evaluate(tmp_path / 'out', '--year', '2016')
+    shutil.copytree(davis_root / 'trainval', tmp_path / '2016')
+    shutil.rmtree(tmp_path / '2016' / 'ImageSets')
+    _, found = evaluate(tmp_path / 'out2016', '--year', '2016', root=tmp_path / '2016')
+    assert masks_of(found) == masks_of(expected)
+
+
+def test_testdev(evaluate, davis_root, tmp_path):
+    shutil.move(davis_root / 'trainval', davis_root / 'test-dev')
+    image_sets = davis_root / 'test-dev' / 'ImageSets' / '2017'
+    shutil.move(image_sets / 'val.txt', image_sets / 'test-dev.txt')
+    status, files = evaluate(tmp_path / 'out', '--split', 'testdev')
+    assert status == 0
+    assert len(masks_of(files)) == 12
+
+
+def test_second_run_skips_what_is_finished(evaluate, tmp_path, capsys):
+    _, first = evaluate(tmp_path / 'out')
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').rglob('*.png')}
+    capsys.readouterr()
+    _, second = evaluate(tmp_path / 'out')
+    assert '0 segmented, 2 finished before' in capsys.readouterr().out
+    assert second == first
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+
+    (tmp_path / 'out' / 'dog' / '00003.png').unlink()       # an interrupted video is done again
+    _, third = evaluate(tmp_path / 'out')
+    assert '1 segmented, 1 finished before' in capsys.readouterr().out
+    assert third == first
+
+    _, overwritten = evaluate(tmp_path / 'out', '--overwrite')
+    assert '2 segmented, 0 finished before' in capsys.readouterr().out
+    assert overwritten == first
+
+
+def test_masks_of_other_settings_are_not_taken_for_these(evaluate, tmp_path):
+    _, first = evaluate(tmp_path / 'out')
+    with pytest.raises(DataError, match=r'mem_every was 5, is 2.*--overwrite'):
+        evaluate(tmp_path / 'out', '--mem_every', '2')
+    assert tree(tmp_path / 'out') == first
+    evaluate(tmp_path / 'out', '--mem_every', '2', '--overwrite')
+    assert json.loads((tmp_path / 'out' / 'settings.json').read_text())['mem_every'] == 2
+
+
+def test_a_folder_of_somebody_else_is_left_alone(evaluate, davis_root):
+    annotations = davis_root / 'trainval' / 'Annotations' / '480p'
+    before = tree(annotations)
+    with pytest.raises(DataError, match='is not empty'):
+        evaluate(annotations)
+    assert tree(annotations) == before
+
+
+def test_a_broken_video_is_reported_and_the_others_go_on(evaluate, davis_root, tmp_path, capsys):
+    broken = davis_root / 'trainval' / 'JPEGImages' / '480p' / 'dog' / '00004.png'
+    broken.write_bytes(broken.read_bytes()[:2000])
+    status, files = evaluate(tmp_path / 'out')
+    assert status == 1
+    assert sum(name.startswith('goat') for name in masks_of(files)) == 5
+    output = capsys.readouterr().out
+    assert 'failed: dog' in output
+    assert str(broken) in output
+
+
+def test_an_error_while_writing_ends_the_run(davis_root, small_network, tmp_path, monkeypatch):
+    def fail(path, mask):
+        raise OSError(f'no space left: {path}')
+
+    monkeypatch.setattr(run_module, 'write_mask', fail)
+    with pytest.raises(OSError, match='no space left'):
+        run_dataset(small_network, davis(davis_root), tmp_path / 'out', settings={}, core_options={})
+
+
+def test_frames_are_not_held(davis_root, small_network, monkeypatch):
+    """No more than the window of frames is read ahead of the one that is computed."""
+    [video, _] = davis(davis_root)
+    long = type(video)(video.name, video.folder, video.frames[:1] + video.frames[1:] * 20)
+    reads = []
+    read = run_module._read
+    monkeypatch.setattr(run_module, '_read', lambda *args: reads.append(1) or read(*args))
+    core = run_module.InferenceCore(small_network)
+    with run_module.ThreadPoolExecutor(2) as readers:
+        for position, _ in enumerate(run_module.propagate(core, long, readers), 1):
+            assert len(reads) <= position + run_module.READ_AHEAD
+    assert len(reads) == len(long.frames)
+
+
+@pytest.mark.parametrize(('damage', 'message'), [
+    (lambda base: shutil.rmtree(base / 'JPEGImages'), 'no DAVIS 2017 val; expected'),
+    (lambda base: (base / 'ImageSets/2017/val.txt').unlink(), 'cannot read the list'),
+    (lambda base: (base / 'ImageSets/2017/val.txt').write_bytes(b'\xff\xfe'), 'expected a text file'),
+    (lambda base: (base / 'ImageSets/2017/val.txt').write_text(''), 'lists no videos'),
+    (lambda base: (base / 'ImageSets/2017/val.txt').write_text('../dog'), 'is no name of a video'),
+    (lambda base: (base / 'ImageSets/2017/val.txt').write_text('dog\ncat\n'), '1 of the 2 videos.*missing: cat'),
+    (lambda base: (base / 'Annotations/480p/dog/00000.png').unlink(), 'annotation of the first frame is missing'),
+    (lambda base: [path.unlink() for path in (base / 'JPEGImages/480p/dog').iterdir()], 'no frames'),
+])
+def test_incomplete_roots(davis_root, damage, message):
+    damage(davis_root / 'trainval')
+    with pytest.raises(DataError, match=message):
+        davis(davis_root)
+
+
+def test_2016_has_20_videos(davis_root, caplog):
+    assert len(DAVIS_2016_VAL) == len(set(DAVIS_2016_VAL)) == 20
+    assert davis_videos(davis_root, year=2016, split='val') == (davis_root / 'trainval', ['dog', 'goat'])
+    assert '2 of the 20' in caplog.text
+    with pytest.raises(DataError, match='has no split'):
+        davis_videos(davis_root, year=2016, split='testdev')
+
+
+def test_command_line(davis_root, tmp_path):
+    """As a user meets it: an error is a line, not a traceback."""
+    result = subprocess.run(
+        [sys.executable, 'eval_davis.py', '--davis_path', davis_root, '--model', tmp_path / 'none.pth',
+         '--output', tmp_path / 'out'], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.strip() == f'error: {tmp_path / "none.pth"}: no such checkpoint file'
+    assert not (tmp_path / 'out').exists()
+
+
+def test_empty_first_mask(evaluate, davis_root, tmp_path):
+    """Nothing to segment: background everywhere, and a warning."""
+    path = davis_root / 'trainval' / 'Annotations' / '480p' / 'dog' / '00000.png'
+    Image.fromarray(np.zeros((110, 182), np.uint8)).save(path)
+    status, files = evaluate(tmp_path / 'out')
+    assert status == 0
+    assert len(masks_of(files)) == 12
+    assert not any(read_mask(tmp_path / 'out' / 'dog' / f'{frame:05d}.png').any() for frame in range(7))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+def test_gpu(evaluate, tmp_path):
+    _, expected = evaluate(tmp_path / 'cpu')
+    _, found = evaluate(tmp_path / 'gpu', '--device', 'cuda')
+    assert set(found) == set(expected)

@@ -1,0 +1,100 @@
+"""The memory bank against the equations written out for the whole memory at once."""
+import math
+
+import pytest
+import torch
+
+from inference.memory_bank import MemoryBank
+
+Ck, Cv, h, w = 8, 12, 3, 4
+
+
+def dense_read(keys, values, query, top_k, metric='l2'):
+    """One object: keys [T, Ck, h, w], values [T, Cv, h, w], query [Ck, h, w] -> [Cv, h, w]."""
+    scale = math.sqrt(len(query))
+    keys, values = (x.double().flatten(2).transpose(0, 1).flatten(1) for x in (keys, values))      # [C, N]
+    q = query.double().flatten(1)
+    if metric == 'l2':
+        S = -(keys[:, :, None] - q[:, None]).square().sum(0) / scale
+    else:
+        S = keys.T @ q / scale
+    if top_k:
+        threshold = S.topk(min(top_k, len(S)), dim=0).values[-1]
+        S = S.masked_fill(S < threshold, -math.inf)
+    return (values @ S.softmax(0)).unflatten(1, query.shape[1:]).float()
+
+
+def random_frames(T, K, *, shared):
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(T, 1 if shared else K, Ck, h, w, generator=generator)
+    values = torch.randn(T, K, Cv, h, w, generator=generator)
+    return keys, values, torch.randn(Ck, h, w, generator=generator)
+
+
+@pytest.mark.parametrize('shared', [True, False])
+@pytest.mark.parametrize('top_k', [1, 5, None, 1000])
+@pytest.mark.parametrize('metric', ['l2', 'dot'])
+@pytest.mark.parametrize('scratch_bytes', [1, 2000, 2**20])
+def test_read_of_objects_that_join_at_different_frames(shared, top_k, metric, scratch_bytes):
+    joins = [0, 0, 2, 3, 3]
+    keys, values, query = random_frames(7, len(joins), shared=shared)
+    bank = MemoryBank(shared_keys=shared, top_k=top_k, metric=metric, capacity=1, scratch_bytes=scratch_bytes)
+    for t in range(7):
+        K = sum(join <= t for join in joins)
+        bank.add(keys[t, :1 if shared else K], values[t, :K])
+    found = bank.read(query)
+    for k, join in enumerate(joins):
+        expected = dense_read(keys[join:, 0 if shared else k], values[join:, k], query, top_k, metric)
+        torch.testing.assert_close(found[k], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_temporary_frame_is_replaced_by_the_next_one():
+    keys, values, query = random_frames(4, 2, shared=True)
+    bank, expected = MemoryBank(capacity=1), MemoryBank()
+    bank.add(keys[0], values[0])
+    bank.add(keys[1], values[1], permanent=False)
+    assert len(bank) == 2
+    bank.add(keys[2], values[2], permanent=False)
+    for t in (0, 2):
+        expected.add(keys[t], values[t])
+    assert torch.equal(bank.read(query), expected.read(query))
+    bank.add(keys[3], values[3])
+    assert len(bank) == 2
+
+
+def test_objects_join_only_at_permanent_frames_and_never_leave():
+    keys, values, _ = random_frames(2, 2, shared=True)
+    bank = MemoryBank()
+    bank.add(keys[0], values[0, :1])
+    with pytest.raises(ValueError, match='join at permanent'):
+        bank.add(keys[1], values[1], permanent=False)
+    bank.add(keys[1], values[1])
+    with pytest.raises(ValueError, match='never leave'):
+        bank.add(keys[1], values[1, :1])
+
+
+def test_reserved_memory_does_not_grow():
+    keys, values, _ = random_frames(6, 1, shared=True)
+    bank = MemoryBank(capacity=6)
+    bank.add(keys[0], values[0])
+    reserved = bank.nbytes
+    for t in range(1, 6):
+        bank.add(keys[t], values[t])
+    assert bank.nbytes == reserved == 6 * h * w * 4 * (Ck + 1 + Cv)
+
+
+def test_large_keys_in_any_precision_give_finite_readouts():
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        keys, values, query = random_frames(3, 2, shared=True)
+        bank = MemoryBank(top_k=5)
+        for t in range(3):
+            bank.add((1e4 * keys[t]).to(dtype), values[t].to(dtype))
+        found = bank.read((1e4 * query).to(dtype))
+        assert found.dtype == dtype
+        assert found.isfinite().all()
+
+
+@pytest.mark.parametrize('options', [{'top_k': 0}, {'metric': 'cosine'}])
+def test_wrong_options(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        MemoryBank(**options)
