@@ -1,0 +1,75 @@
+"""The DAVIS measures: region similarity J, boundary accuracy F, and their statistics over a sequence.
+
+Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation" (CVPR 2016),
+with the definitions of the official toolkit to the last digit.
+"""
+import math
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+
+def region_similarity(truth: np.ndarray, result: np.ndarray) -> float:
+    """J: intersection over union of two bool masks [H, W], in [0, 1]. Two empty masks agree: 1."""
+    union = np.count_nonzero(truth | result)
+    return np.count_nonzero(truth & result) / union if union else 1.0
+
+
+def boundary_accuracy(truth: np.ndarray, result: np.ndarray, *, tolerance: float = 0.008) -> float:
+    """F: harmonic mean of the precision and recall of the boundary of ``result``, in [0, 1].
+
+    A boundary pixel counts where the other boundary comes within ``tolerance`` times the image diagonal, rounded
+    up to pixels. Two empty boundaries agree: 1; if only one is empty, F is 0.
+
+    Args:
+        truth, result: bool masks [H, W].
+    """
+    radius = math.ceil(tolerance * np.linalg.norm(truth.shape))
+    # Only boundary pixels are dilated and only boundary pixels are looked up: the box around both is enough.
+    x, y, width, height = cv2.boundingRect((truth | result).view(np.uint8))
+    box = slice(max(y - 1, 0), y + height + 1), slice(max(x - 1, 0), x + width + 1)
+    truth, result = boundary(truth[box]), boundary(result[box])
+
+    truth_pixels, result_pixels = np.count_nonzero(truth), np.count_nonzero(result)
+    if truth_pixels == 0 or result_pixels == 0:
+        return float(truth_pixels == result_pixels)
+    disk = _disk(radius)
+    precision = np.count_nonzero(result & cv2.dilate(truth, disk)) / result_pixels
+    recall = np.count_nonzero(truth & cv2.dilate(result, disk)) / truth_pixels
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def boundary(mask: np.ndarray) -> np.ndarray:
+    """The one-pixel boundary of a bool mask [H, W] as uint8 0 or 1.
+
+    A pixel is on it where its right, lower or lower right neighbour differs. In the last row only the right one
+    counts, in the last column only the lower one: the image's border is no boundary.
+    """
+    edges = np.zeros(mask.shape, bool)
+    edges[:, :-1] |= mask[:, :-1] != mask[:, 1:]
+    edges[:-1] |= mask[:-1] != mask[1:]
+    edges[:-1, :-1] |= mask[:-1, :-1] != mask[1:, 1:]
+    return edges.view(np.uint8)
+
+
+def statistics(values: list[float]) -> dict[str, float]:
+    """Mean, recall (the share above 0.5) and decay (first quarter minus last) of a sequence's frames in order.
+
+    The quarters share their border frames, as in the official toolkit.
+    """
+    frames = np.asarray(values, np.float64)
+    borders = np.round(np.linspace(1, len(frames), 5) + 1e-10).astype(int) - 1
+    first, last = frames[: borders[1] + 1], frames[borders[3] :]
+    return {
+        'mean': float(frames.mean()),
+        'recall': float((frames > 0.5).mean()),
+        'decay': float(first.mean() - last.mean()),
+    }
+
+
+@lru_cache
+def _disk(radius: int) -> np.ndarray:
+    """uint8 [2r + 1, 2r + 1]: 1 within Euclidean distance r of the centre."""
+    y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
+    return (x * x + y * y <= radius * radius).astype(np.uint8)
