@@ -67,13 +67,15 @@ class InferenceCore:
         size: shorter side in pixels at which the network works (YouTubeVOS: 480); ``None`` takes
             frames as they are (DAVIS).
         amp: half precision (bfloat16 on a CPU) in the encoders and the decoder.
+        max_memory_frames: bound of the memory; the least used frame goes, never an annotated one.
         object_chunk: objects to encode and decode at a time, to bound the memory of many; ``None``: all.
         num_frames: length of the video, if it is known, to reserve the memory once.
     """
 
     def __init__(self, network: nn.Module, *, top_k: int | None = 20, mem_every: int = 5,
                  include_last: bool = False, size: int | None = None, amp: bool = False,
-                 object_chunk: int | None = None, num_frames: int | None = None):
+                 max_memory_frames: int | None = None, object_chunk: int | None = None,
+                 num_frames: int | None = None):
         for name, value in (('mem_every', mem_every), ('size', size), ('object_chunk', object_chunk)):
             if value is not None and value < 1:
                 raise ValueError(f'{name}: expected a positive number, found {value}')
@@ -86,7 +88,7 @@ class InferenceCore:
         # A video's first frame, one in every mem_every of the others, and the temporary one.
         capacity = 8 if num_frames is None else 2 + (num_frames - 1) // mem_every
         self.memory = MemoryBank(shared_keys=network.shared_keys, metric=network.similarity,
-                                 top_k=top_k, capacity=capacity)
+                                 top_k=top_k, max_frames=max_memory_frames, capacity=capacity)
         self.objects: list[int] = []    # labels, in the order of the channels
         self._frame_shape: tuple[int, int] | None = None
         self._mean = torch.tensor(IMAGE_MEAN, device=self.device)[:, None, None]
@@ -137,7 +139,7 @@ class InferenceCore:
             if step.memorise:
                 key, value = self.network.encode_memory(
                     image, query, prob[None, 1:], object_chunk=self.object_chunk)
-                self.memory.add(key[0], value[0], permanent=step.permanent)
+                self.memory.add(key[0], value[0], permanent=step.permanent, protected=annotated)
         return self._to_frame(prob, padding) if wanted else None
 
     def to_labels(self, prob: Tensor) -> Tensor:

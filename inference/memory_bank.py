@@ -1,4 +1,6 @@
 """The memory of one video: keys and values of past frames, and the read."""
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -13,11 +15,12 @@ class _Rows:
 
     def __init__(self, capacity: int):
         self.capacity = capacity
+        self.positions = 0              # P
         self.buffer: Tensor | None = None
 
     def write(self, slot: int, rows: Tensor) -> None:
         """``rows [P, ...]`` become slot ``slot``."""
-        P = len(rows)
+        P = self.positions = len(rows)
         if self.buffer is None:
             self.buffer = rows.new_empty(max(self.capacity, slot + 1) * P, *rows.shape[1:])
         elif (slot + 1) * P > len(self.buffer):
@@ -26,6 +29,12 @@ class _Rows:
             self.buffer = rows.new_empty(slots * P, *rows.shape[1:])
             self.buffer[:slot * P] = old
         self.buffer[slot * P:(slot + 1) * P] = rows
+
+    def remove(self, slot: int, slots: int) -> None:
+        """The slots after ``slot``, of ``slots`` in all, move up by one."""
+        P = self.positions
+        for first in range(slot * P, (slots - 1) * P, P):       # slot by slot: source and target do not overlap
+            self.buffer[first:first + P] = self.buffer[first + P:first + 2 * P]
 
     @property
     def nbytes(self) -> int:
@@ -45,6 +54,11 @@ class _Keys:
         self.rows.write(slot, rows)
         if self.bias is not None:
             self.bias.write(slot, similarity_bias(rows))
+
+    def remove(self, slot: int, slots: int) -> None:
+        self.rows.remove(slot, slots)
+        if self.bias is not None:
+            self.bias.remove(slot, slots)
 
     def similarity(self, query: Tensor, positions: int, scratch: Tensor) -> Tensor:
         """``query [1, Q, Ck] -> [G, Q, positions]``, a view of ``scratch``."""
@@ -79,25 +93,35 @@ class MemoryBank:
         shared_keys: whether one key a frame serves all objects.
         top_k: memory positions that each query position reads; ``None`` reads all of them.
         metric: ``'l2'`` or ``'dot'``.
+        max_frames: bound of the memory frames (a temporary one comes on top). Beyond it the least used one
+            goes: the one with the least weight a read since it came. Protected ones stay, whatever their number.
         capacity: memory frames to reserve space for; more frames make it grow.
         scratch_bytes: bound of the similarities held at a time.
     """
 
     def __init__(self, *, shared_keys: bool = True, top_k: int | None = 20, metric: str = 'l2',
-                 capacity: int = 8, scratch_bytes: int = SCRATCH_BYTES):
+                 max_frames: int | None = None, capacity: int = 8, scratch_bytes: int = SCRATCH_BYTES):
         if metric not in ('l2', 'dot'):
             raise ValueError(f"metric: expected 'l2' or 'dot', found {metric!r}")
         if top_k is not None and top_k < 1:
             raise ValueError(f'top_k: expected a positive number or None, found {top_k}')
+        if max_frames is not None and max_frames < 1:
+            raise ValueError(f'max_frames: expected a positive number or None, found {max_frames}')
         self.top_k = top_k
         self.metric = metric
-        self.capacity = max(capacity, 1)
+        self.max_frames = max_frames
+        # One frame more than allowed is there while the least used one is chosen.
+        self.capacity = max(capacity if max_frames is None else min(capacity, max_frames + 1), 1)
         self.scratch_bytes = scratch_bytes
         self.permanent = 0              # slots that stay
         self.temporary = False          # one more, to be replaced
         self._shared_keys = _Keys(self.capacity, metric=metric) if shared_keys else None
         self._groups: list[_Group] = []
         self._scratch: Tensor | None = None
+        # Of every permanent slot, kept only where frames are to be evicted:
+        self._protected: list[bool] = []
+        self._reads: list[int] = []             # since it came
+        self._usage: Tensor | None = None       # the weight that it got in them, on the device
 
     def __len__(self) -> int:
         """Memory frames, the temporary one included."""
@@ -110,15 +134,23 @@ class MemoryBank:
     @property
     def nbytes(self) -> int:
         """Bytes of the key and value stores, reserved space included."""
-        keys = [self._shared_keys] + [group.own_keys for group in self._groups]
-        return (sum(group.values.nbytes for group in self._groups)
-                + sum(store.nbytes for store in keys if store is not None))
+        return sum(store.nbytes for store, _ in self._stores())
 
-    def add(self, key: Tensor, value: Tensor, *, permanent: bool = True) -> None:
-        """Memorise a frame for all objects, in place of a temporary one.
+    def _stores(self) -> Iterator[tuple[_Keys | _Rows, int]]:
+        """Every store with the slot at which it starts."""
+        if self._shared_keys:
+            yield self._shared_keys, 0
+        for group in self._groups:
+            yield group.values, group.start
+            if group.own_keys:
+                yield group.own_keys, group.start
+
+    def add(self, key: Tensor, value: Tensor, *, permanent: bool = True, protected: bool = False) -> None:
+        """Memorise a frame for all objects, in place of a temporary one; a protected frame is never evicted.
 
         ``key [1 or K, Ck, h, w], value [K, Cv, h, w]``, objects in the order in which they joined;
-        those beyond the objects known so far join with this frame, which must be permanent.
+        those beyond the objects known so far join with this frame, which must be permanent and is
+        protected.
         """
         slot = self.permanent
         joining = len(value) - self.num_objects
@@ -140,6 +172,31 @@ class MemoryBank:
                 group.own_keys.write(slot - group.start, key[objects])
         self.permanent += permanent
         self.temporary = not permanent
+        if permanent and self.max_frames is not None:
+            self._protected.append(protected or bool(joining))
+            self._reads.append(0)
+            new = torch.zeros(1, device=value.device)
+            self._usage = new if self._usage is None else torch.cat([self._usage, new])
+            if self.permanent > self.max_frames:
+                self._evict()
+
+    def _evict(self) -> None:
+        """Drop the least used frame; the newest, which no frame has read yet, only where there is no other."""
+        candidates = [slot for slot, protected in enumerate(self._protected) if not protected]
+        if not candidates:
+            return
+        if len(candidates) > 1 and candidates[-1] == self.permanent - 1:
+            candidates.pop()
+        usage = self._usage.tolist()
+        slot = min(candidates, key=lambda slot: usage[slot] / max(self._reads[slot], 1))
+        for store, start in self._stores():
+            if slot >= start:
+                store.remove(slot - start, self.permanent - start)
+        for group in self._groups:
+            group.start -= group.start > slot
+        del self._protected[slot], self._reads[slot]
+        self._usage = torch.cat([self._usage[:slot], self._usage[slot + 1:]])
+        self.permanent -= 1
 
     def read(self, query_key: Tensor) -> Tensor:
         """``query_key [Ck, h, w] -> readout [K, Cv, h, w]``, in the values' precision.
@@ -164,22 +221,36 @@ class MemoryBank:
                 positions = (len(self) - group.start) * P
                 affinity = (shared[..., group.start * P:] if self._shared_keys
                             else group.own_keys.similarity(query[:, part], positions, self._scratch))
-                readout[part] = self._weigh(affinity, group.values.buffer[:positions])
+                readout[part] = self._weigh(affinity, group, positions)
+        self._reads = [reads + 1 for reads in self._reads]
         readout = readouts[0] if len(readouts) == 1 else torch.cat(readouts, dim=1)
         return readout.permute(1, 2, 0).unflatten(2, (h, w))
 
-    def _weigh(self, affinity: Tensor, values: Tensor) -> Tensor:
-        """``affinity [1 or K, q, N], values [N, K, Cv] -> [q, K, Cv]``."""
+    def _weigh(self, affinity: Tensor, group: _Group, positions: int) -> Tensor:
+        """``affinity [1 or K, q, N] -> [q, K, Cv]``, from the first N positions of the group's values."""
+        values = group.values.buffer[:positions]
         K, Cv = values.shape[1:]
         if self.top_k is None:
-            weights = affinity.softmax(dim=-1).to(values.dtype)
+            weights = affinity.softmax(dim=-1)
+            if self._usage is not None:
+                self._count_usage(weights.sum(dim=(0, 1)) * (K / len(weights)), torch.arange(positions), group)
+            weights = weights.to(values.dtype)
             if len(weights) == 1:
                 return (weights[0] @ values.flatten(1)).unflatten(1, (K, Cv))
             return (weights @ values.transpose(0, 1)).transpose(0, 1)
         weights, indices = top_k_weights(affinity, self.top_k)
+        if self._usage is not None:
+            self._count_usage(weights * (K / len(weights)), indices, group)
         if len(weights) == 1:                           # a row holds the values of all objects
             return read_sparse(weights[0], indices[0], values.flatten(1)).unflatten(1, (K, Cv))
         # A row an object: position n of object k is row n K + k.
         rows = indices * K + torch.arange(K, device=indices.device)[:, None, None]
         readout = read_sparse(weights.flatten(0, 1), rows.flatten(0, 1), values.flatten(0, 1))
         return readout.unflatten(0, (K, -1)).transpose(0, 1)
+
+    def _count_usage(self, weights: Tensor, indices: Tensor, group: _Group) -> None:
+        """Add weights to the slots of the positions that they belong to; a temporary slot's are dropped."""
+        slots = group.start + indices.to(weights.device) // group.values.positions
+        usage = torch.zeros(len(self), device=weights.device)
+        usage.index_add_(0, slots.flatten(), weights.flatten())
+        self._usage += usage[:self.permanent]

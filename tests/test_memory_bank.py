@@ -98,3 +98,41 @@ def test_large_keys_in_any_precision_give_finite_readouts():
 def test_wrong_options(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         MemoryBank(**options)
+
+
+@pytest.mark.parametrize('shared', [True, False])
+@pytest.mark.parametrize('top_k', [3, None])
+def test_least_used_frame_goes_and_annotated_ones_stay(shared, top_k):
+    """Every read is like frame 4 (unprotected), so that it is used; 2 and 3 are far from it."""
+    keys, values, _ = random_frames(9, 2, shared=shared)
+    keys[[1, 2, 3]] += 20
+    bank = MemoryBank(shared_keys=shared, top_k=top_k, max_frames=4)
+    kept = []
+    for t in range(9):
+        K = 1 if t == 0 else 2              # object 2 joins with frame 1, which stays for that
+        bank.add(keys[t, :1 if shared else K], values[t, :K], protected=t == 0)
+        kept.append(t)
+        if t == 4:
+            kept.remove(2)                  # 2 and 3 were never used; the first of them goes
+        elif t == 5:
+            kept.remove(3)
+        elif t > 5:
+            kept.remove(t - 1)              # 4 is used, the one before is not: it is far from the queries
+        keys[t + 1:, :] += 40 if t >= 4 else 0
+        assert len(bank) == len(kept) <= 4
+        query = keys[4, 0]
+        found = bank.read(query)
+        for k, join in enumerate([0, 1][:K]):
+            rows = [frame for frame in kept if frame >= join]
+            expected = dense_read(keys[rows, 0 if shared else k], values[rows, k], query, top_k)
+            torch.testing.assert_close(found[k], expected, atol=1e-5, rtol=1e-4)
+    assert kept == [0, 1, 4, 8]
+
+
+def test_more_annotated_frames_than_the_bound_all_stay():
+    keys, values, query = random_frames(6, 1, shared=True)
+    bank = MemoryBank(max_frames=2)
+    for t in range(6):
+        bank.add(keys[t], values[t], protected=t % 2 == 0)
+        bank.read(query)
+    assert len(bank) == 3
