@@ -3,7 +3,7 @@ from util.cli import evaluate, evaluation_parser, run_main
 
 
 def main() -> int:
-    parser = evaluation_parser(__doc__)
+    parser = evaluation_parser(__doc__, size=0)
     parser.add_argument('--year', type=int, choices=(2016, 2017), default=2017,
                         help='2016: every non-zero label is the one object')
     parser.add_argument('--davis_path', default='../DAVIS/<year>',

@@ -6,7 +6,7 @@
 import logging
 from pathlib import Path
 
-from dataset.io import DataError, list_frames
+from dataset.io import DataError, check_name, list_frames
 from dataset.sequence import Frame, Video
 
 log = logging.getLogger(__name__)
@@ -62,8 +62,7 @@ def davis_videos(root: str | Path, *, year: int, split: str) -> tuple[Path, list
     if not names:
         raise DataError(f'{image_set}: lists no videos')
     for name in names:
-        if '/' in name or '\\' in name or name.startswith('.'):
-            raise DataError(f'{image_set}: {name!r} is no name of a video')
+        check_name(name, image_set)
     missing = [name for name in names if not (base / IMAGES / name).is_dir()]
     if missing:
         raise DataError(f'{base / IMAGES}: {len(missing)} of the {len(names)} videos of {image_set.name} '

@@ -151,6 +151,17 @@ def list_frames(folder: str | Path) -> list[Path]:
     return sorted(frames.values(), key=natural_key)
 
 
+def check_name(name: str, source: str | Path) -> str:
+    """A name of a video or frame from a list, checked to be no path: output files are named after it.
+
+    Raises:
+        DataError: it could leave the folder that it is put in. ``source``, the list's file, is for the message.
+    """
+    if not name or name.startswith('.') or any(character in name for character in '/\\:\0\n'):
+        raise DataError(f'{source}: expected the name of a video, found {name!r}')
+    return name
+
+
 def natural_key(path: str | Path) -> tuple[list[str | int], str]:
     """A sorting key for names in which numbers count as numbers; the name itself breaks ties (1 and 01)."""
     name = Path(path).name

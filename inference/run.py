@@ -5,11 +5,13 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import progressbar
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from dataset.io import DataError, write_mask
 from dataset.sequence import Frame, Video
 from inference.core import InferenceCore
+from util.distributed import gather, rank, world_size
 from util.files import atomic_path
 
 log = logging.getLogger(__name__)
@@ -44,27 +47,42 @@ class Summary:
         lines = [f'videos: {self.videos} segmented, {self.skipped} finished before, {len(self.failures)} failed']
         if self.frames:
             lines += [f'frames: {self.frames}',
-                      f'FPS (propagation only): {self.frames / self.propagation:.2f}',
+                      f'FPS (propagation only, of one process): {self.frames / self.propagation:.2f}',
                       f'FPS (wall clock): {self.frames / self.wall_clock:.2f}',
-                      f'peak memory: {self.peak_memory / 2**20:.0f} MiB']
+                      f'peak memory (of one process): {self.peak_memory / 2**20:.0f} MiB']
         lines += [f'failed: {name}: {cause}' for name, cause in self.failures.items()]
         return '\n'.join(lines)
+
+    @classmethod
+    def merged(cls, summaries: list['Summary']) -> 'Summary':
+        """Of several processes that ran side by side."""
+        return cls(
+            videos=sum(each.videos for each in summaries), frames=sum(each.frames for each in summaries),
+            propagation=sum(each.propagation for each in summaries),
+            wall_clock=max(each.wall_clock for each in summaries),
+            skipped=sum(each.skipped for each in summaries),
+            peak_memory=max(each.peak_memory for each in summaries),
+            failures={name: cause for each in summaries for name, cause in sorted(each.failures.items())})
 
 
 def run_dataset(
     network: nn.Module, videos: Sequence[Video], output: str | Path, *,
-    settings: dict, core_options: dict, overwrite: bool = False,
+    settings: dict, core_options: dict, overwrite: bool = False, save_probs: bool = False, archive: bool = False,
 ) -> Summary:
     """Segment videos and write a palette PNG for every wanted frame, ``output/folder/name.png``.
 
     A video whose masks are all there is skipped. One that fails (unreadable frame, wrong mask) is
-    reported and the others go on; an error while writing ends the run.
+    reported and the others go on; an error while writing ends the run. Under torchrun every process
+    takes a share of the videos; the summary is that of all of them, on each.
 
     Args:
         settings: what determines the masks (network, flags); kept in ``output/settings.json``, so
             that a later run with others does not take these masks for its own.
         core_options: keyword arguments of :class:`InferenceCore`.
         overwrite: segment finished videos again.
+        save_probs: also write ``output/probabilities/folder/name.npz`` with ``prob [1 + K, H, W]`` in
+            float16, the background first, and the labels ``objects [K]``.
+        archive: when all videos are finished, put their masks into ``output.zip``.
 
     Raises:
         DataError: if ``output`` holds masks made with other settings, and ``overwrite`` is false.
@@ -72,22 +90,33 @@ def run_dataset(
     """
     output = Path(output)
     device = next(network.parameters()).device
-    _claim_output(output, videos, settings, overwrite=overwrite)
+    refusal = None
+    if rank() == 0:                     # one process, so that it does not see what the others begin to write
+        try:
+            _claim_output(output, videos, settings, overwrite=overwrite)
+        except DataError as error:
+            refusal = error
+    [refusal, *_] = gather(refusal)
+    if refusal is not None:
+        raise refusal
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
     summary = Summary()
     start = time.perf_counter()
     with _Writer() as writer, ThreadPoolExecutor(READERS) as readers:
-        for video in _progress(videos):
-            if all(path.exists() for path in _outputs(output, video)):
+        for video in _progress(share(videos, rank(), world_size())):
+            if all(path.exists() for path in _outputs(output, video, save_probs)):
                 summary.skipped += 1
                 continue
             core = InferenceCore(network, num_frames=len(video.frames), **core_options)
             stopwatch = _Stopwatch(device)
             try:
                 for frame, prob in propagate(core, video, readers, stopwatch):
-                    if prob is not None:
-                        writer.submit(_output_path(output, video, frame), core.to_labels(prob))
+                    if prob is None:
+                        continue
+                    writer.submit(_write_labels, _mask_path(output, video, frame), core.to_labels(prob))
+                    if save_probs:
+                        writer.submit(_write_prob, _prob_path(output, video, frame), prob.half(), core.objects)
             except ValueError as error:         # of the data: unreadable, or frames that do not fit together
                 log.error('%s: %s', video.name, error)
                 summary.failures[video.name] = str(error)
@@ -100,7 +129,24 @@ def run_dataset(
     summary.wall_clock = time.perf_counter() - start
     summary.peak_memory = (torch.cuda.max_memory_allocated(device) if device.type == 'cuda'
                            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    summary = Summary.merged(gather(summary))
+    if archive and rank() == 0:
+        if summary.failures:
+            log.error('no archive, since videos failed')
+        else:
+            _write_archive(output, videos)
     return summary
+
+
+def share(videos: Sequence[Video], rank: int, world_size: int) -> list[Video]:
+    """The videos of one process: the longest ones first, each to the process with the fewest frames so far."""
+    frames = [0] * world_size
+    taken = [[] for _ in frames]
+    for video in sorted(videos, key=lambda video: -len(video.frames)):
+        process = frames.index(min(frames))
+        frames[process] += len(video.frames)
+        taken[process].append(video)
+    return taken[rank]
 
 
 def propagate(
@@ -146,12 +192,40 @@ def _read(video: Video, frame: Frame, decode: bool, device: torch.device) -> tup
     return image, None if mask is None else torch.from_numpy(mask)
 
 
-def _output_path(output: Path, video: Video, frame: Frame) -> Path:
+def _mask_path(output: Path, video: Video, frame: Frame) -> Path:
     return output / video.folder / f'{frame.name}.png'
 
 
-def _outputs(output: Path, video: Video) -> Iterator[Path]:
-    return (_output_path(output, video, frame) for frame in video.frames if frame.wanted)
+def _prob_path(output: Path, video: Video, frame: Frame) -> Path:
+    return output / 'probabilities' / video.folder / f'{frame.name}.npz'
+
+
+def _outputs(output: Path, video: Video, save_probs: bool) -> Iterator[Path]:
+    for frame in video.frames:
+        if frame.wanted:
+            yield _mask_path(output, video, frame)
+            if save_probs:
+                yield _prob_path(output, video, frame)
+
+
+def _write_labels(path: Path, labels: Tensor) -> None:
+    write_mask(path, labels.cpu().numpy())
+
+
+def _write_prob(path: Path, prob: Tensor, objects: list[int]) -> None:
+    with atomic_path(path) as temporary, open(temporary, 'wb') as file:
+        np.savez_compressed(file, prob=prob.cpu().numpy(), objects=np.array(objects, np.uint8))
+
+
+def _write_archive(output: Path, videos: Sequence[Video]) -> None:
+    """``output.zip`` with the masks as a server takes them: ``<video>/<frame>.png`` (DAVIS) or below Annotations."""
+    path = output.with_name(f'{output.name}.zip')
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, 'w') as archive:
+        for video in videos:
+            for mask in _outputs(output, video, False):
+                # No time stamp: the same masks give the same archive. PNGs do not get smaller.
+                archive.writestr(zipfile.ZipInfo(str(mask.relative_to(output))), mask.read_bytes())
+    log.info('archive: %s', path)
 
 
 def _claim_output(output: Path, videos: Sequence[Video], settings: dict, *, overwrite: bool) -> None:
@@ -175,15 +249,15 @@ def _claim_output(output: Path, videos: Sequence[Video], settings: dict, *, over
     else:
         # At once, so that an interrupted run leaves no mask of the old ones for a finished new one.
         for video in videos:
-            for mask in _outputs(output, video):
-                mask.unlink(missing_ok=True)
+            for written in _outputs(output, video, True):
+                written.unlink(missing_ok=True)
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(settings, indent=2) + '\n')
 
 
 def _progress(videos: Sequence[Video]) -> Iterator[Video]:
     """A progress bar on a terminal, else a line a video."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and rank() == 0:
         yield from progressbar.progressbar(videos, redirect_stdout=True)
         return
     for index, video in enumerate(videos, 1):
@@ -192,7 +266,7 @@ def _progress(videos: Sequence[Video]) -> Iterator[Video]:
 
 
 class _Writer:
-    """Encodes and writes masks in the background; an error ends the run at the next ``submit`` or the end."""
+    """Encodes and writes files in the background; an error ends the run at the next ``submit`` or the end."""
 
     def __init__(self):
         self.pool = ThreadPoolExecutor(WRITERS)
@@ -201,11 +275,11 @@ class _Writer:
     def __enter__(self) -> '_Writer':
         return self
 
-    def submit(self, path: Path, labels: Tensor) -> None:
-        """``labels [H, W]`` uint8 on any device; fetched by the writing thread, so that nobody else waits."""
+    def submit(self, write: Callable[..., None], *args: object) -> None:
+        """Call ``write(*args)`` in the background. It fetches tensors itself, so that nobody else waits for a GPU."""
         while self.pending and (len(self.pending) >= WRITE_BEHIND or self.pending[0].done()):
             self.pending.popleft().result()
-        self.pending.append(self.pool.submit(lambda: write_mask(path, labels.cpu().numpy())))
+        self.pending.append(self.pool.submit(write, *args))
 
     def __exit__(self, error_type, *_) -> None:
         self.pool.shutdown(cancel_futures=error_type is not None)

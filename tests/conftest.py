@@ -11,6 +11,7 @@ from torch import Tensor
 from dataset.io import read_image, read_mask
 from model import STCN, STCNConfig, save_network
 
+REPOSITORY = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / 'golden'
 sys.path.insert(0, str(GOLDEN))
 from procedural_weights import make_state_dict  # noqa: E402

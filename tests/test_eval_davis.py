@@ -3,7 +3,6 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +14,7 @@ from dataset.davis import DAVIS_2016_VAL, davis, davis_videos
 from dataset.io import PALETTE, DataError, read_mask
 from inference import run as run_module
 from inference.run import run_dataset
-from tests.conftest import tree
-
-REPOSITORY = Path(__file__).parents[1]
+from tests.conftest import REPOSITORY, tree
 
 
 @pytest.fixture
@@ -161,7 +158,7 @@ def test_frames_are_not_held(davis_root, small_network, monkeypatch):
     (lambda base: (base / 'ImageSets/2017/val.txt').unlink(), 'cannot read the list'),
     (lambda base: (base / 'ImageSets/2017/val.txt').write_bytes(b'\xff\xfe'), 'expected a text file'),
     (lambda base: (base / 'ImageSets/2017/val.txt').write_text(''), 'lists no videos'),
-    (lambda base: (base / 'ImageSets/2017/val.txt').write_text('../dog'), 'is no name of a video'),
+    (lambda base: (base / 'ImageSets/2017/val.txt').write_text('../dog'), 'expected the name of a video'),
     (lambda base: (base / 'ImageSets/2017/val.txt').write_text('dog\ncat\n'), '1 of the 2 videos.*missing: cat'),
     (lambda base: (base / 'Annotations/480p/dog/00000.png').unlink(), 'annotation of the first frame is missing'),
     (lambda base: [path.unlink() for path in (base / 'JPEGImages/480p/dog').iterdir()], 'no frames'),

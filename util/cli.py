@@ -7,22 +7,36 @@ import sys
 from pathlib import Path
 
 # What does not change the masks, so that a run may continue with other values.
-NOT_SETTINGS = {'model', 'device', 'overwrite', 'output'}
+NOT_SETTINGS = {'model', 'device', 'overwrite', 'output', 'zip', 'save_probs', 'object_chunk'}
 
 
-def evaluation_parser(description: str) -> argparse.ArgumentParser:
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a flag's default where it says something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
+
+
+def evaluation_parser(description: str, *, size: int) -> argparse.ArgumentParser:
     """A parser with the options of every evaluation script; each adds those of its dataset."""
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('--model', default='saves/stcn.pth', help='checkpoint: a published one or our own')
-    parser.add_argument('--output', required=True, help='folder for the masks')
-    parser.add_argument('--top', type=positive, default=20, help='memory positions that a query position reads')
-    parser.add_argument('--mem_every', type=positive, default=5, help='every n-th frame goes into the memory')
-    parser.add_argument('--include_last', action='store_true', help='the previous frame is temporary memory, too')
-    parser.add_argument('--amp', action='store_true', help='half precision; faster, with slightly other masks')
-    parser.add_argument('--device', default=argparse.SUPPRESS,
-                        help='e.g. cuda:1 or cpu (default: cuda if there is one)')
-    parser.add_argument('--overwrite', action='store_true', help='segment again what is finished')
+        description=description, formatter_class=_HelpFormatter,
+        epilog='Several GPUs or processes: torchrun --nproc_per_node=N SCRIPT FLAGS')
+    add = parser.add_argument
+    add('--model', default='saves/stcn.pth', help='checkpoint: a published one or our own')
+    add('--output', required=True, help='folder for the masks; a second run continues there')
+    add('--top', type=positive, default=20, help='memory positions that a query position reads')
+    add('--mem_every', type=positive, default=5, help='every n-th frame goes into the memory')
+    add('--include_last', action='store_true', help='the previous frame is temporary memory, too')
+    add('--max_memory_frames', type=positive, help='bound of the memory: the least used frame goes, never an '
+        'annotated one (default: no bound)')
+    add('--size', type=int, default=size, help='shorter side at which the network works; 0: frames as they are')
+    add('--object_chunk', type=positive, help='objects at a time, to save memory (default: all)')
+    add('--amp', action='store_true', help='half precision; faster, with slightly other masks')
+    add('--device', help='e.g. cuda:1 or cpu (default: the GPU, if there is one)')
+    add('--save_probs', action='store_true', help='also write probabilities/.../FRAME.npz')
+    add('--zip', action='store_true', help='also write OUTPUT.zip, the archive that a server takes')
+    add('--overwrite', action='store_true', help='segment again what is finished')
     return parser
 
 
@@ -34,22 +48,27 @@ def positive(text: str) -> int:
     return value
 
 
-def evaluate(args: argparse.Namespace, videos: list, *, size: int | None = None) -> int:
+def evaluate(args: argparse.Namespace, videos: list) -> int:
     """Load the network, segment the videos, print the summary. Returns the exit status."""
     import torch
 
     from inference.run import run_dataset
     from model import load_network
+    from util.distributed import default_device, process_group, rank
 
-    device = torch.device(getattr(args, 'device', None) or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    network = load_network(args.model, device=device)
-    settings = {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
-    settings |= {'network': sha256(args.model), 'size': size}
-    summary = run_dataset(
-        network, videos, args.output, settings=settings, overwrite=args.overwrite,
-        core_options={'top_k': args.top, 'mem_every': args.mem_every, 'include_last': args.include_last,
-                      'amp': args.amp, 'size': size})
-    print(summary)
+    network = load_network(args.model, device=torch.device(args.device) if args.device else default_device())
+    settings = {name: os.path.realpath(value) if name.endswith(('_path', 'root')) else value
+                for name, value in vars(args).items() if name not in NOT_SETTINGS}
+    settings['network'] = sha256(args.model)
+    with process_group('gloo'):
+        summary = run_dataset(
+            network, videos, args.output, settings=settings, overwrite=args.overwrite,
+            save_probs=args.save_probs, archive=args.zip,
+            core_options={'top_k': args.top, 'mem_every': args.mem_every, 'include_last': args.include_last,
+                          'max_memory_frames': args.max_memory_frames, 'size': args.size or None,
+                          'object_chunk': args.object_chunk, 'amp': args.amp})
+        if rank() == 0:
+            print(summary)
     return 1 if summary.failures else 0
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path in the folder of ``path``, renamed to it when the block ends well.
 
-    The parent folder is created. On an exception nothing is left and ``path`` is as it was; a
-    process killed inside the block leaves a hidden ``.NAME.PID.part`` file, never half of ``path``.
+    The parent folder is created. On an exception nothing is left and ``path`` is as it was; a process
+    killed inside the block leaves a hidden ``.NAME.part``, which the next one replaces.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    temporary = path.with_name(f'.{path.name}.part')
     try:
         yield temporary
         os.replace(temporary, path)

@@ -1,0 +1,21 @@
+"""Segment videos of one's own: frames in JPEGImages, masks of some of them in Annotations."""
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from util.cli import evaluate, evaluation_parser, run_main
+
+
+def main() -> int:
+    parser = evaluation_parser(__doc__, size=480)
+    parser.add_argument('--root', required=True,
+                        help='with JPEGImages/VIDEO/ and Annotations/VIDEO/, or both without VIDEO/')
+    args = parser.parse_args()
+
+    from dataset.folder import folder
+    return evaluate(args, folder(args.root))
+
+
+if __name__ == '__main__':
+    run_main(main)

@@ -1,0 +1,311 @@
+"""eval_youtube.py and scripts/eval_folder.py: objects that appear later, frame subsets, many processes, kills."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import eval_youtube
+from dataset.folder import folder
+from dataset.io import DataError, read_mask
+from dataset.youtube import youtube
+from inference.run import share
+from tests.conftest import GOLDEN, REPOSITORY, tree
+
+FRAMES = sorted((GOLDEN / 'clip').iterdir())
+APPEARING = {2: 0, 5: 4, 9: 7}          # label -> frame
+SIZE = 96                               # works faster than 480
+
+
+@pytest.fixture
+def youtube_root(tmp_path) -> Path:
+    """Two videos of every second frame number (0, 2, ..., 22); meta.json asks for every fourth, from an object's
+    first on. In the second video objects appear from the third frame on, and frames are upright and larger."""
+    root = tmp_path / 'YouTube'
+    meta = {}
+    for video, offset, size in (('0a1b', 0, (182, 110)), ('ff02', 2, (150, 263))):
+        images = root / 'all_frames/valid_all_frames/JPEGImages' / video
+        annotations = root / 'valid/Annotations' / video
+        images.mkdir(parents=True)
+        annotations.mkdir(parents=True)
+        for number, path in enumerate(FRAMES[:12 - 4 * (offset > 0)]):
+            Image.open(path).convert('RGB').resize(size).save(images / f'{2 * number:05d}.jpg', quality=95)
+        for label, first in APPEARING.items():
+            if first + offset >= len(list(images.iterdir())):
+                continue
+            mask = Image.open(GOLDEN / 'appearing' / f'{first:05d}.png')
+            mask.resize(size, Image.Resampling.NEAREST).save(annotations / f'{2 * (first + offset):05d}.png')
+            frames = [f'{2 * number:05d}' for number in range(first + offset, len(list(images.iterdir())))
+                      if number == first + offset or number % 2 == 0]
+            objects = meta.setdefault(video, {'objects': {}})['objects']
+            objects[str(label)] = {'category': 'person', 'frames': frames}
+    (root / 'valid' / 'meta.json').write_text(json.dumps({'videos': meta}))
+    return root
+
+
+@pytest.fixture
+def command(youtube_root, small_checkpoint):
+    """The script's command line, for a process of its own."""
+    return lambda output, *flags, launcher=(): [
+        sys.executable, *launcher, 'eval_youtube.py', '--model', small_checkpoint, '--device', 'cpu', '--yv_path',
+        youtube_root, '--size', str(SIZE), '--output', output, *flags]
+
+
+@pytest.fixture
+def evaluate(command, monkeypatch):
+    """Runs the script in this process and returns the output folder's files."""
+    def evaluate(output, *flags):
+        monkeypatch.setattr(sys, 'argv', [str(word) for word in command(output, *flags)[1:]])
+        assert eval_youtube.main() == 0
+        return tree(output)
+    return evaluate
+
+
+def start(command):
+    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def names(files):
+    return sorted(name for name in files if name.endswith('.png'))
+
+
+def test_frames_labels_and_first_frames(evaluate, youtube_root, tmp_path):
+    files = evaluate(tmp_path / 'out')
+    # Every fourth number, and those at which objects appear (8 and 14; in the second video 4 and 12).
+    assert names(files) == (
+        [f'Annotations/0a1b/{number:05d}.png' for number in (0, 4, 8, 12, 14, 16, 20)]
+        + [f'Annotations/ff02/{number:05d}.png' for number in (4, 8, 12)])
+    for name in names(files):
+        with Image.open(tmp_path / 'out' / name) as image:
+            assert image.mode == 'P'
+            assert image.size == ((182, 110) if '0a1b' in name else (150, 263))
+            number = int(Path(name).stem) - (4 if 'ff02' in name else 0)
+            assert set(np.unique(image)) <= {0} | {label for label, first in APPEARING.items() if 2 * first <= number}
+    for number in (0, 8, 14):           # an annotated object is where its annotation says
+        given = read_mask(youtube_root / 'valid/Annotations/0a1b' / f'{number:05d}.png')
+        found = read_mask(tmp_path / 'out/Annotations/0a1b' / f'{number:05d}.png')
+        label = given.max()
+        assert ((found == label) == (given == label)).mean() > 0.97
+
+
+def test_default_size_is_480(evaluate, youtube_root, tmp_path, monkeypatch):
+    shapes = []
+    original = eval_youtube.evaluate
+
+    def evaluate_spied(args, videos):
+        from model.stcn import STCN
+        encode = STCN.encode_query
+        monkeypatch.setattr(STCN, 'encode_query',
+                            lambda self, image: shapes.append(tuple(image.shape[2:])) or encode(self, image))
+        args.size = eval_youtube.evaluation_parser('', size=480).get_default('size')
+        return original(args, [video for video in videos if video.name == 'ff02'])
+
+    monkeypatch.setattr(eval_youtube, 'evaluate', evaluate_spied)
+    evaluate(tmp_path / 'out')
+    # 263 x 150 upright: the longer side is floor(480 * 263 / 150) = 841, padded to multiples of 16.
+    assert set(shapes) == {(848, 480)}
+
+
+def test_output_all(evaluate, tmp_path):
+    files = evaluate(tmp_path / 'some')
+    everything = evaluate(tmp_path / 'all', '--output_all')
+    assert len(names(everything)) == 12 + 6        # from the first annotated frame on
+    assert all(everything[name] == files[name] for name in names(files))
+
+
+def test_training_annotations_do_not_leak(evaluate, youtube_root, tmp_path):
+    """With every frame annotated, as in a training split, only an object's first annotation is read."""
+    expected = evaluate(tmp_path / 'out')
+    folder = youtube_root / 'valid/Annotations/0a1b'
+    for number in range(0, 24, 2):
+        path = folder / f'{number:05d}.png'
+        mask = read_mask(path) if path.exists() else np.zeros((110, 182), np.uint8)
+        for label, first in APPEARING.items():
+            if number > 2 * first:
+                mask[:40, 10 * label:10 * label + 10] = label      # wrong on purpose
+        Image.fromarray(mask).save(path)
+    assert names(tree(tmp_path / 'out')) == names(evaluate(tmp_path / 'again'))
+    assert tree(tmp_path / 'again/Annotations') == {
+        name.removeprefix('Annotations/'): content for name, content in expected.items() if name.endswith('.png')}
+
+
+def test_second_run_two_processes_and_a_kill_give_the_same(evaluate, command, tmp_path):
+    expected = evaluate(tmp_path / 'out', '--zip')
+    archive = (tmp_path / 'out.zip').read_bytes()
+    assert evaluate(tmp_path / 'out', '--zip') == expected
+
+    launcher = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
+    process = start(command(tmp_path / 'two', '--zip', launcher=launcher))
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert output.count('2 segmented, 0 finished before, 0 failed') == 1
+    assert tree(tmp_path / 'two') == expected
+    assert (tmp_path / 'two.zip').read_bytes() == archive
+
+    process = start(command(tmp_path / 'killed', '--zip'))
+    while not list((tmp_path / 'killed').rglob('*.png')):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=300)
+    assert not (tmp_path / 'killed.zip').exists()
+    assert evaluate(tmp_path / 'killed', '--zip') == expected
+    assert (tmp_path / 'killed.zip').read_bytes() == archive
+
+
+def test_archive_and_probabilities(evaluate, tmp_path):
+    files = evaluate(tmp_path / 'out', '--zip', '--save_probs')
+    with zipfile.ZipFile(tmp_path / 'out.zip') as archive:
+        assert archive.testzip() is None
+        assert sorted(archive.namelist()) == names(files)
+        assert all(archive.read(name) == files[name] for name in archive.namelist())
+    for name in names(files):
+        with np.load(tmp_path / 'out/probabilities' / Path(name).with_suffix('.npz')) as arrays:
+            prob, objects = arrays['prob'], arrays['objects']
+        assert prob.dtype == np.float16
+        assert len(prob) == 1 + len(objects)
+        mask = read_mask(tmp_path / 'out' / name)
+        chosen = np.searchsorted([0, *objects], mask)
+        assert np.isin(mask, [0, *objects]).all()
+        # The most probable label, but for ties in half precision.
+        assert (np.take_along_axis(prob, chosen[None], axis=0)[0] >= prob.max(axis=0) - 1e-3).all()
+
+
+@pytest.mark.parametrize('flags', [('--object_chunk', '1'), ('--max_memory_frames', '1'), ('--include_last',)])
+def test_common_options(evaluate, tmp_path, flags):
+    assert names(evaluate(tmp_path / 'out', *flags)) == names(evaluate(tmp_path / 'plain'))
+
+
+def test_shares_are_balanced_and_complete(youtube_root):
+    class Stub:
+        def __init__(self, length):
+            self.frames = [None] * length
+
+    videos = [Stub(length) for length in (3, 50, 7, 20, 20, 9)]
+    shares = [share(videos, rank, 3) for rank in range(3)]
+    assert sorted(id(video) for taken in shares for video in taken) == sorted(map(id, videos))
+    assert [sum(len(video.frames) for video in taken) for taken in shares] == [50, 29, 30]
+    assert share(videos, 0, 1) != []
+
+
+def change_meta(root, change):
+    path = root / 'valid' / 'meta.json'
+    meta = json.loads(path.read_text())
+    change(meta['videos'])
+    path.write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize(('damage', 'message'), [
+    (lambda root: shutil.rmtree(root / 'all_frames'), 'JPEGImages: missing'),
+    (lambda root: (root / 'valid/meta.json').unlink(), r'meta\.json: cannot read'),
+    (lambda root: (root / 'valid/meta.json').write_text('{"videos": {'), r'meta\.json: expected'),
+    (lambda root: (root / 'valid/meta.json').write_text('[]'), r'meta\.json: expected'),
+    (lambda root: (root / 'valid/meta.json').write_text('{"videos": {}}'), 'lists no videos'),
+    (lambda root: change_meta(root, lambda videos: videos.update({'../../out': videos['0a1b']})), 'name of a video'),
+    (lambda root: change_meta(root, lambda videos: videos['0a1b']['objects']['2'].update(frames=[])), 'at least one'),
+    (lambda root: change_meta(root, lambda videos: videos['0a1b']['objects']['2']['frames'].append('99999')),
+     'are missing: 99999'),
+    (lambda root: (root / 'valid/Annotations/0a1b/00008.png').unlink(), r'annotation of objects \(5,\) is missing'),
+    (lambda root: shutil.rmtree(root / 'all_frames/valid_all_frames/JPEGImages/0a1b'), 'expected a folder of frames'),
+])
+def test_incomplete_roots(youtube_root, damage, message):
+    damage(youtube_root)
+    with pytest.raises(DataError, match=message):
+        youtube(youtube_root)
+
+
+@pytest.fixture
+def folder_root(tmp_path) -> Path:
+    """Two videos: all masks in the first frame (.jpeg); objects appear and are corrected (.PNG frames)."""
+    root = tmp_path / 'mine'
+    for video in ('cat', 'dog'):
+        (root / 'JPEGImages' / video).mkdir(parents=True)
+        (root / 'Annotations' / video).mkdir(parents=True)
+    for number, path in enumerate(FRAMES[:5]):
+        Image.open(path).convert('RGB').save(root / 'JPEGImages/cat' / f'{number}.jpeg')
+        shutil.copy(path, root / 'JPEGImages/dog' / f'frame{number + 8}.PNG')
+    shutil.copy(GOLDEN / 'first_mask.png', root / 'Annotations/cat/0.png')
+    shutil.copy(GOLDEN / 'appearing/00000.png', root / 'Annotations/dog/frame9.png')
+    correction = np.zeros((110, 182), np.uint8)
+    correction[20:60, 30:80] = 2
+    correction[70:90, 100:] = 255
+    Image.fromarray(correction).save(root / 'Annotations/dog/frame11.png')
+    return root
+
+
+def run_folder(root, output, checkpoint, *flags):
+    return subprocess.run(
+        [sys.executable, 'scripts/eval_folder.py', '--model', checkpoint, '--device', 'cpu', '--root', root,
+         '--output', output, '--size', str(SIZE), *flags], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+
+def test_folder(folder_root, small_checkpoint, tmp_path):
+    result = run_folder(folder_root, tmp_path / 'out', small_checkpoint)
+    assert result.returncode == 0, result.stderr
+    files = tree(tmp_path / 'out')
+    assert names(files) == ([f'cat/{number}.png' for number in range(5)]
+                            + sorted(f'dog/frame{number}.png' for number in range(9, 13)))
+    assert set(np.unique(read_mask(tmp_path / 'out/dog/frame10.png'))) <= {0, 2}
+    corrected = read_mask(tmp_path / 'out/dog/frame11.png')
+    assert set(np.unique(corrected)) <= {0, 2, 255}
+    assert (corrected[72:88, 104:178] == 255).mean() > 0.95
+    assert (corrected[24:56, 34:76] == 2).mean() > 0.95
+
+    result = run_folder(folder_root, tmp_path / 'out', small_checkpoint)
+    assert '0 segmented, 2 finished before' in result.stdout
+    assert tree(tmp_path / 'out') == files
+
+
+def test_folder_of_one_video(folder_root, small_checkpoint, tmp_path):
+    single = tmp_path / 'holiday'
+    shutil.copytree(folder_root / 'JPEGImages/cat', single / 'JPEGImages')
+    shutil.copytree(folder_root / 'Annotations/cat', single / 'Annotations')
+    [video] = folder(single)
+    assert (video.name, len(video.frames)) == ('holiday', 5)
+
+
+def test_a_failing_video_is_reported_and_the_rest_goes_on(folder_root, small_checkpoint, tmp_path):
+    Image.new('RGB', (90, 50)).save(folder_root / 'JPEGImages/cat/3.jpeg')
+    result = run_folder(folder_root, tmp_path / 'out', small_checkpoint, '--zip')
+    assert result.returncode == 1
+    assert '1 segmented, 0 finished before, 1 failed' in result.stdout
+    assert 'failed: cat: image: expected the size of the frames before' in result.stdout
+    assert len(list((tmp_path / 'out/dog').iterdir())) == 4
+    assert not (tmp_path / 'out.zip').exists()
+
+
+def test_masks_of_another_size(folder_root, small_checkpoint, tmp_path):
+    """One pixel narrower: resized with a warning. Another shape: an error that names the file."""
+    path = folder_root / 'Annotations/cat/0.png'
+    mask = Image.open(path)
+    mask.resize((181, 110), Image.Resampling.NEAREST).save(path)
+    result = run_folder(folder_root, tmp_path / 'out', small_checkpoint)
+    assert result.returncode == 0
+    assert f'{path}: the mask is 181 x 110' in result.stderr
+    mask.resize((110, 110), Image.Resampling.NEAREST).save(path)
+    result = run_folder(folder_root, tmp_path / 'out', small_checkpoint, '--overwrite')
+    assert result.returncode == 1
+    assert f"failed: cat: {path}: expected a mask of its image's aspect ratio" in result.stdout
+
+
+@pytest.mark.parametrize(('damage', 'message'), [
+    (lambda root: shutil.rmtree(root / 'Annotations'), 'Annotations: missing'),
+    (lambda root: shutil.rmtree(root / 'Annotations/cat'), 'expected a folder of frames'),
+    (lambda root: (root / 'Annotations/cat/0.png').unlink(), 'no masks'),
+    (lambda root: (root / 'Annotations/cat/0.png').rename(root / 'Annotations/cat/00.png'), 'without a frame'),
+    (lambda root: shutil.copy(root / 'JPEGImages/cat/1.jpeg', root / 'JPEGImages/cat/1.jpg'), 'one file a frame'),
+    (lambda root: [path.unlink() for path in (root / 'JPEGImages/cat').iterdir()], 'no frames'),
+    (lambda root: [shutil.rmtree(path) for path in (root / 'JPEGImages').iterdir()], 'neither frames nor folders'),
+])
+def test_incomplete_folders(folder_root, damage, message):
+    damage(folder_root)
+    with pytest.raises(DataError, match=message):
+        folder(folder_root)
