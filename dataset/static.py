@@ -1,0 +1,123 @@
+"""Pre-training clips: three augmented views of one image with one object (stage 0, supplementary F.3.1)."""
+import logging
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+
+from dataset.augment import draw_static, normalise, recolour
+from dataset.io import DataError, fit_mask, read_image
+from dataset.sampling import AddressedDataset
+
+log = logging.getLogger(__name__)
+
+FOLDERS = ('fss', 'DUTS-TR', 'DUTS-TE', 'ecssd', 'BIG_small', 'HRSOD_small')
+REPEATS = {'BIG_small': 5, 'HRSOD_small': 5}
+"""Their annotations are of higher quality."""
+
+
+class Pair(NamedTuple):
+    image: str
+    mask: str
+
+
+def find_pairs(root: str | Path) -> list[Pair]:
+    """All images with masks below ``root``: N.jpg + N.png in a folder of it or, as in fss/<class>, one level deeper.
+
+    Pairs of a folder named in REPEATS appear that often (as references, not copies). Which of the published folders
+    are absent and which images have no mask is logged.
+
+    Raises:
+        DataError: not a single pair.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f'{root}: expected a folder of static images, found none. Check --static_root.')
+    pairs = _pairs_of(root)
+    folders = _subfolders(root)
+    for folder in folders:
+        found = _pairs_of(folder) + [pair for deeper in _subfolders(folder) for pair in _pairs_of(deeper)]
+        repeats = REPEATS.get(folder.name, 1)
+        log.info('%s: %d image(s)%s', folder, len(found), f', {repeats} times each' if repeats > 1 else '')
+        pairs += repeats * found
+    absent = [name for name in FOLDERS if name not in {folder.name for folder in folders}]
+    if absent:
+        log.info('%s: training goes on without %s', root, ', '.join(absent))
+    if not pairs:
+        raise DataError(
+            f"{root}: expected image and mask pairs N.jpg + N.png in its folders ({', '.join(FOLDERS)} or any other), "
+            "found none. Check --static_root."
+        )
+    return pairs
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir())
+
+
+def _pairs_of(folder: Path) -> list[Pair]:
+    images, masks = {}, {}
+    for name in sorted(os.listdir(folder)):
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in ('.jpg', '.jpeg') and not name.startswith('.'):
+            images[stem] = os.path.join(folder, name)
+        elif suffix.lower() == '.png':
+            masks[stem] = os.path.join(folder, name)
+    alone = [path for stem, path in images.items() if stem not in masks]
+    if alone:
+        names = ', '.join(os.path.basename(path) for path in alone[:3])
+        log.warning('%s: skipped %d image(s) without a mask N.png: %s ...', folder, len(alone), names)
+    return [Pair(path, masks[stem]) for stem, path in images.items() if stem in masks]
+
+
+def read_coverage(path: str | Path) -> np.ndarray:
+    """Read the mask of one object as uint8 [H, W] from 0 to 255.
+
+    Masks of salient objects are often anti-aliased, and some are stored as 0 and 1 or as a palette's first colour:
+    the brightest value of the file is taken as the inside.
+    """
+    red, green, blue = cv2.split(read_image(path))
+    coverage = cv2.max(cv2.max(red, green), blue)
+    brightest = int(coverage.max())
+    return cv2.convertScaleAbs(coverage, alpha=255 / brightest) if 0 < brightest < 255 else coverage
+
+
+class StaticDataset(AddressedDataset):
+    """Clips of three views of an image. A sample, with T = 3 frames, K = 1 object and size S:
+
+    - rgb: float32 [T, 3, S, S], normalised for ImageNet
+    - masks: uint8 [T, K, S, S], 0 or 1
+    - target: int64 [T, S, S], 0 for background, 1 for the object
+    - selector: float32 [K], always 1
+    - name: the image's path
+    """
+
+    def __init__(self, pairs: list[Pair], *, size: int = 384) -> None:
+        super().__init__()
+        self.pairs, self.size = pairs, size
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def sample(self, index: int, rng: np.random.Generator, *, max_skip: int = 0) -> dict[str, Any]:
+        """``max_skip`` has no meaning here."""
+        pair = self.pairs[index]
+        image = read_image(pair.image)
+        height, width = image.shape[:2]
+        coverage = fit_mask(read_coverage(pair.mask), (height, width), pair.mask)
+
+        augmentation = draw_static(rng, height, width, size=self.size)
+        base = recolour(image, augmentation.colour)
+        views = zip(augmentation.warps, augmentation.frame_colours, strict=True)
+        rgb = normalise([warp.image(recolour(base, colour)) for warp, colour in views])
+        masks = np.stack([warp.mask(coverage) for warp in augmentation.warps]).view(np.uint8)
+        return {
+            'rgb': torch.from_numpy(rgb),
+            'masks': torch.from_numpy(masks[:, None]),
+            'target': torch.from_numpy(masks.astype(np.int64)),
+            'selector': torch.ones(1),
+            'name': pair.image,
+        }

@@ -1,0 +1,216 @@
+"""Training clips from videos: BL30K (stage 1), DAVIS and YouTubeVOS (stages 2, 3); supplementary F.3.2 and F.3.3."""
+import logging
+import os
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from dataset.augment import draw_video, normalise, recolour
+from dataset.io import FRAME_SUFFIXES, DataError, fit_mask, read_image, read_mask
+from dataset.sampling import AddressedDataset, choose_objects, sample_frames
+
+log = logging.getLogger(__name__)
+
+SPLITS = Path(__file__).parent / 'splits'
+DAVIS_REPEATS = 5
+"""DAVIS videos appear that often for each YouTubeVOS video: their annotations are of higher quality."""
+
+MAX_OBJECTS = 2
+REDRAWS = 5
+
+
+@dataclass(frozen=True)
+class TrainingVideo:
+    """A video on disk: the frames that have both image and annotation, in order."""
+
+    images: str
+    masks: str
+    frames: tuple[str, ...]
+    """File names of the images; an annotation has the same stem and ends in .png."""
+    stride: int = 1
+    """Frames of the original video from one annotation to the next: max-skip counts original frames."""
+
+
+def find_davis(root: str | Path) -> list[TrainingVideo]:
+    """The training set of DAVIS 2017 at 480p, ``root``/2017/trainval; [] if that is absent."""
+    base = Path(root) / '2017' / 'trainval'
+    return find_videos(
+        base / 'JPEGImages' / '480p', base / 'Annotations' / '480p', subset=read_split('davis_2017_train')
+    )
+
+
+def find_youtube(root: str | Path) -> list[TrainingVideo]:
+    """The training set of YouTubeVOS downsized to a shorter edge of 480, ``root``/train_480p; [] if that is absent.
+
+    Every fifth frame is annotated.
+    """
+    base = Path(root) / 'train_480p'
+    return find_videos(base / 'JPEGImages', base / 'Annotations', subset=read_split('youtube_vos_train'), stride=5)
+
+
+def find_bl30k(root: str | Path) -> list[TrainingVideo]:
+    """BL30K, ``root``/{JPEGImages,Annotations}/<video>.
+
+    Raises:
+        DataError: no video can be used.
+    """
+    videos = find_videos(Path(root) / 'JPEGImages', Path(root) / 'Annotations')
+    if not videos:
+        raise DataError(f'{root}: expected JPEGImages/<video> and Annotations/<video>, found no video to train on.')
+    return videos
+
+
+def find_main(davis_root: str | Path, yv_root: str | Path) -> list[TrainingVideo]:
+    """DAVIS, five times, and YouTubeVOS; what is there of them.
+
+    Raises:
+        DataError: neither is there.
+    """
+    videos = DAVIS_REPEATS * find_davis(davis_root) + find_youtube(yv_root)
+    if not videos:
+        raise DataError(
+            f"expected videos in {Path(davis_root) / '2017' / 'trainval'} or {Path(yv_root) / 'train_480p'}, found "
+            "none to train on. Check --davis_root and --yv_root."
+        )
+    return videos
+
+
+def read_split(name: str) -> list[str]:
+    """The names of a list in ``splits/``."""
+    return (SPLITS / f'{name}.txt').read_text().split()
+
+
+def find_videos(
+    images: Path, masks: Path, *, subset: Iterable[str] | None = None, stride: int = 1
+) -> list[TrainingVideo]:
+    """The videos below ``images`` and ``masks`` (one folder each), all of them or those of ``subset``.
+
+    Videos that are missing or have fewer than three annotated frames are skipped; how many is logged.
+    """
+    if not images.is_dir() or not masks.is_dir():
+        log.warning('training goes on without %s: found no folders %s and %s', images.parent, images, masks)
+        return []
+    names = sorted(os.listdir(images)) if subset is None else list(subset)
+    videos = [
+        TrainingVideo(str(images / name), str(masks / name), _annotated_frames(images / name, masks / name), stride)
+        for name in names
+        if not name.startswith('.')
+    ]
+    usable = [video for video in videos if len(video.frames) >= 3]
+    skipped = [os.path.basename(video.images) for video in videos if len(video.frames) < 3]
+    log.info('%s: %d video(s)', images, len(usable))
+    if skipped:
+        log.warning(
+            '%s: skipped %d video(s), missing or with fewer than 3 frames that have image and annotation: %s ...',
+            images,
+            len(skipped),
+            ', '.join(skipped[:3]),
+        )
+    return usable
+
+
+def _annotated_frames(images: Path, masks: Path) -> tuple[str, ...]:
+    """From the names only, without a look at each file: BL30K has nearly ten million of them."""
+    if not images.is_dir() or not masks.is_dir():
+        return ()
+    annotated = {name[:-4] for name in os.listdir(masks) if name.endswith('.png') and not name.startswith('.')}
+    names = {
+        name.rpartition('.')[0]: sys.intern(name)  # most videos use the same names
+        for name in os.listdir(images)
+        if name.lower().endswith(FRAME_SUFFIXES)
+    }
+    return tuple(names[stem] for stem in sorted(annotated & names.keys(), key=lambda stem: (len(stem), stem)))
+
+
+class VideoDataset(AddressedDataset):
+    """Clips of three frames of a video with up to K = 2 objects. A sample, with T = 3 and size S:
+
+    - rgb: float32 [T, 3, S, S], normalised for ImageNet
+    - masks: uint8 [T, K, S, S], 0 or 1; all 0 for an object that is not there
+    - target: int64 [T, S, S], 0 for background, 1 and 2 for the objects
+    - selector: float32 [K], 1 where there is such an object; [1, 0] even if there is none at all
+    - name: the video's path and the frames
+
+    Args:
+        videos: one entry a sample of an epoch; repeat an entry to see its video more often.
+        crop_scale: the area of the random crop as a fraction of the frame's.
+        discard_tiny: see ``choose_objects``.
+    """
+
+    def __init__(
+        self,
+        videos: list[TrainingVideo],
+        *,
+        size: int = 384,
+        crop_scale: tuple[float, float] = (0.36, 1.0),
+        discard_tiny: bool = False,
+    ) -> None:
+        super().__init__()
+        self.videos, self.size = videos, size
+        self.crop_scale, self.discard_tiny = crop_scale, discard_tiny
+
+    @classmethod
+    def bl30k(cls, root: str | Path, *, size: int = 384) -> 'VideoDataset':
+        """The dataset of stage 1. Its images are larger, hence the smaller crops (F.3.3)."""
+        return cls(find_bl30k(root), size=size, crop_scale=(0.25, 1.0), discard_tiny=True)
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def sample(self, index: int, rng: np.random.Generator, *, max_skip: int) -> dict[str, Any]:
+        """A clip whose first frame shows an object; after five more draws without one, a clip with none.
+
+        ``max_skip`` counts frames of the original video.
+        """
+        video = self.videos[index]
+        for _ in range(1 + REDRAWS):
+            places = sample_frames(len(video.frames), max(1, max_skip // video.stride), rng)
+            names = [video.frames[place] for place in places]
+            if rng.random() < 0.5:
+                names.reverse()
+            images, annotations = zip(*(_read_frame(video, name) for name in names), strict=True)
+            height, width = images[0].shape[:2]
+            augmentation = draw_video(rng, height, width, size=self.size, crop_scale=self.crop_scale)
+            labels = np.stack([w.labels(a) for w, a in zip(augmentation.warps, annotations, strict=True)])
+            objects = choose_objects(labels, rng, limit=MAX_OBJECTS, discard_tiny=self.discard_tiny)
+            if objects:
+                break
+
+        numbers = np.zeros(256, np.uint8)
+        numbers[objects] = range(1, len(objects) + 1)
+        target = cv2.LUT(labels.reshape(-1, self.size), numbers).reshape(labels.shape)
+        masks = target[:, None] == np.arange(1, MAX_OBJECTS + 1, dtype=np.uint8)[:, None, None]
+        views = zip(images, augmentation.warps, augmentation.frame_colours, strict=True)
+        rgb = normalise([warp.image(recolour(image, augmentation.colour + own)) for image, warp, own in views])
+        return {
+            'rgb': torch.from_numpy(rgb),
+            'masks': torch.from_numpy(masks.view(np.uint8)),
+            'target': torch.from_numpy(target.astype(np.int64)),
+            'selector': torch.tensor([1.0, float(len(objects) > 1)]),
+            'name': f"{video.images} {' '.join(names)}",
+        }
+
+
+def _read_frame(video: TrainingVideo, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """A frame's image, uint8 [H, W, 3], and labels, uint8 [H, W]."""
+    image = _read_jpeg(os.path.join(video.images, name))
+    path = os.path.join(video.masks, os.path.splitext(name)[0] + '.png')
+    return image, fit_mask(read_mask(path), image.shape[:2], path)
+
+
+def _read_jpeg(path: str) -> np.ndarray:
+    """``read_image``, nearly twice as fast: OpenCV decodes a JPEG that ends as it should, PIL judges anything else."""
+    with suppress(OSError):
+        data = np.fromfile(path, np.uint8)
+        if data[-2:].tobytes() == b'\xff\xd9':
+            image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+            if image is not None:
+                return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return read_image(path)

@@ -1,0 +1,351 @@
+"""Training datasets on small trees in the published layouts: what is found, what a sample is, what breaks."""
+import itertools
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from dataset import video
+from dataset.augment import FILL, IMAGENET_MEAN, IMAGENET_STD, init_worker
+from dataset.io import PALETTE, DataError, read_image
+from dataset.sampling import Address, AddressSampler, sample_frames
+from dataset.static import StaticDataset, find_pairs, read_coverage
+from dataset.video import VideoDataset, find_bl30k, find_davis, find_main, find_videos, find_youtube, read_split
+
+GOLDEN = Path(__file__).parent / 'golden'
+SIZE = 64
+
+
+def write(path, array, *, palette=False, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(array)
+    if palette:
+        image.putpalette(PALETTE.tobytes())
+    image.save(path, **options)
+    return path
+
+
+def write_pair(folder, name, *, size=(90, 120)):
+    """A real image and an elliptic object in its middle."""
+    image = Image.fromarray(read_image(GOLDEN / 'clip' / '00000.png')).resize(size[::-1])
+    y, x = np.mgrid[: size[0], : size[1]]
+    inside = ((y / size[0] - 0.5) ** 2 + (x / size[1] - 0.5) ** 2) < 0.12
+    write(folder / f'{name}.jpg', np.array(image), quality=95)
+    return write(folder / f'{name}.png', (255 * inside).astype(np.uint8))
+
+
+def write_video(images, annotations, name, *, frames=8, step=1, labels=(1, 4, 7), size=(100, 140)):
+    """Squares that move right by a pixel a frame, labelled as given, in gray squares of level 20 x label."""
+    for t in range(0, frames * step, step):
+        mask = np.zeros(size, np.uint8)
+        for k, label in enumerate(labels):
+            mask[20:70, 5 + 40 * k + t % 10 : 40 + 40 * k + t % 10] = label
+        write(images / name / f'{t:05d}.jpg', np.stack([20 * mask] * 3, axis=-1), quality=95)
+        write(annotations / name / f'{t:05d}.png', mask, palette=True)
+
+
+@pytest.fixture(scope='module')
+def static_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp('static')
+    for folder in ('fss/cat', 'fss/dog', 'DUTS-TR', 'BIG_small', 'mine'):
+        for name in '123':
+            write_pair(root / folder, name)
+    return root
+
+
+@pytest.fixture(scope='module')
+def davis_root(tmp_path_factory):
+    base = tmp_path_factory.mktemp('DAVIS') / '2017' / 'trainval'
+    for name in ('bear', 'boat', 'blackswan'):  # the last one belongs to the validation set
+        write_video(base / 'JPEGImages' / '480p', base / 'Annotations' / '480p', name)
+    return base.parents[1]
+
+
+@pytest.fixture(scope='module')
+def yv_root(tmp_path_factory):
+    base = tmp_path_factory.mktemp('YouTube') / 'train_480p'
+    for name in read_split('youtube_vos_train')[:3]:
+        write_video(base / 'JPEGImages', base / 'Annotations', name, step=5)
+    return base.parent
+
+
+def gray_levels(rgb):
+    """A sample's rgb before normalisation, 0 .. 255."""
+    return 255 * (rgb.numpy() * IMAGENET_STD[:, None, None] + IMAGENET_MEAN[:, None, None])
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def assert_equal(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]) if isinstance(a[key], torch.Tensor) else a[key] == b[key]
+
+
+# Static images
+
+
+def test_pairs_of_all_folders_with_their_repetitions(static_root, caplog):
+    caplog.set_level('INFO')
+    pairs = find_pairs(static_root)
+    found = [Path(pair.image).relative_to(static_root).parent.as_posix() for pair in pairs]
+    assert {name: found.count(name) for name in found} == {
+        'fss/cat': 3, 'fss/dog': 3, 'DUTS-TR': 3, 'BIG_small': 15, 'mine': 3
+    }
+    assert all(Path(pair.mask) == Path(pair.image).with_suffix('.png') for pair in pairs)
+    assert 'without DUTS-TE, ecssd, HRSOD_small' in caplog.text
+    assert len(find_pairs(static_root / 'mine')) == 3
+
+
+def test_static_sample(static_root):
+    dataset = StaticDataset(find_pairs(static_root), size=SIZE)
+    for index in range(len(dataset)):
+        sample = dataset[Address(0, 0, index)]
+        assert sample['rgb'].shape == (3, 3, SIZE, SIZE)
+        assert sample['rgb'].dtype == torch.float32
+        assert sample['masks'].shape == (3, 1, SIZE, SIZE)
+        assert sample['target'].dtype == torch.int64
+        assert torch.equal(sample['target'], sample['masks'][:, 0].long())
+        assert sample['target'].unique().tolist() == [0, 1]
+        assert sample['selector'].tolist() == [1]
+        levels = gray_levels(sample['rgb'])
+        assert np.abs(levels - levels.round()).max() < 1e-3
+        assert levels.min() > -0.01
+        assert levels.max() < 255.01
+
+
+@pytest.mark.parametrize('kind', ['rgb', 'zero-one', 'palette', 'soft'])
+def test_masks_of_all_kinds(tmp_path, kind):
+    inside = np.zeros((40, 50), np.uint8)
+    inside[10:30, 10:30] = 1
+    expected = 255 * inside
+    if kind == 'rgb':
+        path = write(tmp_path / 'mask.png', np.stack([expected] * 3, axis=-1))
+    elif kind == 'soft':
+        expected[10] = 90
+        path = write(tmp_path / 'mask.png', expected)
+    else:
+        path = write(tmp_path / 'mask.png', inside, palette=kind == 'palette')
+    np.testing.assert_array_equal(read_coverage(path), expected)
+
+
+def test_image_without_mask_is_skipped_and_named(tmp_path, caplog):
+    write_pair(tmp_path / 'mine', 'good')
+    write_pair(tmp_path / 'mine', 'lonely').unlink()
+    assert [Path(pair.image).stem for pair in find_pairs(tmp_path)] == ['good']
+    assert 'skipped 1 image(s) without a mask' in caplog.text
+    assert 'lonely.jpg' in caplog.text
+
+
+def test_truncated_image_is_replaced_and_named(tmp_path, caplog):
+    for name in 'abc':
+        write_pair(tmp_path / 'mine', name)
+    truncate(tmp_path / 'mine' / 'a.jpg')
+    pairs = find_pairs(tmp_path)
+    samples = [StaticDataset(pairs, size=SIZE)[Address(0, 0, 0)] for _ in range(2)]
+    assert_equal(*samples)
+    assert Path(samples[0]['name']).stem in 'bc'
+    assert 'a.jpg' in caplog.text
+
+
+@pytest.mark.parametrize('kind', ['missing', 'empty', 'all broken'])
+def test_nothing_usable_is_an_error(tmp_path, kind):
+    root = tmp_path / 'static'
+    if kind == 'all broken':
+        write_pair(root / 'mine', '1')
+        truncate(root / 'mine' / '1.jpg')
+        with pytest.raises(DataError, match='in a row'):
+            StaticDataset(find_pairs(root), size=SIZE)[Address(0, 0, 0)]
+        return
+    if kind == 'empty':
+        (root / 'fss').mkdir(parents=True)
+    with pytest.raises(DataError, match='Check --static_root'):
+        find_pairs(root)
+
+
+def test_mask_one_pixel_narrower(tmp_path):
+    write_pair(tmp_path / 'mine', '1')
+    mask = tmp_path / 'mine' / '1.png'
+    Image.open(mask).crop((0, 0, 119, 90)).save(mask)
+    assert StaticDataset(find_pairs(tmp_path), size=SIZE)[Address(0, 0, 0)]['target'].any()
+
+
+# Videos
+
+
+def test_videos_of_the_training_lists_with_their_repetitions(davis_root, yv_root):
+    davis, youtube = find_davis(davis_root), find_youtube(yv_root)
+    assert [Path(found.images).name for found in davis] == ['bear', 'boat']
+    assert len(youtube) == 3
+    assert find_main(davis_root, yv_root) == 5 * davis + youtube
+    assert [found.stride for found in (davis[0], youtube[0])] == [1, 5]
+    assert youtube[0].frames[:3] == ('00000.jpg', '00005.jpg', '00010.jpg')
+    assert len(read_split('davis_2017_train')) == 60
+    assert len(read_split('youtube_vos_train')) == 3464
+
+
+def test_what_is_there_is_used(davis_root, yv_root, tmp_path, caplog):
+    assert find_main(davis_root, tmp_path) == 5 * find_davis(davis_root)
+    assert find_main(tmp_path, yv_root) == find_youtube(yv_root)
+    assert 'training goes on without' in caplog.text
+    assert 'skipped 58 video(s)' in caplog.text
+    with pytest.raises(DataError, match='Check --davis_root and --yv_root'):
+        find_main(tmp_path, tmp_path)
+    with pytest.raises(DataError, match='no video to train on'):
+        find_bl30k(tmp_path)
+
+
+def test_only_frames_with_image_and_annotation_count(tmp_path, caplog):
+    images, annotations = tmp_path / 'JPEGImages', tmp_path / 'Annotations'
+    write_video(images, annotations, 'long', frames=6)
+    write_video(images, annotations, 'short', frames=4)
+    (annotations / 'long' / '00001.png').unlink()
+    (images / 'long' / '00004.jpg').rename(images / 'long' / '00004.jpeg')
+    (images / 'short' / '00001.jpg').unlink()
+    (annotations / 'short' / '00002.png').unlink()
+    (found,) = find_videos(images, annotations)
+    assert found.frames == ('00000.jpg', '00002.jpg', '00003.jpg', '00004.jpeg', '00005.jpg')
+    assert 'fewer than 3 frames' in caplog.text
+    assert 'short' in caplog.text
+
+
+def test_video_sample(davis_root):
+    dataset = VideoDataset(find_davis(davis_root), size=SIZE)
+    levels = 20 * np.array([1, 4, 7])
+    pairs = set()
+    for epoch in range(40):
+        sample = dataset[Address(0, epoch, 0)]
+        masks, target, selector = sample['masks'], sample['target'], sample['selector']
+        assert sample['rgb'].shape == (3, 3, SIZE, SIZE)
+        assert masks.shape == (3, 2, SIZE, SIZE)
+        assert masks.dtype == torch.uint8
+        assert target.dtype == torch.int64
+        assert torch.equal(target, masks[:, 0].long() + 2 * masks[:, 1].long())
+        assert selector[0] == 1
+        assert masks[0].flatten(1).any(dim=1).tolist() == selector.bool().tolist()
+        assert masks[:, 1].any().item() == bool(selector[1])
+        # The gray level under an object's mask is the object's, but for jitter: image and mask belong together.
+        red = gray_levels(sample['rgb'])[:, 0]
+        chosen = []
+        for k in range(int(selector.sum())):
+            level = np.median(red[masks[:, k].numpy() > 0])
+            chosen.append(int(np.abs(np.log(levels / level)).argmin()))
+        assert len(set(chosen)) == len(chosen)
+        pairs.add(tuple(chosen))
+    assert set(itertools.permutations(range(3), 2)) <= pairs
+
+
+def test_half_of_the_clips_run_backwards_and_skip_counts_original_frames(davis_root, yv_root, monkeypatch):
+    asked = []
+
+    def spy(n, max_skip, rng):
+        asked.append(max_skip)
+        return sample_frames(n, max_skip, rng)
+
+    monkeypatch.setattr(video, 'sample_frames', spy)
+    for videos, expected in ((find_davis(davis_root), 3), (find_youtube(yv_root), 1)):
+        dataset = VideoDataset(videos, size=16)
+        asked.clear()
+        names = [dataset[Address(0, epoch, 0, 3)]['name'].split()[1:] for epoch in range(60)]
+        assert set(asked) == {expected}
+        forward = [name == sorted(name) for name in names]
+        backward = [name == sorted(name, reverse=True) for name in names]
+        assert all(f != b for f, b in zip(forward, backward, strict=True))
+        assert 15 < sum(forward) < 45
+    asked.clear()
+    dataset[Address(0, 0, 0, 25)]
+    assert set(asked) == {5}
+
+
+def test_clip_without_objects_is_drawn_again_then_kept(tmp_path, monkeypatch):
+    images, annotations = tmp_path / 'JPEGImages', tmp_path / 'Annotations'
+    write_video(images, annotations, 'empty', labels=())
+    draws = []
+
+    def spy(*args, **options):
+        draws.append(args)
+        return []
+
+    dataset = VideoDataset(find_videos(images, annotations), size=SIZE)
+    monkeypatch.setattr(video, 'choose_objects', spy)
+    sample = dataset[Address(0, 0, 0)]
+    assert len(draws) == 6
+    assert sample['selector'].tolist() == [1, 0]
+    assert not sample['target'].any()
+    assert not sample['masks'].any()
+
+
+def test_bl30k_discards_tiny_objects(tmp_path):
+    write_video(tmp_path / 'JPEGImages', tmp_path / 'Annotations', '0', labels=(1, 2))
+    for path in sorted((tmp_path / 'Annotations' / '0').iterdir()):
+        mask = np.array(Image.open(path))
+        mask[mask == 2] = 0
+        mask[5:9, 5:9] = 2
+        write(path, mask, palette=True)
+    dataset = VideoDataset.bl30k(tmp_path, size=SIZE)
+    assert dataset.crop_scale == (0.25, 1.0)
+    samples = [dataset[Address(0, epoch, 0)] for epoch in range(20)]
+    assert all(sample['selector'].tolist() == [1, 0] for sample in samples)
+    assert sum(sample['masks'].any().item() for sample in samples) > 15
+
+
+def test_truncated_frame_is_replaced_and_named(davis_root, tmp_path, caplog):
+    shutil.copytree(davis_root, tmp_path / 'DAVIS')
+    for path in (tmp_path / 'DAVIS').rglob('JPEGImages/480p/bear/*.jpg'):
+        truncate(path)
+    dataset = VideoDataset(find_davis(tmp_path / 'DAVIS'), size=SIZE)
+    assert 'boat' in dataset[Address(0, 0, 0)]['name']
+    assert 'bear' in caplog.text
+
+
+def test_jpegs_are_read_as_read_image_does(tmp_path):
+    photo = read_image(GOLDEN / 'clip' / '00000.png')
+    for name, options in (('a.jpg', {}), ('gray.jpg', {}), ('turned.jpg', {'exif': Image.Exif()}), ('frame.png', {})):
+        if options:
+            options['exif'][0x0112] = 6
+        path = write(tmp_path / name, photo[..., 0] if name.startswith('gray') else photo, **options)
+        np.testing.assert_array_equal(video._read_jpeg(str(path)), read_image(path))
+    with pytest.raises(DataError):
+        video._read_jpeg(str(tmp_path / 'missing.jpg'))
+
+
+# Determinism
+
+
+@pytest.mark.parametrize('kind', ['static', 'video'])
+def test_a_sample_depends_on_its_address_alone(static_root, davis_root, yv_root, kind):
+    """Not on workers, order, process count or what was loaded before."""
+    if kind == 'static':
+        dataset = StaticDataset(find_pairs(static_root), size=SIZE)
+    else:
+        dataset = VideoDataset(find_main(davis_root, yv_root), size=SIZE)
+    sampler = AddressSampler(len(dataset), batch_size=2, iterations=6, seed=5, schedule=((0, 5), (50, 2)))
+    addresses = list(sampler)
+    backwards = [[dataset[address] for address in reversed(batch)][::-1] for batch in reversed(addresses)][::-1]
+    loader = DataLoader(dataset, batch_sampler=sampler, num_workers=2, worker_init_fn=init_worker)
+    for batch, samples in zip(loader, backwards, strict=True):
+        for i, sample in enumerate(samples):
+            assert_equal({key: value[i] for key, value in batch.items()}, sample)
+    other = dataset[addresses[0][0]._replace(seed=6)]
+    assert not torch.equal(other['rgb'], backwards[0][0]['rgb'])
+
+
+def test_contact_sheet(static_root, tmp_path, monkeypatch):
+    output = tmp_path / 'sheet.png'
+    script = Path(__file__).parents[1] / 'scripts' / 'show_samples.py'
+    flags = ['--stage', '0', '--static_root', static_root, '--crop_size', SIZE, '--count', 2, '--output', output]
+    monkeypatch.setattr(sys, 'argv', [str(script), *map(str, flags)])
+    runpy.run_path(str(script), run_name='__main__')
+    assert read_image(output).shape == (2 * SIZE, 3 * SIZE, 3)
+
+
+def test_fill_is_zero_after_normalisation():
+    assert np.abs(np.array(FILL) / 255 - IMAGENET_MEAN).max() < 0.5 / 255
