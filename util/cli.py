@@ -10,7 +10,7 @@ from pathlib import Path
 NOT_SETTINGS = {'model', 'device', 'overwrite', 'output', 'zip', 'save_probs', 'object_chunk'}
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows a flag's default where it says something."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
@@ -20,7 +20,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 def evaluation_parser(description: str, *, size: int) -> argparse.ArgumentParser:
     """A parser with the options of every evaluation script; each adds those of its dataset."""
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=_HelpFormatter,
+        description=description, formatter_class=HelpFormatter,
         epilog='Several GPUs or processes: torchrun --nproc_per_node=N SCRIPT FLAGS')
     add = parser.add_argument
     add('--model', default='saves/stcn.pth', help='checkpoint: a published one or our own')
