@@ -1,4 +1,5 @@
 """Networks, clips and small dataset roots that several tests use."""
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dataset.io import read_image, read_mask
@@ -13,6 +15,8 @@ from model import STCN, STCNConfig, save_network
 
 REPOSITORY = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / 'golden'
+FRAMES = sorted((GOLDEN / 'clip').iterdir())
+APPEARING = {2: 0, 5: 4, 9: 7}          # label -> frame, of GOLDEN / 'appearing'
 sys.path.insert(0, str(GOLDEN))
 from procedural_weights import make_state_dict  # noqa: E402
 
@@ -78,6 +82,51 @@ def davis_root(tmp_path) -> Path:
     (base / 'ImageSets' / '2017').mkdir(parents=True)
     (base / 'ImageSets' / '2017' / 'val.txt').write_text('dog\ngoat\n')
     return tmp_path / 'DAVIS'
+
+
+@pytest.fixture
+def youtube_root(tmp_path) -> Path:
+    """Two videos of every second frame number (0, 2, ..., 22); meta.json asks for every fourth, from an object's
+    first on. In the second video objects appear from the third frame on, and frames are upright and larger."""
+    root = tmp_path / 'YouTube'
+    meta = {}
+    for video, offset, size in (('0a1b', 0, (182, 110)), ('ff02', 2, (150, 263))):
+        images = root / 'all_frames/valid_all_frames/JPEGImages' / video
+        annotations = root / 'valid/Annotations' / video
+        images.mkdir(parents=True)
+        annotations.mkdir(parents=True)
+        for number, path in enumerate(FRAMES[:12 - 4 * (offset > 0)]):
+            Image.open(path).convert('RGB').resize(size).save(images / f'{2 * number:05d}.jpg', quality=95)
+        for label, first in APPEARING.items():
+            if first + offset >= len(list(images.iterdir())):
+                continue
+            mask = Image.open(GOLDEN / 'appearing' / f'{first:05d}.png')
+            mask.resize(size, Image.Resampling.NEAREST).save(annotations / f'{2 * (first + offset):05d}.png')
+            frames = [f'{2 * number:05d}' for number in range(first + offset, len(list(images.iterdir())))
+                      if number == first + offset or number % 2 == 0]
+            objects = meta.setdefault(video, {'objects': {}})['objects']
+            objects[str(label)] = {'category': 'person', 'frames': frames}
+    (root / 'valid' / 'meta.json').write_text(json.dumps({'videos': meta}))
+    return root
+
+
+@pytest.fixture
+def folder_root(tmp_path) -> Path:
+    """Two videos: all masks in the first frame (.jpeg); objects appear and are corrected (.PNG frames)."""
+    root = tmp_path / 'mine'
+    for video in ('cat', 'dog'):
+        (root / 'JPEGImages' / video).mkdir(parents=True)
+        (root / 'Annotations' / video).mkdir(parents=True)
+    for number, path in enumerate(FRAMES[:5]):
+        Image.open(path).convert('RGB').save(root / 'JPEGImages/cat' / f'{number}.jpeg')
+        shutil.copy(path, root / 'JPEGImages/dog' / f'frame{number + 8}.PNG')
+    shutil.copy(GOLDEN / 'first_mask.png', root / 'Annotations/cat/0.png')
+    shutil.copy(GOLDEN / 'appearing/00000.png', root / 'Annotations/dog/frame9.png')
+    correction = np.zeros((110, 182), np.uint8)
+    correction[20:60, 30:80] = 2
+    correction[70:90, 100:] = 255
+    Image.fromarray(correction).save(root / 'Annotations/dog/frame11.png')
+    return root
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -216,6 +216,38 @@ def test_skipped_frames_change_nothing(small_network, clip, later):
     assert all(torch.equal(some[t], everything[t]) for t in wanted)
 
 
+@pytest.mark.parametrize('object_chunk', [None, 7])
+def test_fifty_objects_and_label_255(small_network, clip, object_chunk):
+    labels = [*range(1, 98, 2), 255]
+    assert len(labels) == 50
+    mask = torch.zeros(110, 182, dtype=torch.uint8)
+    for index, label in enumerate(labels):
+        row, column = divmod(index, 10)
+        mask[22 * row + 2:22 * row + 20, 18 * column + 2:18 * column + 16] = label
+    probs, core = run(small_network, clip[:3], {0: mask}, object_chunk=object_chunk)
+    assert core.objects == labels
+    assert torch.equal(core.to_labels(probs[0]), mask)
+    assert probs[2].shape == (51, 110, 182)
+    torch.testing.assert_close(probs[2].sum(dim=0), torch.ones(110, 182))
+
+
+def test_bounded_memory_keeps_the_annotated_frames(small_network, clip, first_mask):
+    images = [clip[t % 12][:, :64, :96] for t in range(300)]
+    masks = {0: first_mask[:64, :96], 100: (first_mask[:64, :96] == 1).byte() * 9}
+    core = InferenceCore(small_network, mem_every=2, max_memory_frames=10, num_frames=300)
+    annotated = []
+    for t, image in enumerate(images):
+        core.step(image, masks.get(t), last=t == 299)
+        if t in masks:
+            slot = core.memory.permanent - 1
+            annotated.append(core.memory._shared_keys.rows.buffer[slot * 24:(slot + 1) * 24].clone())
+        assert len(core.memory) <= 10
+    kept = core.memory._shared_keys.rows.buffer[:240].unflatten(0, (10, 24))
+    assert core.memory._protected.count(True) == 2
+    assert torch.equal(kept[0], annotated[0])
+    assert any(torch.equal(frame, annotated[1]) for frame in kept)
+
+
 def test_schedule():
     def plan(count, annotated, wanted=None, **options):
         schedule = Schedule(**options)

@@ -1,11 +1,8 @@
 """eval_youtube.py and scripts/eval_folder.py: objects that appear later, frame subsets, many processes, kills."""
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -18,44 +15,16 @@ from dataset.folder import folder
 from dataset.io import DataError, read_mask
 from dataset.youtube import youtube
 from inference.run import share
-from tests.conftest import GOLDEN, REPOSITORY, tree
+from tests.conftest import APPEARING, REPOSITORY, tree
 
-FRAMES = sorted((GOLDEN / 'clip').iterdir())
-APPEARING = {2: 0, 5: 4, 9: 7}          # label -> frame
 SIZE = 96                               # works faster than 480
-
-
-@pytest.fixture
-def youtube_root(tmp_path) -> Path:
-    """Two videos of every second frame number (0, 2, ..., 22); meta.json asks for every fourth, from an object's
-    first on. In the second video objects appear from the third frame on, and frames are upright and larger."""
-    root = tmp_path / 'YouTube'
-    meta = {}
-    for video, offset, size in (('0a1b', 0, (182, 110)), ('ff02', 2, (150, 263))):
-        images = root / 'all_frames/valid_all_frames/JPEGImages' / video
-        annotations = root / 'valid/Annotations' / video
-        images.mkdir(parents=True)
-        annotations.mkdir(parents=True)
-        for number, path in enumerate(FRAMES[:12 - 4 * (offset > 0)]):
-            Image.open(path).convert('RGB').resize(size).save(images / f'{2 * number:05d}.jpg', quality=95)
-        for label, first in APPEARING.items():
-            if first + offset >= len(list(images.iterdir())):
-                continue
-            mask = Image.open(GOLDEN / 'appearing' / f'{first:05d}.png')
-            mask.resize(size, Image.Resampling.NEAREST).save(annotations / f'{2 * (first + offset):05d}.png')
-            frames = [f'{2 * number:05d}' for number in range(first + offset, len(list(images.iterdir())))
-                      if number == first + offset or number % 2 == 0]
-            objects = meta.setdefault(video, {'objects': {}})['objects']
-            objects[str(label)] = {'category': 'person', 'frames': frames}
-    (root / 'valid' / 'meta.json').write_text(json.dumps({'videos': meta}))
-    return root
 
 
 @pytest.fixture
 def command(youtube_root, small_checkpoint):
     """The script's command line, for a process of its own."""
-    return lambda output, *flags, launcher=(): [
-        sys.executable, *launcher, 'eval_youtube.py', '--model', small_checkpoint, '--device', 'cpu', '--yv_path',
+    return lambda output, *flags: [
+        sys.executable, 'eval_youtube.py', '--model', small_checkpoint, '--device', 'cpu', '--yv_path',
         youtube_root, '--size', str(SIZE), '--output', output, *flags]
 
 
@@ -67,10 +36,6 @@ def evaluate(command, monkeypatch):
         assert eval_youtube.main() == 0
         return tree(output)
     return evaluate
-
-
-def start(command):
-    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def names(files):
@@ -137,30 +102,6 @@ def test_training_annotations_do_not_leak(evaluate, youtube_root, tmp_path):
         name.removeprefix('Annotations/'): content for name, content in expected.items() if name.endswith('.png')}
 
 
-def test_second_run_two_processes_and_a_kill_give_the_same(evaluate, command, tmp_path):
-    expected = evaluate(tmp_path / 'out', '--zip')
-    archive = (tmp_path / 'out.zip').read_bytes()
-    assert evaluate(tmp_path / 'out', '--zip') == expected
-
-    launcher = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
-    process = start(command(tmp_path / 'two', '--zip', launcher=launcher))
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    assert output.count('2 segmented, 0 finished before, 0 failed') == 1
-    assert tree(tmp_path / 'two') == expected
-    assert (tmp_path / 'two.zip').read_bytes() == archive
-
-    process = start(command(tmp_path / 'killed', '--zip'))
-    while not list((tmp_path / 'killed').rglob('*.png')):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=300)
-    assert not (tmp_path / 'killed.zip').exists()
-    assert evaluate(tmp_path / 'killed', '--zip') == expected
-    assert (tmp_path / 'killed.zip').read_bytes() == archive
-
-
 def test_archive_and_probabilities(evaluate, tmp_path):
     files = evaluate(tmp_path / 'out', '--zip', '--save_probs')
     with zipfile.ZipFile(tmp_path / 'out.zip') as archive:
@@ -220,25 +161,6 @@ def test_incomplete_roots(youtube_root, damage, message):
     damage(youtube_root)
     with pytest.raises(DataError, match=message):
         youtube(youtube_root)
-
-
-@pytest.fixture
-def folder_root(tmp_path) -> Path:
-    """Two videos: all masks in the first frame (.jpeg); objects appear and are corrected (.PNG frames)."""
-    root = tmp_path / 'mine'
-    for video in ('cat', 'dog'):
-        (root / 'JPEGImages' / video).mkdir(parents=True)
-        (root / 'Annotations' / video).mkdir(parents=True)
-    for number, path in enumerate(FRAMES[:5]):
-        Image.open(path).convert('RGB').save(root / 'JPEGImages/cat' / f'{number}.jpeg')
-        shutil.copy(path, root / 'JPEGImages/dog' / f'frame{number + 8}.PNG')
-    shutil.copy(GOLDEN / 'first_mask.png', root / 'Annotations/cat/0.png')
-    shutil.copy(GOLDEN / 'appearing/00000.png', root / 'Annotations/dog/frame9.png')
-    correction = np.zeros((110, 182), np.uint8)
-    correction[20:60, 30:80] = 2
-    correction[70:90, 100:] = 255
-    Image.fromarray(correction).save(root / 'Annotations/dog/frame11.png')
-    return root
 
 
 def run_folder(root, output, checkpoint, *flags):
