@@ -6,6 +6,7 @@ Everything here speaks numpy: an image is uint8 [H, W, 3] RGB, a mask uint8 [H, 
 import logging
 import re
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -49,6 +50,8 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
         DataError: the file is missing, truncated or not an image.
     """
+    if (image := _read_jpeg(path)) is not None:
+        return image
     image = _open(path)
     if image.mode.startswith('I'):  # PIL would clip 16 bits to 255 instead of scaling them
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
@@ -167,6 +170,17 @@ def natural_key(path: str | Path) -> tuple[list[str | int], str]:
     name = Path(path).name
     parts = re.split(r'([0-9]+)', Path(path).stem)
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
+def _read_jpeg(path: str | Path) -> np.ndarray | None:
+    """As PIL reads it, nearly twice as fast: OpenCV decodes an RGB JPEG that ends as it should. Else ``None``."""
+    with suppress(OSError):
+        data = np.fromfile(path, np.uint8)
+        if data[:2].tobytes() == b'\xff\xd8' and data[-2:].tobytes() == b'\xff\xd9':
+            image = cv2.imdecode(data, cv2.IMREAD_ANYCOLOR)     # upright
+            if image is not None and image.ndim == 3:
+                return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return None
 
 
 def _open(path: str | Path) -> Image.Image:

@@ -1,10 +1,11 @@
 import io
 import logging
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dataset.io import (
     PALETTE,
@@ -69,6 +70,19 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
     grey = np.array([[0, 255, 256, 40000, 65535]], np.uint16)
     read = read_image(save(grey, tmp_path / 'grey.png'))
     np.testing.assert_array_equal(read[0], [[0] * 3, [0] * 3, [1] * 3, [156] * 3, [255] * 3])
+
+
+def test_jpegs_are_read_as_pil_reads_them(tmp_path):
+    with Image.open(Path(__file__).parent / 'golden' / 'clip' / '00000.png') as image:
+        photo = image.convert('RGB')
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for name, mode, options in (('a', 'RGB', {}), ('gray', 'L', {}), ('turned', 'RGB', {'exif': turned})):
+        path = tmp_path / f'{name}.jpg'
+        photo.convert(mode).save(path, **options)
+        with Image.open(path) as image:
+            expected = ImageOps.exif_transpose(image).convert('RGB')
+        np.testing.assert_array_equal(read_image(path), expected)
 
 
 def test_exif_orientation_turns_image_and_mask(tmp_path):

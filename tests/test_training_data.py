@@ -306,17 +306,6 @@ def test_truncated_frame_is_replaced_and_named(davis_root, tmp_path, caplog):
     assert 'bear' in caplog.text
 
 
-def test_jpegs_are_read_as_read_image_does(tmp_path):
-    photo = read_image(GOLDEN / 'clip' / '00000.png')
-    for name, options in (('a.jpg', {}), ('gray.jpg', {}), ('turned.jpg', {'exif': Image.Exif()}), ('frame.png', {})):
-        if options:
-            options['exif'][0x0112] = 6
-        path = write(tmp_path / name, photo[..., 0] if name.startswith('gray') else photo, **options)
-        np.testing.assert_array_equal(video._read_jpeg(str(path)), read_image(path))
-    with pytest.raises(DataError):
-        video._read_jpeg(str(tmp_path / 'missing.jpg'))
-
-
 # Determinism
 
 
