@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+from dataset.io import IMAGE_MEAN, IMAGE_STD
+
+IMAGENET_MEAN = np.array(IMAGE_MEAN, np.float32)
+IMAGENET_STD = np.array(IMAGE_STD, np.float32)
 NORMALISED = (np.arange(256, dtype=np.float32) / 255 - IMAGENET_MEAN[:, None]) / IMAGENET_STD[:, None]
 """The normalised value of each level of R, G and B: float32 [3, 256]."""
 

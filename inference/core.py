@@ -6,11 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dataset.io import IMAGE_MEAN, IMAGE_STD
 from inference.memory_bank import MemoryBank
 from model.aggregate import aggregate
 
-IMAGE_MEAN = (0.485, 0.456, 0.406)      # of ImageNet, which the backbones were trained on
-IMAGE_STD = (0.229, 0.224, 0.225)
 STRIDE = 16
 
 

@@ -3,7 +3,7 @@
     python scripts/benchmark.py --objects 1 3 --memory_frames 20
     python scripts/benchmark.py --measure video --size 240x432 --video_frames 60 300
 
-stages  milliseconds of the key encoder, value encoder, memory read and decoder for one frame
+stages  milliseconds (on a GPU also peak memory) of key encoder, value encoder, memory read and decoder
 read    the sparse read against the dense formulation: softmax over the top k scattered into the
         whole affinity matrix, times all values
 video   the whole core over a clip: FPS, and peak memory with and without the memory bank
@@ -120,6 +120,20 @@ def timed(calls: dict[str, Callable[[], object]], *, repeat: int, device) -> dic
     return {name: 1000 * statistics.median(values) for name, values in seconds.items()}
 
 
+def peaks(calls: dict[str, Callable[[], object]], device) -> dict[str, float]:
+    """MiB that each call allocates on top of what is there; of a GPU only, a CPU does not count them."""
+    import torch
+    if device.type != 'cuda':
+        return {}
+    found = {}
+    for name, call in calls.items():
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        found[name] = (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    return found
+
+
 def random_memory(network, query_key, *, objects: int, frames: int):
     """Keys ``[T, 1 or K, Ck, h, w]`` and values ``[T, K, Cv, h, w]`` for queries of this shape."""
     import torch
@@ -157,14 +171,15 @@ def measure_stages(args: argparse.Namespace) -> list[dict]:
                 keys, values = random_memory(network, query.key[0], objects=objects, frames=frames)
                 bank = filled_bank(network, keys, values, top_k=args.top)
                 readout = bank.read(query.key[0])[None]
-                times = timed({'key encoder': lambda: network.encode_query(image),
-                               'value encoder': lambda masks=masks: network.encode_memory(image, query, masks),
-                               'read': lambda bank=bank: bank.read(query.key[0]),
-                               'decoder': lambda readout=readout: network.decode(readout, query)},
-                              repeat=args.repeat, device=device)
+                calls = {'key encoder': lambda: network.encode_query(image),
+                         'value encoder': lambda masks=masks: network.encode_memory(image, query, masks),
+                         'read': lambda bank=bank: bank.read(query.key[0]),
+                         'decoder': lambda readout=readout: network.decode(readout, query)}
+                times = timed(calls, repeat=args.repeat, device=device)
                 total = sum(times.values()) - times['value encoder'] * (1 - 1 / args.mem_every)
                 rows.append({'objects': objects, 'memory frames': frames,
-                             **{f'{name} (ms)': value for name, value in times.items()}, 'FPS': 1000 / total})
+                             **{f'{name} (ms)': value for name, value in times.items()}, 'FPS': 1000 / total,
+                             **{f'{name} (peak MiB)': value for name, value in peaks(calls, device).items()}})
     return rows
 
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from dataset.io import read_mask
-from inference.core import IMAGE_MEAN, IMAGE_STD, InferenceCore
+from dataset.io import IMAGE_MEAN, IMAGE_STD, read_mask
+from inference.core import InferenceCore
 from inference.memory_bank import MemoryBank
 from model import memory
 from model.aggregate import aggregate
