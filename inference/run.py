@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dataset.io import DataError, write_mask
 from dataset.sequence import Frame, Video
 from inference.core import InferenceCore
-from util.distributed import gather, rank, world_size
+from util.distributed import gather, rank, use_device, world_size
 from util.files import atomic_path
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def run_dataset(
         torch.cuda.reset_peak_memory_stats(device)
     summary = Summary()
     start = time.perf_counter()
-    with _Writer() as writer, ThreadPoolExecutor(READERS) as readers:
+    with _Writer() as writer, ThreadPoolExecutor(READERS, initializer=use_device, initargs=(device,)) as readers:
         for video in _progress(share(videos, rank(), world_size())):
             if all(path.exists() for path in _outputs(output, video, save_probs)):
                 summary.skipped += 1
@@ -299,13 +299,13 @@ class _Stopwatch:
     def __enter__(self) -> None:
         if self.device.type == 'cuda':
             self.events.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
-            self.events[-1][0].record()
+            self.events[-1][0].record(torch.cuda.current_stream(self.device))
         else:
             self.start = time.perf_counter()
 
     def __exit__(self, *_) -> None:
         if self.device.type == 'cuda':
-            self.events[-1][1].record()
+            self.events[-1][1].record(torch.cuda.current_stream(self.device))
         else:
             self.elapsed += time.perf_counter() - self.start
 

@@ -54,9 +54,11 @@ def evaluate(args: argparse.Namespace, videos: list) -> int:
 
     from inference.run import run_dataset
     from model import load_network
-    from util.distributed import default_device, process_group, rank
+    from util.distributed import default_device, process_group, rank, use_device
 
-    network = load_network(args.model, device=torch.device(args.device) if args.device else default_device())
+    device = torch.device(args.device) if args.device else default_device()
+    use_device(device)
+    network = load_network(args.model, device=device)
     settings = {name: os.path.realpath(value) if name.endswith(('_path', 'root')) else value
                 for name, value in vars(args).items() if name not in NOT_SETTINGS}
     settings['network'] = sha256(args.model)

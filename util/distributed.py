@@ -24,6 +24,12 @@ def default_device() -> torch.device:
     return torch.device('cpu')
 
 
+def use_device(device: torch.device) -> None:
+    """Make a GPU this thread's own; else what it pins or allocates by the way would also take up the first GPU."""
+    if device.type == 'cuda' and device.index is not None:
+        torch.cuda.set_device(device)
+
+
 _patient_group: dist.ProcessGroup | None = None
 
 
@@ -51,3 +57,39 @@ def gather(value: Any) -> list[Any]:
     values = [None] * world_size()
     dist.all_gather_object(values, value, group=_patient_group)
     return values
+
+
+def broadcast(value: Any) -> Any:
+    """Rank 0's value, on every process."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0, group=_patient_group)
+    return values[0]
+
+
+def any_process(flag: bool) -> bool:
+    """Whether it is true on at least one process. Does not wait for GPUs."""
+    if world_size() == 1:
+        return flag
+    value = torch.tensor(int(flag))
+    dist.all_reduce(value, op=dist.ReduceOp.MAX, group=_patient_group)
+    return bool(value)
+
+
+def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum on every process, in place; on the tensor's device."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def launch_id() -> str | None:
+    """What torchrun calls this job: the same after an elastic restart. ``None`` where it has no name of its own."""
+    name = os.environ.get('TORCHELASTIC_RUN_ID')
+    return None if name == 'none' else name
+
+
+def restarted() -> bool:
+    """Whether torchrun has started these processes again after a failure."""
+    return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
