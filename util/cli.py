@@ -85,7 +85,7 @@ def run_main(main) -> None:
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        sys.exit('interrupted; finished videos are kept, the next run continues')
+        sys.exit('interrupted; what is finished is kept, the next run continues')
     except Exception as error:
         if os.environ.get('STCN_TRACEBACK') or not _is_for_the_user(error):
             raise
@@ -93,6 +93,9 @@ def run_main(main) -> None:
 
 
 def _is_for_the_user(error: Exception) -> bool:
-    from dataset.io import DataError
-    from model import CheckpointError
-    return isinstance(error, DataError | CheckpointError | OSError)
+    """Looks only at what is imported already: an error of ours comes from a module that is."""
+    kinds = [OSError, FloatingPointError]
+    for module, name in (('dataset.io', 'DataError'), ('model.checkpoint', 'CheckpointError')):
+        if module in sys.modules:
+            kinds.append(getattr(sys.modules[module], name))
+    return isinstance(error, tuple(kinds))

@@ -1,0 +1,261 @@
+"""Check training data before training does: every image and mask that it would read, and what it would leave out.
+
+    python scripts/check_data.py --davis_root ../DAVIS --yv_root ../YouTube
+    python scripts/check_data.py --bl_root ../BL30K --quick
+
+Lists files that cannot be read (everything is decoded), masks whose labels are not exact or that show nothing, images
+without masks and the other way round, sizes that differ, videos with fewer than three annotated frames, and videos of
+the training lists that are absent. The exit status is 1 if there is anything to list.
+"""
+import argparse
+import json
+import multiprocessing
+import os
+import struct
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+from PIL import ExifTags, Image
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dataset.io import FRAME_SUFFIXES, DataError, read_image, read_mask
+from util.cli import positive, run_main
+from util.files import atomic_path
+
+KINDS = ('absent', 'too short', 'no mask', 'no image', 'unreadable', 'bad mask', 'size')
+SHOWN = 5       # names in a line; --json has them all
+
+Size = tuple[int, int]      # width, height
+
+
+class Problem(NamedTuple):
+    dataset: str
+    kind: str                       # of KINDS
+    path: str
+    message: str
+    names: tuple[str, ...] = ()     # of the files or videos in question, if it is not the path itself
+
+    def __str__(self) -> str:
+        names = ', '.join(self.names[:SHOWN]) + (', ...' if len(self.names) > SHOWN else '')
+        return f'{self.kind}: {self.message}{": " if names else ""}{names}'
+
+
+class Job(NamedTuple):
+    """Images with their masks, checked by one process."""
+
+    dataset: str
+    size: int
+    pairs: Callable[[], Iterable[tuple[str, str]]]      # not a list: BL30K has nearly five million
+    soft: bool = False                                  # masks of one object that may have soft edges
+
+
+Plan = tuple[list[Job], list[Problem]]
+
+
+# What training would read, by its own functions; what lies beside it
+
+
+def plan_static(root: Path) -> Plan:
+    from dataset.static import find_pairs  # imports torch, which --help must not wait for
+
+    pairs = list(dict.fromkeys(map(tuple, find_pairs(root))))       # it repeats those of some folders
+    jobs = [
+        Job('static', len(batch), partial(tuple, batch), soft=True)
+        for batch in (pairs[i : i + 64] for i in range(0, len(pairs), 64))
+    ]
+    folders = [root, *sorted(root.glob('*/')), *sorted(root.glob('*/*/'))]
+    problems = [problem for folder in folders for problem in unpaired('static', folder, folder, ('.jpg', '.jpeg'))]
+    return jobs, problems
+
+
+def plan_davis(root: Path) -> Plan:
+    from dataset.video import find_davis, read_split
+
+    base = root / '2017' / 'trainval'
+    return plan_videos('DAVIS', base / 'JPEGImages' / '480p', base / 'Annotations' / '480p',
+                       find_davis(root), listed=read_split('davis_2017_train'))
+
+
+def plan_youtube(root: Path) -> Plan:
+    from dataset.video import find_youtube, read_split
+
+    base = root / 'train_480p'
+    return plan_videos('YouTubeVOS', base / 'JPEGImages', base / 'Annotations',
+                       find_youtube(root), listed=read_split('youtube_vos_train'))
+
+
+def plan_bl30k(root: Path) -> Plan:
+    from dataset.video import find_bl30k
+
+    images, masks = root / 'JPEGImages', root / 'Annotations'
+    names = {path.name for folder in (images, masks) for path in folder.glob('[!.]*/')}
+    return plan_videos('BL30K', images, masks, find_bl30k(root), listed=sorted(names))
+
+
+def plan_videos(dataset: str, images: Path, masks: Path, videos: list, *, listed: list[str]) -> Plan:
+    """``videos``: those of ``listed`` that training would read."""
+    jobs = [Job(dataset, len(v.frames), partial(video_pairs, v.images, v.masks, v.frames)) for v in videos]
+    problems = []
+    absent = [name for name in listed if not (images / name).is_dir() and not (masks / name).is_dir()]
+    if absent:
+        message = f'{images}: expected {len(listed)} videos of the training list, found no folders of {len(absent)}'
+        problems.append(Problem(dataset, 'absent', str(images), message, tuple(absent)))
+    usable = {os.path.basename(video.images) for video in videos}
+    for name in sorted(set(listed) - set(absent)):
+        if name not in usable:
+            message = f'{images / name}: expected at least three frames with image and mask'
+            problems.append(Problem(dataset, 'too short', str(images / name), message))
+        problems += unpaired(dataset, images / name, masks / name, FRAME_SUFFIXES)
+    return jobs, problems
+
+
+def video_pairs(images: str, masks: str, frames: tuple[str, ...]) -> Iterable[tuple[str, str]]:
+    for name in frames:
+        yield os.path.join(images, name), os.path.join(masks, f'{os.path.splitext(name)[0]}.png')
+
+
+def unpaired(dataset: str, images: Path, masks: Path, suffixes: tuple[str, ...]) -> list[Problem]:
+    """Images of the given suffixes that have no mask of the same stem, and masks that have no image."""
+    image_stems, mask_stems = stems(images, suffixes), stems(masks, ('.png',))
+    problems = []
+    for kind, folder, alone in (('no mask', images, image_stems - mask_stems),
+                                ('no image', masks, mask_stems - image_stems)):
+        if alone:
+            message = f'{folder}: {kind} for {len(alone)} file(s)'
+            problems.append(Problem(dataset, kind, str(folder), message, tuple(sorted(alone))))
+    return problems
+
+
+def stems(folder: Path, suffixes: tuple[str, ...]) -> set[str]:
+    names = os.listdir(folder) if folder.is_dir() else ()
+    return {os.path.splitext(name)[0] for name in names
+            if name.lower().endswith(suffixes) and not name.startswith('.')}
+
+
+# Files
+
+
+def check(job: Job, *, quick: bool) -> list[Problem]:
+    """The problems of a job's images and masks; ``quick`` reads only headers."""
+    cv2.setNumThreads(1)        # the processes are the parallelism
+    mask_size = header_size if quick else (soft_mask_size if job.soft else labels_size)
+    problems, sizes = [], {}
+    for image, mask in job.pairs():
+        for path, kind, read in ((image, 'unreadable', header_size if quick else full_size),
+                                 (mask, 'bad mask', mask_size)):
+            try:
+                sizes[kind] = read(path)
+            except DataError as error:
+                sizes[kind] = None
+                problems.append(Problem(job.dataset, kind, path, str(error)))
+        expected, found = sizes.values()
+        if expected and found and expected != found:
+            message = '{}: expected {} x {} pixels as in its image, found {} x {}'.format(mask, *expected, *found)
+            problems.append(Problem(job.dataset, 'size', mask, message))
+    return problems
+
+
+def full_size(path: str) -> Size:
+    return read_image(path).shape[1::-1]
+
+
+def labels_size(path: str) -> Size:
+    return read_mask(path).shape[::-1]
+
+
+def soft_mask_size(path: str) -> Size:
+    from dataset.static import read_coverage
+
+    coverage = read_coverage(path)
+    if not coverage.any():
+        raise DataError(f'{path}: expected a mask of one object, found no object in it')
+    return coverage.shape[::-1]
+
+
+def header_size(path: str) -> Size:
+    """As ``read_image`` would give it, without decoding. Raises DataError."""
+    try:
+        with Image.open(path) as image:
+            lies = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+            return image.size[::-1] if lies else image.size
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise DataError(f'{path}: expected an image, cannot read its header ({error})') from error
+
+
+def check_all(jobs: list[Job], *, quick: bool, num_workers: int) -> list[Problem]:
+    problems = []
+    work = partial(check, quick=quick)
+    with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context('spawn')) as pool, \
+            tqdm(total=sum(job.size for job in jobs), unit='pair', disable=None) as bar:   # None: only on a terminal
+        for job, found in zip(jobs, map(work, jobs) if num_workers == 1 else pool.map(work, jobs), strict=True):
+            problems += found
+            bar.update(job.size)
+    return problems
+
+
+# The report
+
+
+def table(pairs: Counter, problems: list[Problem], datasets: list[str]) -> list[str]:
+    """Counts of pairs and of problems, a line a data set."""
+    counts = Counter()
+    for problem in problems:
+        counts[problem.dataset, problem.kind] += len(problem.names) or 1
+    lines = [f'{"":10}' + ''.join(f'{title:>12}' for title in ('pairs', *KINDS))]
+    for name in datasets:
+        numbers = (pairs[name], *(counts[name, kind] for kind in KINDS))
+        lines.append(f'{name:10}' + ''.join(f'{number:12,}' for number in numbers))
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add('--static_root', type=Path, help='static images (stage 0)')
+    add('--bl_root', type=Path, help='BL30K (stage 1)')
+    add('--yv_root', type=Path, help='YouTubeVOS, with train_480p (stages 2, 3)')
+    add('--davis_root', type=Path, help='DAVIS, with 2017/trainval (stages 2, 3)')
+    add('--quick', action='store_true', help='read only the headers of files: nothing on content and truncation')
+    add('--json', type=Path, metavar='FILE', help='write all that was found, without abbreviation')
+    add('--num_workers', type=positive, default=os.cpu_count(), help='processes (default: one a core)')
+    args = parser.parse_args()
+    plans = {'static': (plan_static, args.static_root), 'BL30K': (plan_bl30k, args.bl_root),
+             'YouTubeVOS': (plan_youtube, args.yv_root), 'DAVIS': (plan_davis, args.davis_root)}
+    chosen = {name: (plan, root) for name, (plan, root) in plans.items() if root is not None}
+    if not chosen:
+        parser.error('expected at least one of --static_root, --bl_root, --yv_root, --davis_root')
+
+    jobs: list[Job] = []
+    problems: list[Problem] = []
+    for name, (plan, root) in chosen.items():
+        try:
+            found = plan(root)
+        except DataError as error:      # there is nothing at all
+            found = [], [Problem(name, 'absent', str(root), str(error))]
+        jobs += found[0]
+        problems += found[1]
+    problems += check_all(jobs, quick=args.quick, num_workers=args.num_workers)
+
+    for problem in problems:
+        print(problem)
+    pairs = Counter()
+    for job in jobs:
+        pairs[job.dataset] += job.size
+    print('\n'.join(table(pairs, problems, list(chosen))))
+    if args.json:
+        report = {'pairs': pairs, 'problems': [problem._asdict() for problem in problems]}
+        with atomic_path(args.json) as temporary:
+            temporary.write_text(json.dumps(report, indent=1) + '\n', encoding='utf-8')
+    return 1 if problems else 0
+
+
+if __name__ == '__main__':
+    run_main(main)
