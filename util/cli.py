@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 # What does not change the masks, so that a run may continue with other values.
-NOT_SETTINGS = {'model', 'device', 'overwrite', 'output', 'zip', 'save_probs', 'object_chunk'}
+NOT_SETTINGS = {'model', 'device', 'num_threads', 'overwrite', 'output', 'zip', 'save_probs', 'object_chunk'}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -34,6 +34,8 @@ def evaluation_parser(description: str, *, size: int) -> argparse.ArgumentParser
     add('--object_chunk', type=positive, help='objects at a time, to save memory (default: all)')
     add('--amp', action='store_true', help='half precision; faster, with slightly other masks')
     add('--device', help='e.g. cuda:1 or cpu (default: the GPU, if there is one)')
+    add('--num_threads', type=positive, help='of each process on a CPU, where rounding depends on it (default: one a '
+        'core, whatever the number of processes, so that it does not change the masks)')
     add('--save_probs', action='store_true', help='also write probabilities/.../FRAME.npz')
     add('--zip', action='store_true', help='also write OUTPUT.zip, the archive that a server takes')
     add('--overwrite', action='store_true', help='segment again what is finished')
@@ -58,6 +60,8 @@ def evaluate(args: argparse.Namespace, videos: list) -> int:
 
     device = torch.device(args.device) if args.device else default_device()
     use_device(device)
+    if device.type == 'cpu':
+        torch.set_num_threads(args.num_threads or len(os.sched_getaffinity(0)))
     network = load_network(args.model, device=device)
     settings = {name: os.path.realpath(value) if name.endswith(('_path', 'root')) else value
                 for name, value in vars(args).items() if name not in NOT_SETTINGS}

@@ -1,5 +1,7 @@
 """Processes started by torchrun. Without it, everything here is that of a single process."""
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -33,6 +35,28 @@ def use_device(device: torch.device) -> None:
 _patient_group: dist.ProcessGroup | None = None
 
 
+def _fresh(store: dist.Store) -> dist.Store:
+    """A part of the store that nobody has written to.
+
+    torchrun keeps its store when it restarts the processes, so that new ones would find, and call, the addresses of
+    dead ones (pytorch/pytorch#135712). Rank 0 names a part that is theirs, under a name that each process has just
+    given itself; what it answers to the dead is never read.
+    """
+    name = uuid.uuid4().hex
+    store.set(f'name/{rank()}', name)
+    if rank() > 0:
+        part = store.get(f'part for {name}').decode()
+        store.set(f'{part} entered by {rank()}', '')
+        return dist.PrefixStore(part, store)
+    missing = set(range(1, world_size()))
+    while missing:
+        for other in missing:
+            store.set(f'part for {store.get(f"name/{other}").decode()}', name)
+        missing = {other for other in missing if not store.check([f'{name} entered by {other}'])}
+        time.sleep(0.02)
+    return dist.PrefixStore(name, store)
+
+
 @contextmanager
 def process_group(backend: str) -> Iterator[None]:
     """Connects the processes for the block; does nothing for a single one."""
@@ -40,7 +64,8 @@ def process_group(backend: str) -> Iterator[None]:
     if world_size() == 1:
         yield
         return
-    dist.init_process_group(backend)
+    store, _, _ = next(dist.rendezvous('env://'))
+    dist.init_process_group(backend, store=_fresh(store), rank=rank(), world_size=world_size())
     # Shares of the work differ in length, so processes wait for each other as long as it takes; torchrun
     # ends those that wait for one that has died.
     _patient_group = dist.new_group(backend='gloo', timeout=timedelta(days=30))
