@@ -178,7 +178,7 @@ def natural_key(path: str | Path) -> tuple[list[str | int], str]:
 
 def _read_jpeg(path: str | Path) -> np.ndarray | None:
     """As PIL reads it, nearly twice as fast: OpenCV decodes an RGB JPEG that ends as it should. Else ``None``."""
-    with suppress(OSError):
+    with suppress(OSError, cv2.error):
         data = np.fromfile(path, np.uint8)
         if data[:2].tobytes() == b'\xff\xd8' and data[-2:].tobytes() == b'\xff\xd9':
             image = cv2.imdecode(data, cv2.IMREAD_ANYCOLOR)     # upright

@@ -46,6 +46,15 @@ def max_skip_at(iteration: int, *, iterations: int, schedule: Sequence[tuple[int
     return [skip for percent, skip in schedule if 100 * iteration >= percent * iterations][-1]
 
 
+def check_batch(batch_size: int, *, accumulation: int, world_size: int) -> None:
+    """Raises ValueError where a global batch does not divide among processes and accumulation steps."""
+    if batch_size < 1 or batch_size % (world_size * accumulation):
+        raise ValueError(
+            f'expected a global batch that divides among {world_size} processes x {accumulation} accumulation '
+            f'steps, found {batch_size}. Choose a multiple of {world_size * accumulation}.'
+        )
+
+
 class AddressSampler(Sampler[list[Address]]):
     """This process's share of every global batch, as the ``batch_sampler`` of a DataLoader.
 
@@ -79,11 +88,7 @@ class AddressSampler(Sampler[list[Address]]):
     ) -> None:
         if size < 1:
             raise ValueError('expected at least one sample to draw from, found none')
-        if batch_size < 1 or batch_size % (world_size * accumulation):
-            raise ValueError(
-                f'expected a global batch that divides among {world_size} processes x {accumulation} accumulation '
-                f'steps, found {batch_size}. Choose a multiple of {world_size * accumulation}.'
-            )
+        check_batch(batch_size, accumulation=accumulation, world_size=world_size)
         self.size, self.seed = size, seed
         self.batch_size, self.accumulation = batch_size, accumulation
         self.start, self.iterations = start, iterations

@@ -9,7 +9,7 @@ from dataset.io import fit_mask, read_image, read_mask
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame of a video to segment; nothing is read before :meth:`Video.read`."""
+    """One frame of a video to segment; nothing is read before :class:`Video` is asked."""
 
     name: str                       # of its output file, without the suffix
     image: Path

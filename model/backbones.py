@@ -4,7 +4,7 @@ A backbone turns ``[B, C, H, W]`` into features at strides 16, 8 and 4. Surgery 
 torchvision's networks to what the value encoder needs: extra input channels for the masks,
 and convolutions with a bias.
 """
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -80,14 +80,24 @@ BACKBONES = {
 
 def build_backbone(
     name: str, *, mask_channels: int = 0, biased: bool = False, first_layer: str = 'layer1',
+    weights: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
-    """The named backbone with random weights, ``forward: [B, 3 + mask_channels, H, W] -> (f16, f8, f4)``.
+    """The named backbone, ``forward: [B, 3 + mask_channels, H, W] -> (f16, f8, f4)``.
 
-    ``biased`` gives every convolution a bias (zero at first, so that ImageNet weights keep
-    their meaning), as the published value encoder has. Raises ``KeyError`` on an unknown name.
+    Args:
+        mask_channels: input channels after the image's three, with orthogonal weights.
+        biased: give every convolution a bias (zero at first, so that ImageNet weights keep
+            their meaning), as the published value encoder has.
+        weights: state dict of the torchvision classifier (``model.pretrained``); random without.
+
+    Raises:
+        KeyError: an unknown name.
     """
     backbone = BACKBONES[name]
-    features = backbone.features(backbone.classifier(weights=None), first_layer=first_layer)
+    classifier = backbone.classifier(weights=None)
+    if weights is not None:
+        classifier.load_state_dict(weights)
+    features = backbone.features(classifier, first_layer=first_layer)
     if mask_channels:
         widen_input(features.input_conv, mask_channels)
     if biased:
@@ -105,7 +115,7 @@ def widen_input(conv: nn.Conv2d, channels: int) -> None:
 
 def append_input_channels(weight: Tensor, channels: int, *, init: str) -> Tensor:
     """``[O, I, k, k] -> [O, I + channels, k, k]``, the new ones ``'orthogonal'`` or ``'zeros'``."""
-    extra = weight.new_zeros(weight.shape[0], channels, *weight.shape[2:])
+    extra = weight.new_zeros(weight.shape[0], channels, *weight.shape[2:], dtype=torch.float32)
     if init == 'orthogonal':
         nn.init.orthogonal_(extra)
-    return torch.cat([weight, extra], dim=1)
+    return torch.cat([weight, extra.to(weight.dtype)], dim=1)

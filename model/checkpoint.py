@@ -10,12 +10,12 @@ each with or without the ``module.`` prefix of a parallel wrapper.
 """
 import dataclasses
 import pickle
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.backbones import append_input_channels
 from model.stcn import STCN
@@ -51,7 +51,7 @@ def read_checkpoint(path: str | Path) -> dict:
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f'{path}: not a checkpoint that can be loaded safely: {reason}') from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:      # a damaged file can raise anything from within the unpickler
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f'{path}: unreadable; truncated, or not a PyTorch checkpoint ({reason})') from error
@@ -75,7 +75,7 @@ def network_from_checkpoint(
 
     config = _config_of(content, state, path)
     network = _on_meta(config)
-    problems = _compare(network, state)
+    problems = differences(network, state)
     if problems:
         raise CheckpointError(f'{path}: the tensors do not fit the network of its configuration\n' + problems)
     if config.single_object and widen:
@@ -83,6 +83,9 @@ def network_from_checkpoint(
         state[name] = append_input_channels(state[name], 1, init=widen)
         network = _on_meta(dataclasses.replace(config, single_object=False))
 
+    for name, value in network.state_dict().items():
+        if name.endswith(NOT_COMPARED):
+            state.setdefault(name, torch.zeros(value.shape, dtype=value.dtype))
     network.to_empty(device=device)
     network.load_state_dict(state, strict=False)        # compared above
     return network.eval()
@@ -104,7 +107,7 @@ def _config_of(content: dict, state: dict[str, Tensor], path: str | Path) -> STC
         except (TypeError, KeyError, ValueError, IndexError, RuntimeError) as error:
             raise CheckpointError(f'{path}: its configuration is not understood: {error!r}') from error
         return config
-    problems = {name: _compare(_on_meta(config), state) for name, config in VARIANTS.items()}
+    problems = {name: differences(_on_meta(config), state) for name, config in VARIANTS.items()}
     closest = min(problems, key=lambda name: len(problems[name]))
     if problems[closest]:
         raise CheckpointError(
@@ -119,7 +122,7 @@ def _on_meta(config: STCNConfig) -> STCN:
         return STCN(config)
 
 
-def _compare(network: STCN, state: dict[str, Tensor]) -> str:
+def differences(network: nn.Module, state: Mapping[str, Tensor]) -> str:
     """The differences between a network and a state dict, a line each; empty where there are none."""
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     lines = []

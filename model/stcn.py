@@ -1,4 +1,5 @@
 """The Space-Time Correspondence Network: one module for training and inference."""
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -46,15 +47,21 @@ class STCN(nn.Module):
 
     shared_keys = True      # a memory frame has one key for all of its objects
 
-    def __init__(self, config: STCNConfig | None = None):
+    def __init__(
+        self, config: STCNConfig | None = None, *, backbone_weights: Mapping[str, Mapping[str, Tensor]] | None = None,
+    ):
+        """``backbone_weights``: a state dict for each backbone's name (``model.pretrained``); random without."""
         super().__init__()
+        weights = backbone_weights or {}
         self.config = config = config or STCNConfig()
         key16, key8, key4 = BACKBONES[config.key_backbone].channels
         value16 = BACKBONES[config.value_backbone].channels[0]
 
-        self.key_encoder = build_backbone(config.key_backbone, first_layer='res2')
+        self.key_encoder = build_backbone(
+            config.key_backbone, first_layer='res2', weights=weights.get(config.key_backbone))
         self.value_encoder = build_backbone(
-            config.value_backbone, mask_channels=1 if config.single_object else 2, biased=True)
+            config.value_backbone, mask_channels=1 if config.single_object else 2, biased=True,
+            weights=weights.get(config.value_backbone))
         # Inside the value encoder, for that is where the published layout has it.
         self.value_encoder.fuser = FeatureFusion(value16, key16, config.value_dim)
         self.key_proj = KeyProjection(key16, config.key_dim)

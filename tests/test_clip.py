@@ -49,13 +49,15 @@ def test_published_numbers(stage, variant, layout):
     names = json.loads((GOLDEN / f'train_s{stage}_parameter_names.json').read_text())
     assert names == [name for name, _ in network.named_parameters()]
     norms = [parameter.grad.norm() for parameter in network.parameters()]
-    np.testing.assert_allclose(norms, expected['gradnorm_it45000'], rtol=1e-3, atol=1e-12)
+    # One is zero but for rounding: the bias that all keys share cancels in their distances.
+    np.testing.assert_allclose(norms, expected['gradnorm_it45000'], rtol=1e-3, atol=1e-6)
 
 
 @pytest.fixture(scope='module')
 def random_clip():
     torch.manual_seed(0)
-    return torch.randn(2, 3, 3, 64, 80), (torch.rand(2, 2, 64, 80) > 0.7).float(), torch.tensor([[1.0, 1.0], [1.0, 0.0]])
+    selector = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
+    return torch.randn(2, 3, 3, 64, 80), (torch.rand(2, 2, 64, 80) > 0.7).float(), selector
 
 
 def test_samples_do_not_see_each_other(random_clip):
@@ -79,7 +81,7 @@ def test_half_precision_aggregates_in_float32(random_clip):
     with torch.autocast('cpu', dtype=torch.bfloat16):
         logits = segment_clip(network, *random_clip)
     assert logits.dtype == torch.float32
-    assert logits[1, :, 2].max() == pytest.approx(np.log(1e-7), abs=1e-3)       # an object that is not there
+    assert logits[1, :, 2].max().item() == pytest.approx(np.log(1e-7), abs=1e-3)       # an object that is not there
     torch.testing.assert_close(logits.softmax(dim=2), segment_clip(network, *random_clip).softmax(dim=2),
                                atol=0.1, rtol=0)
 

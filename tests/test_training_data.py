@@ -13,41 +13,13 @@ from torch.utils.data import DataLoader
 
 from dataset import video
 from dataset.augment import FILL, IMAGENET_MEAN, IMAGENET_STD, init_worker
-from dataset.io import PALETTE, DataError, read_image
+from dataset.io import DataError, read_image
 from dataset.sampling import Address, AddressSampler, sample_frames
 from dataset.static import StaticDataset, find_pairs, read_coverage
 from dataset.video import VideoDataset, find_bl30k, find_davis, find_main, find_videos, find_youtube, read_split
+from tests.trees import write, write_pair, write_video
 
-GOLDEN = Path(__file__).parent / 'golden'
 SIZE = 64
-
-
-def write(path, array, *, palette=False, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(array)
-    if palette:
-        image.putpalette(PALETTE.tobytes())
-    image.save(path, **options)
-    return path
-
-
-def write_pair(folder, name, *, size=(90, 120)):
-    """A real image and an elliptic object in its middle."""
-    image = Image.fromarray(read_image(GOLDEN / 'clip' / '00000.png')).resize(size[::-1])
-    y, x = np.mgrid[: size[0], : size[1]]
-    inside = ((y / size[0] - 0.5) ** 2 + (x / size[1] - 0.5) ** 2) < 0.12
-    write(folder / f'{name}.jpg', np.array(image), quality=95)
-    return write(folder / f'{name}.png', (255 * inside).astype(np.uint8))
-
-
-def write_video(images, annotations, name, *, frames=8, step=1, labels=(1, 4, 7), size=(100, 140)):
-    """Squares that move right by a pixel a frame, labelled as given, in gray squares of level 20 x label."""
-    for t in range(0, frames * step, step):
-        mask = np.zeros(size, np.uint8)
-        for k, label in enumerate(labels):
-            mask[20:70, 5 + 40 * k + t % 10 : 40 + 40 * k + t % 10] = label
-        write(images / name / f'{t:05d}.jpg', np.stack([20 * mask] * 3, axis=-1), quality=95)
-        write(annotations / name / f'{t:05d}.png', mask, palette=True)
 
 
 @pytest.fixture(scope='module')

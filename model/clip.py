@@ -1,0 +1,49 @@
+"""The forward pass of training: a clip of frames through the network that also does inference."""
+import torch
+from torch import Tensor, nn
+
+from model.aggregate import aggregate
+from model.stcn import STCN
+
+
+def segment_clip(network: STCN, rgb: Tensor, masks: Tensor, selector: Tensor) -> Tensor:
+    """Segment every frame of a clip but the first, each from all frames before it (Section 3.2 and 5).
+
+    Frame 1 is read from the memory {0}; frame 2 from {0, 1}, where frame 1 has the soft mask that was
+    predicted for it. Differentiable from end to end. The keys of all frames are encoded in one batch.
+
+    Args:
+        rgb: [B, T, 3, H, W], normalised for ImageNet.
+        masks: [B, K, H, W] in [0, 1], of the first frame.
+        selector: [B, K], 1 where the sample has the object; the others get probability 0.
+
+    Returns:
+        Aggregated logits [B, T-1, 1+K, H, W] of frames 1 .. T-1, the background first; float32.
+    """
+    frames = rgb.unbind(1)
+    batched = network.encode_query(torch.cat(frames))
+    queries = [batched._make(maps) for maps in zip(*(each.chunk(len(frames)) for each in batched), strict=True)]
+
+    memory_keys, memory_values, logits = [], [], []
+    for t in range(1, len(frames)):
+        key, value = network.encode_memory(frames[t - 1], queries[t - 1], masks)
+        memory_keys.append(key)
+        memory_values.append(value)
+        readout = network.read(torch.stack(memory_keys, dim=3), torch.stack(memory_values, dim=3), queries[t])
+        decoded = network.decode(readout, queries[t])
+        with torch.autocast(rgb.device.type, enabled=False):
+            prob = decoded.float().sigmoid() * selector[:, :, None, None]
+            logits.append(aggregate(prob))
+            masks = logits[-1].softmax(dim=1)[:, 1:]
+    return torch.stack(logits, dim=1)
+
+
+class ClipNetwork(nn.Module):
+    """``segment_clip`` as the ``forward`` of a module, for wrappers that work on one (DistributedDataParallel)."""
+
+    def __init__(self, network: STCN):
+        super().__init__()
+        self.network = network
+
+    def forward(self, rgb: Tensor, masks: Tensor, selector: Tensor) -> Tensor:
+        return segment_clip(self.network, rgb, masks, selector)

@@ -1,0 +1,222 @@
+"""Train an STCN: one of the paper's four stages, from images on disk to weights that the evaluation scripts load.
+
+    python train.py --stage 0 --id s0
+    python train.py --stage 3 --id s03 --load_network saves/s0/s0.pth
+    python train.py --id s03 --resume
+    torchrun --nproc_per_node=2 train.py --stage 3 --id s03 --load_network saves/s0/s0.pth
+"""
+import argparse
+import dataclasses
+import logging
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from training.stages import STAGES, Stage
+from util.cli import positive, run_main
+
+if TYPE_CHECKING:
+    from training.run import Run
+
+log = logging.getLogger(__name__)
+
+# A run may continue with others of these, but not unnoticed: they change what comes out.
+RECIPE = ('batch_size', 'iterations', 'steps', 'lr', 'gamma', 'seed', 'crop_size', 'no_amp', 'amp_dtype')
+SESSION = ('resume', 'debug', 'device')     # not kept for the next one
+
+
+def training_parser() -> argparse.ArgumentParser:
+    table = ['stage  data                          batch  iterations  rate x0.1 at  max-skip @ percent of iterations']
+    names = {0: 'static images', 1: 'BL30K', 2: 'DAVIS, YouTubeVOS after BL30K', 3: 'DAVIS, YouTubeVOS'}
+    for number, stage in STAGES.items():
+        skips = ' '.join(f'{skip}@{percent}' for percent, skip in stage.max_skip) if number else '-'
+        table.append(f'{number:<6} {names[number]:<30}{stage.batch_size:<6} {stage.iterations:<11} '
+                     f'{stage.steps[0]:<13} {skips}')
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog='\n'.join(table), formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage='train.py --stage {0,1,2,3} --id NAME [flags]')
+
+    add = parser.add_argument_group('run').add_argument
+    add('--id', required=True, type=run_id, help='the run is kept in saves/ID; NULL: it is kept nowhere')
+    add('--resume', action='store_true', help='continue the run from its newest complete checkpoint, with its flags '
+        'where no others are given; from the start if it has none')
+    add('--save_every', type=positive, default=1000, help='iterations between checkpoints, of which 3 are kept '
+        '(default: %(default)s)')
+    add('--log_every', type=positive, default=50, help='iterations between log lines and TensorBoard scalars, and '
+        'looks at whether the loss is finite (default: %(default)s)')
+    add('--images_every', type=positive, default=500, help='iterations between image grids (default: %(default)s)')
+    add('--debug', action='store_true', help='log every iteration, and name the operation that a gradient that is '
+        'no number comes from; slow (default: off)')
+
+    add = parser.add_argument_group('data').add_argument
+    add('--stage', type=int, choices=STAGES, help='stage of the training; see the table below')
+    add('--static_root', default='../static', help='static images, stage 0 (default: %(default)s)')
+    add('--bl_root', default='../BL30K', help='BL30K, stage 1 (default: %(default)s)')
+    add('--yv_root', default='../YouTube', help='YouTubeVOS, with train_480p; stages 2 and 3 (default: %(default)s)')
+    add('--davis_root', default='../DAVIS', help='DAVIS, with 2017/trainval; stages 2 and 3 (default: %(default)s)')
+    add('--crop_size', type=positive, default=384, help='side of a training frame (default: %(default)s)')
+    add('--num_workers', type=int, default=8, help='that load data, for each process (default: %(default)s)')
+    add('--seed', type=int, default=0, help='of samples and initial weights (default: %(default)s)')
+
+    add = parser.add_argument_group('network').add_argument
+    add('--arch', help='a name in model/variants.py (default: that of the file to start from, or stcn)')
+    add('--load_network', metavar='FILE', help='start from these weights: a published file or our own; a stage 0 '
+        'network gets an input channel for the other objects (default: none)')
+    add('--load_model', metavar='FILE', help="continue this training checkpoint, ours or the release's, under a new "
+        '--id (default: none)')
+    add('--backbone_weights', nargs='+', metavar='FILE', help="ImageNet weights in torchvision's layout, for the "
+        "backbones that they fit; 'none': random weights (default: torchvision's IMAGENET1K_V1, downloaded once)")
+
+    add = parser.add_argument_group('optimization (default: that of the stage)').add_argument
+    add('-b', '--batch_size', type=positive, help='samples an iteration, of all GPUs together. The published code '
+        'counted those of one GPU of two: its -b 8 is 16 here, its -b 4 is 8')
+    add('-i', '--iterations', type=positive, help='the iteration to end at; max-skip follows in percent of it')
+    add('--steps', type=int, nargs='*', help='iterations at which the rate is multiplied by --gamma')
+    add('--lr', type=float, help=f'learning rate ({STAGES[0].lr} in all stages)')
+    add('--gamma', type=float, help=f'see --steps ({STAGES[0].gamma} in all stages)')
+    add('--accumulation', type=positive, default=1, help='parts that a batch is computed in, to save memory: the '
+        'result is the same (default: %(default)s)')
+
+    add = parser.add_argument_group('device').add_argument
+    add('--device', help='e.g. cuda:1 or cpu (default: the GPU, if there is one)')
+    add('--no_amp', action='store_true', help='float32 throughout (default: mixed precision on a GPU)')
+    add('--amp_dtype', choices=('float16', 'bfloat16'), help='mixed precision of this type, on a CPU, too (default: '
+        'float16 on a GPU, none on a CPU)')
+    add('--benchmark', action='store_true', help='let cuDNN try which algorithms are fastest (default: off)')
+    return parser
+
+
+def run_id(text: str) -> str:
+    if not re.fullmatch(r'[\w.-]*\w[\w.-]*', text):
+        raise argparse.ArgumentTypeError(f'expected letters, digits, dots, dashes and underscores, found {text!r}')
+    return text
+
+
+def main() -> int:
+    parser = training_parser()
+    args = parser.parse_args()      # --help must not wait for the imports below
+    if args.load_network and args.load_model:
+        parser.error('--load_network begins a stage, --load_model continues one: expected only one of them')
+
+    import torch
+    from torch.utils.data import DataLoader
+
+    from dataset.sampling import AddressSampler, check_batch
+    from dataset.training import open_training_set
+    from training.loop import train
+    from training.report import Report
+    from training.run import Run, start_worker
+    from training.state import TrainingState, initial_network
+    from util.distributed import broadcast, default_device, process_group, rank, use_device, world_size
+
+    device = torch.device(args.device) if args.device else default_device()
+    use_device(device)
+    if rank() > 0:
+        logging.getLogger().setLevel(logging.WARNING)
+    with process_group('nccl' if device.type == 'cuda' else 'gloo'):
+        run = Run(Path('saves') / args.id if args.id != 'NULL' and rank() == 0 else None)
+        args, checkpoint = broadcast(begin(parser, args, run) if rank() == 0 else None)
+        stage = stage_of(parser, args)
+        amp_dtype = None if args.no_amp or device.type == 'cpu' else torch.float16
+        if args.amp_dtype and not args.no_amp:
+            amp_dtype = getattr(torch, args.amp_dtype)
+        torch.manual_seed(args.seed)
+        torch.backends.cudnn.benchmark = args.benchmark
+        torch.autograd.set_detect_anomaly(args.debug)
+        try:
+            check_batch(stage.batch_size, accumulation=args.accumulation, world_size=world_size())
+        except ValueError as error:
+            parser.error(f'--batch_size: {error}')
+
+        dataset = open_training_set(
+            stage.data, size=args.crop_size, static_root=args.static_root, bl_root=args.bl_root,
+            yv_root=args.yv_root, davis_root=args.davis_root)
+        network = initial_network(
+            arch=args.arch, single_object=args.stage == 0, checkpoint=checkpoint, weights=args.load_network,
+            backbone_files=args.backbone_weights).to(device)
+        state = TrainingState(
+            network, torch.optim.Adam(network.parameters(), betas=(0.9, 0.999), weight_decay=1e-7),
+            torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16))
+        if checkpoint:
+            state.restore(*checkpoint)
+            log.info('continuing after iteration %d of %s', state.iteration, checkpoint[1])
+        del checkpoint      # as large as the state
+
+        sampler = AddressSampler(
+            len(dataset), batch_size=stage.batch_size, iterations=stage.iterations, seed=args.seed,
+            start=state.iteration, accumulation=args.accumulation, rank=rank(), world_size=world_size(),
+            schedule=stage.max_skip)
+        loader = DataLoader(
+            dataset, batch_sampler=sampler, num_workers=args.num_workers, worker_init_fn=start_worker,
+            pin_memory=device.type == 'cuda')
+        run.write_configuration(configuration(args, stage, network.config))
+        with Report(run.folder, start=state.iteration, iterations=stage.iterations) as report:
+            signal = train(
+                state, iter(loader), stage, run, report, device=device, accumulation=args.accumulation,
+                amp_dtype=amp_dtype, log_every=1 if args.debug else args.log_every,
+                images_every=args.images_every, save_every=args.save_every)
+        if signal:
+            log.warning('stopped by signal %d after iteration %d; --resume continues', signal, state.iteration)
+            return 128 + signal
+        run.finish(network)
+    return 0
+
+
+def begin(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, run: 'Run',
+) -> tuple[argparse.Namespace, tuple[dict, Path] | None]:
+    """The flags, completed by those of the run that is to be resumed, and the checkpoint to continue, if any."""
+    from model import CheckpointError
+    from model.checkpoint import read_checkpoint
+    from util.distributed import launch_id, restarted
+
+    saved = run.configuration()
+    same_launch = saved is not None and saved['launch'] is not None and saved['launch'] == launch_id()
+    if args.resume or restarted() or same_launch:
+        if saved:
+            parser.set_defaults(**saved['flags'])
+            args = parser.parse_args()
+            if args.stage != saved['flags']['stage']:
+                raise CheckpointError(f'{run.folder}: is a run of stage {saved["flags"]["stage"]}, not {args.stage}; '
+                                      'begin another --id with --load_network')
+            for name in RECIPE:
+                before, now = saved['flags'].get(name), getattr(args, name)
+                if before != now:
+                    log.warning('%s: continues with --%s %s, was %s', run.folder, name, now, before)
+        checkpoint = run.newest()
+        if checkpoint:
+            return args, checkpoint
+    elif run.checkpoints():
+        raise CheckpointError(f'{run.folder}: holds a run already; --resume continues it, another --id begins anew')
+    if args.load_model:
+        return args, (read_checkpoint(args.load_model), Path(args.load_model))
+    return args, None
+
+
+def stage_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Stage:
+    """The stage with what the flags change of it; ends the program on flags that cannot be."""
+    from model import VARIANTS
+    if args.stage is None:
+        parser.error('--stage is needed: 0, 1, 2 or 3')
+    if args.arch not in (None, *VARIANTS):
+        parser.error(f'--arch: expected one of {", ".join(VARIANTS)}, found {args.arch}')
+    if args.crop_size % 16:
+        parser.error(f'--crop_size: expected a multiple of 16, found {args.crop_size}')
+    names = ('batch_size', 'iterations', 'steps', 'lr', 'gamma')
+    changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return dataclasses.replace(STAGES[args.stage], **changes)
+
+
+def configuration(args: argparse.Namespace, stage: Stage, network_config: object) -> dict:
+    """All that a result depends on, and what ``begin`` has to know, for ``config.json``."""
+    import torch
+
+    from training.run import code_version
+    from util.distributed import launch_id, world_size
+    flags = {name: value for name, value in vars(args).items() if name not in SESSION}
+    return {'flags': flags, 'stage': dataclasses.asdict(stage), 'network': dataclasses.asdict(network_config),
+            'commit': code_version(), 'torch': torch.__version__, 'processes': world_size(), 'launch': launch_id()}
+
+
+if __name__ == '__main__':
+    run_main(main)

@@ -1,0 +1,121 @@
+"""The training loop."""
+import signal
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dataset.sampling import max_skip_at
+from model.clip import ClipNetwork
+from model.losses import clip_loss, hardest_fraction
+from training.report import Report
+from training.run import Run
+from training.stages import Stage
+from training.state import TrainingState
+from util.distributed import any_process, world_size
+
+
+def train(
+    state: TrainingState, batches: Iterator[dict], stage: Stage, run: Run, report: Report, *,
+    device: torch.device, accumulation: int = 1, amp_dtype: torch.dtype | None = None,
+    log_every: int = 50, images_every: int = 500, save_every: int = 1000,
+) -> int:
+    """Train from ``state.iteration`` to the end of the stage; checkpoints go to ``run``, losses to ``report``.
+
+    Args:
+        batches: ``accumulation`` micro-batches of equal size for each iteration, as the datasets make them.
+        amp_dtype: of automatic mixed precision; ``None`` for float32.
+
+    Returns:
+        0, or the signal (SIGTERM or SIGINT) that ended the training early, with its state saved.
+
+    Raises:
+        FloatingPointError: the loss or a weight is not finite any more.
+    """
+    model = parallel(ClipNetwork(state.network.train()), device)
+    optimizer, scaler = state.optimizer, state.scaler
+    with StopRequest() as stop:
+        while state.iteration < stage.iterations:
+            rate, fraction = stage.rate(state.iteration), hardest_fraction(state.iteration)
+            for group in optimizer.param_groups:
+                group['lr'] = rate
+
+            for part in range(1, accumulation + 1):
+                batch = to_device(next(batches), device)
+                target, selector = batch['target'][:, 1:], batch['selector']
+                # Processes exchange gradients once an iteration.
+                with model.no_sync() if world_size() > 1 and part < accumulation else nullcontext():
+                    with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
+                        logits = model(batch['rgb'], batch['masks'][:, 0].float(), selector)
+                    loss = clip_loss(logits, target, selector, fraction=fraction)
+                    scaler.scale(loss / accumulation).backward()
+                report.add(loss, logits, target)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            state.iteration += 1
+
+            last, stopping = state.iteration == stage.iterations, any_process(stop.signal > 0)
+            log_now = last or state.iteration % log_every == 0
+            save_now = last or stopping or state.iteration % save_every == 0
+            report.bar.update()
+            if log_now or save_now:
+                check_finite(state, run, report)
+            if log_now:
+                skip = max_skip_at(state.iteration - 1, iterations=stage.iterations, schedule=stage.max_skip)
+                report.write(state.iteration, {'lr': rate, 'p': fraction, 'max_skip': skip})
+            if state.iteration % images_every == 0:
+                report.images(state.iteration, batch['rgb'], batch['target'], logits)
+            if save_now:
+                run.save(state.content())
+            if stopping:
+                break
+    return stop.signal
+
+
+def parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model with gradients averaged over all processes; the model itself for a single one."""
+    if world_size() == 1:
+        return model
+    # Batch norm's statistics are frozen: there are no buffers to keep equal.
+    return DistributedDataParallel(model, device_ids=[device] if device.type == 'cuda' else None,
+                                   broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def to_device(batch: dict, device: torch.device) -> dict:
+    """The tensors of a batch; its names stay behind."""
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()
+            if isinstance(value, torch.Tensor)}
+
+
+def check_finite(state: TrainingState, run: Run, report: Report) -> None:
+    """Before a checkpoint is written, so that none is broken: a loss belongs to the weights before its step."""
+    weights = torch.stack([parameter.detach().isfinite().all() for parameter in state.network.parameters()])
+    if any_process(not (report.finite() and bool(weights.all()))):
+        place = run.save_broken(state.content())
+        raise FloatingPointError(
+            f'iteration {state.iteration}: the loss or a weight is not finite any more; that state is in {place}. The '
+            'checkpoints are from before: --resume continues from there, with a lower --lr for instance, and --debug '
+            'names the operation.')
+
+
+class StopRequest:
+    """Takes note of SIGTERM and SIGINT within its block, instead of ending the process; a second one does."""
+
+    def __init__(self):
+        self.signal = 0
+
+    def __enter__(self) -> 'StopRequest':
+        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _note(self, number: int, _frame) -> None:
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

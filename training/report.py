@@ -1,0 +1,97 @@
+"""Progress of a run: a bar on a terminal, else lines; curves and images in TensorBoard."""
+import logging
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dataset.overlay import overlay
+from model.losses import intersection_and_union, iou
+from util.distributed import rank, sum_over_processes, world_size
+
+log = logging.getLogger(__name__)
+
+IMAGE_ROWS = 4
+
+
+class Report:
+    """Sums loss and IoU on the device; looks at them, and at those of the other processes, only in ``write``.
+
+    Args:
+        folder: for TensorBoard; ``None`` for none.
+        start, iterations: the first iteration, and how many there are in all.
+    """
+
+    def __init__(self, folder: Path | None, *, start: int, iterations: int):
+        self.writer = None
+        if folder is not None and rank() == 0:
+            from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
+
+            self.writer = SummaryWriter(str(folder), purge_step=start + 1)
+        self.on_terminal = sys.stderr.isatty()
+        self.bar = tqdm(total=iterations, initial=start, disable=rank() != 0 or not self.on_terminal,
+                        dynamic_ncols=True)
+        self._begin(start)
+
+    def _begin(self, iteration: int) -> None:
+        self.first, self.since = iteration, time.perf_counter()
+        self.batches = 0
+        self.loss: Tensor | float = 0.0     # sum over micro-batches
+        self.areas: Tensor | int = 0        # [2, K]: intersections and unions of the objects
+
+    def add(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
+        """A micro-batch: its loss, ``logits [B, T, K+1, H, W], target [B, T, H, W]``."""
+        self.batches += 1
+        self.loss = self.loss + loss.detach().double()
+        self.areas = self.areas + intersection_and_union(logits.detach(), target)
+
+    def finite(self) -> bool:
+        """Whether all losses since the last ``write`` are finite; waits for the device."""
+        return bool(torch.as_tensor(self.loss).isfinite())
+
+    def write(self, iteration: int, scalars: dict[str, float]) -> None:
+        """Means over the iterations since the last ``write`` and all processes, with what else is to be shown."""
+        loss = sum_over_processes(self.loss) / self.batches / world_size()
+        areas = sum_over_processes(self.areas)
+        overlap = {f'iou_{k}': value for k, value in enumerate(iou(areas).tolist(), 1) if areas[1, k - 1] > 0}
+        elapsed = time.perf_counter() - self.since
+        rate = (iteration - self.first) / elapsed
+        values = {'loss': loss.item()} | overlap | scalars
+        self._begin(iteration)
+        if self.writer:
+            for name, value in values.items() | {('iterations_per_second', rate)}:
+                self.writer.add_scalar(f'train/{name}', value, iteration)
+        shown = {name: f'{value:.4g}' for name, value in values.items()}
+        if self.on_terminal:
+            self.bar.set_postfix(shown, refresh=False)
+        elif rank() == 0:
+            left = tqdm.format_interval((self.bar.total - iteration) / rate)
+            log.info('%d/%d  %s  %.3g it/s  %s left', iteration, self.bar.total,
+                     '  '.join(f'{name} {value}' for name, value in shown.items()), rate, left)
+
+    def images(self, iteration: int, rgb: Tensor, target: Tensor, logits: Tensor) -> None:
+        """Some samples, a row each: the frames with their targets, then the predicted ones with the prediction.
+
+        ``rgb [B, T, 3, H, W], target [B, T, H, W], logits [B, T-1, K+1, H, W]``.
+        """
+        if self.writer is None:
+            return
+        predicted = logits.detach().argmax(dim=2)
+        rows = []
+        for frames, truth, guess in zip(*(each[:IMAGE_ROWS].cpu().numpy() for each in (rgb, target, predicted)),
+                                        strict=True):
+            rows.append(np.concatenate([overlay(*frame) for frame in zip(frames, truth, strict=True)]
+                                       + [overlay(*frame) for frame in zip(frames[1:], guess, strict=True)], axis=1))
+        self.writer.add_image('train/target_and_prediction', np.concatenate(rows), iteration, dataformats='HWC')
+
+    def __enter__(self) -> 'Report':
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.close()
+        if self.writer:
+            self.writer.close()

@@ -1,0 +1,101 @@
+"""All that changes while training, in one object: what a checkpoint holds."""
+import dataclasses
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from model import STCN, VARIANTS, CheckpointError, load_network
+from model.checkpoint import network_from_checkpoint
+from model.pretrained import imagenet_weights
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainingState:
+    """Network, optimizer, gradient scaler and the number of finished iterations.
+
+    That is complete: learning rate, loss and max-skip are functions of the iteration, and every random
+    choice about a sample is a function of (seed, epoch, index), so there is no scheduler and no random
+    state to restore.
+    """
+
+    network: STCN
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    iteration: int = 0
+
+    def content(self) -> dict:
+        """For ``torch.save``; ``model.load_network`` loads it, too."""
+        return {'iteration': self.iteration, 'config': dataclasses.asdict(self.network.config),
+                'network': self.network.state_dict(), 'optimizer': self.optimizer.state_dict(),
+                'scaler': self.scaler.state_dict()}
+
+    def restore(self, content: dict, path: str | Path) -> None:
+        """Optimizer, scaler and iteration of a training checkpoint, ours or the release's.
+
+        Moments go to the parameters by position; rates and decay stay as they are here. The release's
+        files have no scaler: it finds its scale again. Raises ``CheckpointError``.
+        """
+        iteration = content.get('iteration', content.get('it'))
+        if not isinstance(iteration, int) or 'optimizer' not in content:
+            raise CheckpointError(f'{path}: expected a training checkpoint with an iteration and an optimizer, found '
+                                  f'{", ".join(map(str, list(content)[:5]))}; use --load_network for weights alone')
+        self.iteration = iteration
+        try:
+            moments = content['optimizer']['state']
+            for index, parameter in enumerate(self.network.parameters()):
+                if moments and moments[index]['exp_avg'].shape != parameter.shape:
+                    raise ValueError(f'moments {index} are {tuple(moments[index]["exp_avg"].shape)}, '
+                                     f'the parameter is {tuple(parameter.shape)}')
+            self.optimizer.load_state_dict(self.optimizer.state_dict() | {'state': moments})
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise CheckpointError(f'{path}: its optimizer does not fit the network: {error!r}') from error
+        if self.scaler.is_enabled():
+            if content.get('scaler'):
+                self.scaler.load_state_dict(content['scaler'])
+            else:
+                log.warning('%s: holds no gradient scaler; it may skip some steps until it has found its scale', path)
+
+
+def initial_network(
+    *, arch: str | None, single_object: bool, checkpoint: tuple[dict, Path] | None = None,
+    weights: str | Path | None = None, backbone_files: Sequence[str | Path] | None = None,
+) -> STCN:
+    """The network to train, on the CPU.
+
+    Args:
+        arch: a name in ``VARIANTS``; ``None`` for that of the file, or ``'stcn'``.
+        single_object: as stage 0 trains it.
+        checkpoint: what was read of a training checkpoint, and from where.
+        weights: a file to start from, instead; a stage 0 network is widened where that is not wanted.
+        backbone_files: ImageNet weights for a new network; ``['none']`` for random ones, ``None`` for torchvision's.
+
+    Raises:
+        CheckpointError: the file is unusable, or its network is not the one that was asked for.
+    """
+    if checkpoint:
+        content, path = checkpoint
+        network = network_from_checkpoint(content, path, widen=None)
+    elif weights:
+        path = weights
+        network = load_network(path, widen=None if single_object else 'orthogonal')
+    else:
+        config = dataclasses.replace(VARIANTS[arch or 'stcn'], single_object=single_object)
+        files = backbone_files or ()
+        pretrained = {} if list(files) == ['none'] else imagenet_weights(
+            (config.key_backbone, config.value_backbone), files)
+        return STCN(config, backbone_weights=pretrained)
+
+    if network.config.single_object != single_object:
+        raise CheckpointError(
+            f'{path}: holds a multi-object network; stage 0 trains a single-object one, which starts the other stages'
+            if single_object else
+            f'{path}: holds a single-object network of stage 0; --load_network starts another stage from it')
+    if arch and network.config != dataclasses.replace(VARIANTS[arch], single_object=single_object):
+        raise CheckpointError(f'{path}: holds {network.config}, expected the variant {arch!r}; leave --arch away to '
+                              'train what the file holds')
+    return network
