@@ -9,8 +9,13 @@ from torch import Tensor, nn
 from dataset.io import IMAGE_MEAN, IMAGE_STD
 from inference.memory_bank import MemoryBank
 from model.aggregate import aggregate
+from model.stcn import Query
 
 STRIDE = 16
+
+
+class InputError(ValueError):
+    """A frame or mask that ``InferenceCore.step`` cannot take; the core is as it was before."""
 
 
 class Step(NamedTuple):
@@ -58,7 +63,7 @@ class InferenceCore:
     the annotated frames.
 
     Args:
-        network: an :class:`model.STCN`, or anything with its ``encode_query``, ``encode_memory``,
+        network: an :class:`model.STCN`, or any module with its ``encode_query``, ``encode_memory`` and
             ``decode``, and the attributes ``similarity`` and ``shared_keys``; on the device to use.
         top_k: memory positions that each position of a frame reads; ``None`` reads all of them.
         mem_every: period of the memory frames.
@@ -100,7 +105,7 @@ class InferenceCore:
 
         Args:
             image: ``[3, H, W]`` RGB, uint8 or float in [0, 1], on any device; all frames of a video
-                have one size. Ignored (may be ``None``) on a frame that is not computed.
+                have one size. May be ``None`` on a frame that is not computed (see ``Schedule``).
             mask: ``[H, W]`` labels of an annotated frame, 0 the background; uint8 or any integers.
             objects: the labels that ``mask`` speaks of, known ones (their masks are replaced) and new
                 ones; by default those in it. A label without pixels is an empty mask.
@@ -114,18 +119,20 @@ class InferenceCore:
             ``wanted`` is false.
 
         Raises:
-            ValueError: for images or masks of another shape or range.
+            InputError: for images or masks of another shape or range, and labels without a mask.
         """
         if mask is not None:
             objects = _check_labels(mask, objects)
+        elif objects:
+            raise InputError(f'objects {list(objects)} were given without a mask')
         annotated = bool(objects)
         step = self.schedule.peek(annotated=annotated, wanted=wanted, last=last)
         if image is not None:
             self._check_shape(image, mask)
         elif step.compute or (wanted and self._frame_shape is None):
-            raise ValueError(f'frame {self.schedule.time + 1} has to be computed, but its image is None')
-        self.schedule.advance(annotated=annotated, wanted=wanted, last=last)
+            raise InputError(f'frame {self.schedule.time + 1} has to be computed, but its image is None')
         if not step.compute:
+            self.schedule.advance(annotated=annotated, wanted=wanted, last=last)
             return torch.ones(1, *self._frame_shape, device=self.device) if wanted else None
 
         with torch.autocast(self.device.type, enabled=self.amp,
@@ -133,12 +140,17 @@ class InferenceCore:
             image, padding = self._to_network(image)
             query = self.network.encode_query(image)
             prob = self._segment(query) if self.objects else None
+            known = self.objects
             if annotated:
-                prob = self._merge(prob, mask, objects, padding)
+                known = known + [label for label in objects if label not in known]
+                prob = self._merge(prob, mask, objects, known, padding)
             if step.memorise:
                 key, value = self.network.encode_memory(
                     image, query, prob[None, 1:], object_chunk=self.object_chunk)
                 self.memory.add(key[0], value[0], permanent=step.permanent, protected=annotated)
+        # Last, so that a frame that failed can be given again.
+        self.objects = known
+        self.schedule.advance(annotated=annotated, wanted=wanted, last=last)
         return self._to_frame(prob, padding) if wanted else None
 
     def to_labels(self, prob: Tensor) -> Tensor:
@@ -148,14 +160,14 @@ class InferenceCore:
 
     def _check_shape(self, image: Tensor, mask: Tensor | None) -> None:
         if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
-            raise ValueError(f'image: expected [3, H, W], found {list(image.shape)}')
+            raise InputError(f'image: expected [3, H, W], found {list(image.shape)}')
         if image.dtype != torch.uint8 and not image.is_floating_point():
-            raise ValueError(f'image: expected uint8 or float in [0, 1], found {image.dtype}')
+            raise InputError(f'image: expected uint8 or float in [0, 1], found {image.dtype}')
         shape = tuple(image.shape[1:])
         if self._frame_shape not in (None, shape):
-            raise ValueError(f'image: expected the size of the frames before, {self._frame_shape}, found {shape}')
+            raise InputError(f'image: expected the size of the frames before, {self._frame_shape}, found {shape}')
         if mask is not None and tuple(mask.shape) != shape:
-            raise ValueError(f'mask: expected the size of its image, {shape}, found {tuple(mask.shape)}')
+            raise InputError(f'mask: expected the size of its image, {shape}, found {tuple(mask.shape)}')
         self._frame_shape = shape
 
     def _to_network(self, image: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
@@ -184,26 +196,28 @@ class InferenceCore:
             prob = F.interpolate(prob[None], self._frame_shape, mode='bilinear', align_corners=False)[0]
         return prob
 
-    def _segment(self, query) -> Tensor:
+    def _segment(self, query: Query) -> Tensor:
         """Aggregated probabilities ``[1 + K, H', W']`` of a frame, from the memory."""
         readout = self.memory.read(query.key[0])
         chunks = readout.split(self.object_chunk or len(readout))
         logits = torch.cat([self.network.decode(chunk[None], query) for chunk in chunks], dim=1)
         return aggregate(logits.float().sigmoid()).softmax(dim=1)[0]
 
-    def _merge(self, prob: Tensor | None, mask: Tensor, objects: list[int], padding) -> Tensor:
-        """Put the annotated masks into the probabilities of a frame; new objects get channels."""
+    def _merge(
+        self, prob: Tensor | None, mask: Tensor, objects: list[int], known: list[int],
+        padding: tuple[int, int, int, int],
+    ) -> Tensor:
+        """Put the annotated masks of ``objects`` into the probabilities of a frame, which get channels ``known``."""
         mask = mask.to(self.device)
         if self.size is not None:
             mask = F.interpolate(mask[None, None].float(), self._working_shape(), mode='nearest')[0, 0]
         mask = F.pad(mask, padding)
-        self.objects += [label for label in objects if label not in self.objects]
-        merged = torch.zeros(len(self.objects), *mask.shape, device=self.device)
+        merged = torch.zeros(len(known), *mask.shape, device=self.device)
         labels = torch.tensor(objects, device=self.device)[:, None, None]
         given = mask == labels
         if prob is not None:
             merged[:len(prob) - 1] = prob[1:].masked_fill(given.any(dim=0), 0)
-        channels = torch.tensor([self.objects.index(label) for label in objects], device=self.device)
+        channels = torch.tensor([known.index(label) for label in objects], device=self.device)
         merged[channels] = given.float()
         return aggregate(merged[None]).softmax(dim=1)[0]
 
@@ -217,10 +231,10 @@ def _padding(height: int, width: int) -> tuple[int, int, int, int]:
 def _check_labels(mask: Tensor, objects: list[int] | None) -> list[int]:
     """The labels that an annotation speaks of, without the background."""
     if mask.ndim != 2 or mask.is_floating_point() or mask.is_complex():
-        raise ValueError(f'mask: expected integer labels [H, W], found {mask.dtype} {list(mask.shape)}')
+        raise InputError(f'mask: expected integer labels [H, W], found {mask.dtype} {list(mask.shape)}')
     present = [label for label in mask.unique().tolist() if label != 0]
     objects = present if objects is None else [int(label) for label in dict.fromkeys(objects)]
     for label in (*present, *objects):
         if not 1 <= label <= 255:
-            raise ValueError(f'mask: labels are 1 to 255 (0 is the background), found {label}')
+            raise InputError(f'mask: labels are 1 to 255 (0 is the background), found {label}')
     return objects

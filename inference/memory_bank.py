@@ -30,11 +30,10 @@ class _Rows:
             self.buffer[:slot * P] = old
         self.buffer[slot * P:(slot + 1) * P] = rows
 
-    def remove(self, slot: int, slots: int) -> None:
-        """The slots after ``slot``, of ``slots`` in all, move up by one."""
+    def copy(self, source: int, target: int) -> None:
+        """Slot ``target`` becomes equal to slot ``source``."""
         P = self.positions
-        for first in range(slot * P, (slots - 1) * P, P):       # slot by slot: source and target do not overlap
-            self.buffer[first:first + P] = self.buffer[first + P:first + 2 * P]
+        self.buffer[target * P:(target + 1) * P] = self.buffer[source * P:(source + 1) * P]
 
     @property
     def nbytes(self) -> int:
@@ -55,10 +54,10 @@ class _Keys:
         if self.bias is not None:
             self.bias.write(slot, similarity_bias(rows))
 
-    def remove(self, slot: int, slots: int) -> None:
-        self.rows.remove(slot, slots)
+    def copy(self, source: int, target: int) -> None:
+        self.rows.copy(source, target)
         if self.bias is not None:
-            self.bias.remove(slot, slots)
+            self.bias.copy(source, target)
 
     def similarity(self, query: Tensor, positions: int, scratch: Tensor) -> Tensor:
         """``query [1, Q, Ck] -> [G, Q, positions]``, a view of ``scratch``."""
@@ -83,7 +82,7 @@ class _Group:
 
 
 class MemoryBank:
-    """Memory frames in time order; an object reads the suffix since the frame at which it joined.
+    """Memory frames in the order in which they came; an object reads the suffix since the frame at which it joined.
 
     Objects that joined together form a group. With shared keys (STCN) there is one key store and
     one similarity for everybody, then one top-k and one gather of values a group. Without (STM)
@@ -189,20 +188,35 @@ class MemoryBank:
             candidates.pop()
         usage = self._usage.tolist()
         slot = min(candidates, key=lambda slot: usage[slot] / max(self._reads[slot], 1))
-        for store, start in self._stores():
-            if slot >= start:
-                store.remove(slot - start, self.permanent - start)
+        # The newest frame takes its place. Where an object joined after it, that would take the frame from the
+        # object, and all later frames move up by one.
+        last = self.permanent - 1
+        everybody_reads_it = slot >= self._groups[-1].start
+        moves = [(last, slot)] if everybody_reads_it else [(later, later - 1) for later in range(slot + 1, last + 1)]
+        for source, target in moves:
+            for store, start in self._stores():
+                if slot >= start:
+                    store.copy(source - start, target - start)
+            self._protected[target], self._reads[target] = self._protected[source], self._reads[source]
+            self._usage[target] = self._usage[source]
         for group in self._groups:
             group.start -= group.start > slot
-        del self._protected[slot], self._reads[slot]
-        self._usage = torch.cat([self._usage[:slot], self._usage[slot + 1:]])
-        self.permanent -= 1
+        del self._protected[last], self._reads[last]
+        self._usage = self._usage[:last]
+        self.permanent = last
 
     def read(self, query_key: Tensor) -> Tensor:
         """``query_key [Ck, h, w] -> readout [K, Cv, h, w]``, in the values' precision.
 
         Queries are processed in chunks that keep the similarities below ``scratch_bytes``.
         """
+        if not len(self):
+            raise ValueError('the memory is empty: a video ended with its last frame, which is not memorised')
+        # Keys are squared: not in half precision.
+        with torch.autocast(query_key.device.type, enabled=False):
+            return self._read(query_key)
+
+    def _read(self, query_key: Tensor) -> Tensor:
         h, w = query_key.shape[-2:]
         Q = P = h * w
         query = query_key.float().flatten(1).T.contiguous().unsqueeze(0)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dataset.io import DataError, write_mask
 from dataset.sequence import Frame, Video
-from inference.core import InferenceCore
+from inference.core import InferenceCore, InputError
 from util.distributed import gather, rank, use_device, world_size
 from util.files import atomic_path
 
@@ -27,8 +27,12 @@ log = logging.getLogger(__name__)
 READ_AHEAD = 8          # frames
 READERS = 2             # threads that decode images
 WRITERS = 2             # threads that encode masks
-WRITE_BEHIND = 32       # masks waiting to be written
+WRITE_BEHIND = 32       # masks waiting to be written; probabilities are larger, and slower to write
+WRITE_BEHIND_PROBS = 4
+OUT_OF_MEMORY = ('out of GPU memory; --object_chunk helps with many objects, --max_memory_frames with long videos, '
+                 '--amp and a smaller --size with all')
 SETTINGS_FILE = 'settings.json'
+PROBABILITIES = 'probabilities'
 
 
 @dataclass
@@ -85,10 +89,11 @@ def run_dataset(
         archive: when all videos are finished, put their masks into ``output.zip``.
 
     Raises:
-        DataError: if ``output`` holds masks made with other settings, and ``overwrite`` is false.
+        DataError: if ``output`` holds masks made with other settings and ``overwrite`` is false, or if masks
+            would go where the videos' own files are.
         OSError: if a mask cannot be written.
     """
-    output = Path(output)
+    output = Path(output).resolve()
     device = next(network.parameters()).device
     refusal = None
     if rank() == 0:                     # one process, so that it does not see what the others begin to write
@@ -103,7 +108,8 @@ def run_dataset(
         torch.cuda.reset_peak_memory_stats(device)
     summary = Summary()
     start = time.perf_counter()
-    with _Writer() as writer, ThreadPoolExecutor(READERS, initializer=use_device, initargs=(device,)) as readers:
+    limit = WRITE_BEHIND_PROBS if save_probs else WRITE_BEHIND
+    with _Writer(limit) as writer, ThreadPoolExecutor(READERS, initializer=use_device, initargs=(device,)) as readers:
         for video in _progress(share(videos, rank(), world_size())):
             if all(path.exists() for path in _outputs(output, video, save_probs)):
                 summary.skipped += 1
@@ -117,9 +123,12 @@ def run_dataset(
                     writer.submit(_write_labels, _mask_path(output, video, frame), core.to_labels(prob))
                     if save_probs:
                         writer.submit(_write_prob, _prob_path(output, video, frame), prob.half(), core.objects)
-            except ValueError as error:         # of the data: unreadable, or frames that do not fit together
-                log.error('%s: %s', video.name, error)
-                summary.failures[video.name] = str(error)
+            except (DataError, InputError, torch.OutOfMemoryError) as error:
+                cause = str(error)
+                if isinstance(error, torch.OutOfMemoryError):
+                    cause = f'{OUT_OF_MEMORY} ({cause.splitlines()[0]})'
+                log.error('%s: %s', video.name, cause)
+                summary.failures[video.name] = cause
                 continue
             if not core.objects:
                 log.warning('%s: nothing to segment, its annotation is empty', video.name)
@@ -127,8 +136,7 @@ def run_dataset(
             summary.frames += len(video.frames)
             summary.propagation += stopwatch.seconds()
     summary.wall_clock = time.perf_counter() - start
-    summary.peak_memory = (torch.cuda.max_memory_allocated(device) if device.type == 'cuda'
-                           else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    summary.peak_memory = peak_memory(device)
     summary = Summary.merged(gather(summary))
     if archive and rank() == 0:
         if summary.failures:
@@ -136,6 +144,14 @@ def run_dataset(
         else:
             _write_archive(output, videos)
     return summary
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of a GPU since its statistics were reset, else of the process since it began."""
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device)
+    # Linux counts kilobytes, macOS bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
 def share(videos: Sequence[Video], rank: int, world_size: int) -> list[Video]:
@@ -169,12 +185,8 @@ def propagate(
                 step = plan.advance(annotated=ahead.mask is not None, wanted=ahead.wanted, last=index == count)
                 pending.append(readers.submit(_read, video, ahead, step.compute or ahead.wanted, core.device))
             image, mask = pending.popleft().result()
-            last = position == count
-            # The plan takes every mask for an annotation; one that is empty shifts the schedule.
-            if image is None and core.schedule.peek(annotated=False, wanted=frame.wanted, last=last).compute:
-                image, _ = _read(video, frame, True, core.device)
             with stopwatch:
-                prob = core.step(image, mask, frame.objects, wanted=frame.wanted, last=last)
+                prob = core.step(image, mask, frame.objects, wanted=frame.wanted, last=position == count)
             yield frame, prob
     finally:
         for future in pending:
@@ -197,7 +209,7 @@ def _mask_path(output: Path, video: Video, frame: Frame) -> Path:
 
 
 def _prob_path(output: Path, video: Video, frame: Frame) -> Path:
-    return output / 'probabilities' / video.folder / f'{frame.name}.npz'
+    return output / PROBABILITIES / video.folder / f'{frame.name}.npz'
 
 
 def _outputs(output: Path, video: Video, save_probs: bool) -> Iterator[Path]:
@@ -231,6 +243,11 @@ def _write_archive(output: Path, videos: Sequence[Video]) -> None:
 def _claim_output(output: Path, videos: Sequence[Video], settings: dict, *, overwrite: bool) -> None:
     """Make the output folder this run's, or refuse: it may hold ground truth, or another network's masks."""
     path = output / SETTINGS_FILE
+    folders = {output / video.folder for video in videos}
+    sources = {file.parent.resolve() for video in videos for frame in video.frames
+               for file in (frame.image, frame.mask) if file is not None}
+    if taken := folders & sources:
+        raise DataError(f'{min(taken)}: masks would go where files of the dataset are; choose another --output')
     if not overwrite:
         try:
             found = json.loads(path.read_text())
@@ -240,7 +257,7 @@ def _claim_output(output: Path, videos: Sequence[Video], settings: dict, *, over
             raise DataError(f'{path}: no readable JSON ({error}); use --overwrite or another --output') from error
         if found is None and output.is_dir() and any(not entry.name.startswith('.') for entry in output.iterdir()):
             raise DataError(f'{output}: is not empty, and has no {SETTINGS_FILE} that would say that its masks '
-                            'are those of an earlier run; use --overwrite or another --output')
+                            'are those of an earlier run; choose another --output, or an empty folder')
         if found not in (None, settings):
             changes = [f'{name} was {found.get(name)}, is {settings.get(name)}'
                        for name in sorted({*found, *settings}) if found.get(name) != settings.get(name)]
@@ -248,9 +265,10 @@ def _claim_output(output: Path, videos: Sequence[Video], settings: dict, *, over
                             'use --overwrite or another --output')
     else:
         # At once, so that an interrupted run leaves no mask of the old ones for a finished new one.
-        for video in videos:
-            for written in _outputs(output, video, True):
-                written.unlink(missing_ok=True)
+        for folder in folders:
+            probabilities = output / PROBABILITIES / folder.relative_to(output)
+            for written in (*folder.glob('*.png'), *probabilities.glob('*.npz')):
+                written.unlink()
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(settings, indent=2) + '\n')
 
@@ -268,7 +286,8 @@ def _progress(videos: Sequence[Video]) -> Iterator[Video]:
 class _Writer:
     """Encodes and writes files in the background; an error ends the run at the next ``submit`` or the end."""
 
-    def __init__(self):
+    def __init__(self, limit: int):
+        self.limit = limit              # of what waits to be written
         self.pool = ThreadPoolExecutor(WRITERS)
         self.pending: collections.deque[Future] = collections.deque()
 
@@ -277,7 +296,7 @@ class _Writer:
 
     def submit(self, write: Callable[..., None], *args: object) -> None:
         """Call ``write(*args)`` in the background. It fetches tensors itself, so that nobody else waits for a GPU."""
-        while self.pending and (len(self.pending) >= WRITE_BEHIND or self.pending[0].done()):
+        while self.pending and (len(self.pending) >= self.limit or self.pending[0].done()):
             self.pending.popleft().result()
         self.pending.append(self.pool.submit(write, *args))
 

@@ -13,11 +13,11 @@ import json
 import logging
 import multiprocessing
 import platform
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -60,8 +60,8 @@ def main() -> int:
         result['video'] = []
         for objects in args.objects:
             for frames in args.video_frames:
-                with context.Pool(1) as pool:
-                    result['video'].append(pool.apply(measure_video, (args, objects, frames)))
+                with ProcessPoolExecutor(1, mp_context=context) as pool:
+                    result['video'].append(pool.submit(measure_video, args, objects, frames).result())
     print(f'{result["machine"]}, {args.size[0]} x {args.size[1]}, {args.precision}, torch {torch.__version__}')
     for name in args.measure:
         print_table(name, result[name])
@@ -224,6 +224,7 @@ def measure_video(args: argparse.Namespace, objects: int, frames: int) -> dict:
     import torch
 
     from inference.core import InferenceCore
+    from inference.run import peak_memory
     network, device = load(args), device_of(args)
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
@@ -239,8 +240,7 @@ def measure_video(args: argparse.Namespace, objects: int, frames: int) -> dict:
         labels = core.to_labels(core.step(images[t % 2], mask if t == 0 else None, last=t == frames - 1))
         labels.cpu()
     seconds = time.perf_counter() - start
-    peak = (torch.cuda.max_memory_allocated(device) if device.type == 'cuda'
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    peak = peak_memory(device)
     bank = core.memory.nbytes
     return {'objects': objects, 'frames': frames, 'memory frames': len(core.memory), 'FPS': frames / seconds,
             'peak (MiB)': peak / 2**20, 'bank (MiB)': bank / 2**20, 'peak - bank (MiB)': (peak - bank) / 2**20}

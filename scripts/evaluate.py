@@ -64,8 +64,11 @@ def davis_sequences(root: Path, results: Path, *, year: int, split: str) -> list
 
 
 def folder_sequences(root: Path, results: Path) -> list[Sequence]:
-    """``ROOT/Annotations/<video>/<frame>.png``"""
+    """``ROOT/Annotations/<video>/<frame>.png``, or ``ROOT/Annotations/<frame>.png``."""
     annotations = root / 'Annotations'
+    if annotations.is_dir() and (frames := list_frames(annotations)):       # a single video, named like the folder
+        name = root.resolve().name
+        return [Sequence(name, annotated(frames), results / name)]
     videos = sorted(annotations.glob('[!.]*/'), key=natural_key)
     if not videos:
         raise DataError(f'{annotations}: expected ground truth as <video>/<frame>.png, found no folders')

@@ -62,6 +62,14 @@ def test_stage_0_gets_a_fifth_input_channel(tmp_path):
         torch.testing.assert_close(new.T @ new, expected)
 
 
+def test_stage_0_in_half_precision(tmp_path):
+    save_network(tmp_path / 'half.pth', make_small_network(single_object=True), dtype=torch.float16)
+    weight = load_network(tmp_path / 'half.pth', widen='orthogonal').value_encoder.conv1.weight
+    assert weight.dtype == torch.float32
+    new = weight[:, 4].flatten(1)
+    torch.testing.assert_close(new.T @ new, torch.eye(49), atol=5e-3, rtol=0)
+
+
 def test_own_file_rebuilds_its_network(tmp_path):
     network = make_small_network(similarity='dot')
     save_network(tmp_path / 'own.pth', network)
@@ -128,6 +136,13 @@ def test_truncated_anywhere(tmp_path):
     save_network(tmp_path / 'whole.pth', make_small_network())
     content = (tmp_path / 'whole.pth').read_bytes()
     path = tmp_path / 'part.pth'
+    legacy = tmp_path / 'legacy.pth'
+    torch.save(make_small_network().state_dict(), legacy, _use_new_zipfile_serialization=False)
+    damaged = bytearray(legacy.read_bytes())
+    for position in range(0, 4000, 101):
+        path.write_bytes(damaged[:position] + bytes([damaged[position] ^ 0x55]) + damaged[position + 1:20000])
+        with pytest.raises(CheckpointError, match=r'part\.pth'):
+            load_network(path)
     for share in (0.001, 0.1, 0.5, 0.9, 0.999, 0.99999):
         path.write_bytes(content[:int(share * len(content))])
         with pytest.raises(CheckpointError, match=r'part\.pth'):

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from inference.core import InferenceCore, Schedule
+from inference.core import InferenceCore, InputError, Schedule
 from inference.memory_bank import MemoryBank
 from model.aggregate import aggregate
 from model.stcn import Query
@@ -289,10 +289,32 @@ def test_float_images_are_as_good_as_uint8(small_network, clip, first_mask):
 def test_bad_input_leaves_the_core_as_it_was(small_network, image, mask, message):
     core = InferenceCore(small_network)
     core.step(torch.zeros(3, 8, 8), torch.ones(8, 8, dtype=torch.uint8))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         core.step(image, mask)
     assert core.step(torch.zeros(3, 8, 8)).shape == (2, 8, 8)
     assert core.schedule.time == 1
+
+
+def test_labels_without_a_mask(small_network):
+    with pytest.raises(InputError, match='without a mask'):
+        InferenceCore(small_network).step(torch.zeros(3, 8, 8), objects=[1])
+
+
+def test_a_frame_that_failed_can_be_given_again(clip, first_mask, monkeypatch):
+    network = make_small_network()
+    expected, _ = run(network, clip[:3], {0: first_mask})
+    core = InferenceCore(network)
+    with monkeypatch.context() as patch:
+        def fail(*args, **options):
+            raise torch.OutOfMemoryError
+        patch.setattr(network, 'encode_memory', fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            core.step(clip[0], first_mask)
+    assert core.objects == []
+    found = [core.step(image, first_mask if t == 0 else None, last=t == 2) for t, image in enumerate(clip[:3])]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    with pytest.raises(ValueError, match='memory is empty'):
+        MemoryBank().read(torch.zeros(4, 2, 2))
 
 
 @pytest.mark.gpu

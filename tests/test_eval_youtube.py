@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -11,10 +12,10 @@ import pytest
 from PIL import Image
 
 import eval_youtube
+import inference.run as run_module
 from dataset.folder import folder
 from dataset.io import DataError, read_mask
 from dataset.youtube import youtube
-from inference.run import share
 from tests.conftest import APPEARING, REPOSITORY, tree
 
 SIZE = 96                               # works faster than 480
@@ -23,16 +24,16 @@ SIZE = 96                               # works faster than 480
 @pytest.fixture
 def command(youtube_root, small_checkpoint):
     """The script's command line, for a process of its own."""
-    return lambda output, *flags: [
+    return lambda output, *flags, size=('--size', str(SIZE)): [
         sys.executable, 'eval_youtube.py', '--model', small_checkpoint, '--device', 'cpu', '--yv_path',
-        youtube_root, '--size', str(SIZE), '--output', output, *flags]
+        youtube_root, *size, '--output', output, *flags]
 
 
 @pytest.fixture
 def evaluate(command, monkeypatch):
     """Runs the script in this process and returns the output folder's files."""
-    def evaluate(output, *flags):
-        monkeypatch.setattr(sys, 'argv', [str(word) for word in command(output, *flags)[1:]])
+    def evaluate(output, *flags, **options):
+        monkeypatch.setattr(sys, 'argv', [str(word) for word in command(output, *flags, **options)[1:]])
         assert eval_youtube.main() == 0
         return tree(output)
     return evaluate
@@ -70,11 +71,10 @@ def test_default_size_is_480(evaluate, youtube_root, tmp_path, monkeypatch):
         encode = STCN.encode_query
         monkeypatch.setattr(STCN, 'encode_query',
                             lambda self, image: shapes.append(tuple(image.shape[2:])) or encode(self, image))
-        args.size = eval_youtube.evaluation_parser('', size=480).get_default('size')
         return original(args, [video for video in videos if video.name == 'ff02'])
 
     monkeypatch.setattr(eval_youtube, 'evaluate', evaluate_spied)
-    evaluate(tmp_path / 'out')
+    evaluate(tmp_path / 'out', size=())
     # 263 x 150 upright: the longer side is floor(480 * 263 / 150) = 841, padded to multiples of 16.
     assert set(shapes) == {(848, 480)}
 
@@ -120,9 +120,36 @@ def test_archive_and_probabilities(evaluate, tmp_path):
         assert (np.take_along_axis(prob, chosen[None], axis=0)[0] >= prob.max(axis=0) - 1e-3).all()
 
 
-@pytest.mark.parametrize('flags', [('--object_chunk', '1'), ('--max_memory_frames', '1'), ('--include_last',)])
-def test_common_options(evaluate, tmp_path, flags):
-    assert names(evaluate(tmp_path / 'out', *flags)) == names(evaluate(tmp_path / 'plain'))
+def test_flags_reach_the_core(evaluate, tmp_path, monkeypatch):
+    seen = []
+    create = run_module.InferenceCore
+    monkeypatch.setattr(run_module, 'InferenceCore',
+                        lambda network, **options: seen.append(options) or create(network, **options))
+    evaluate(tmp_path / 'plain')
+    evaluate(tmp_path / 'out', '--top', '7', '--mem_every', '3', '--include_last', '--max_memory_frames', '2',
+             '--object_chunk', '1', '--amp')
+    defaults = {'top_k': 20, 'mem_every': 5, 'include_last': False, 'max_memory_frames': None, 'object_chunk': None,
+                'amp': False, 'size': SIZE}
+    assert seen[0] == {'num_frames': 12, **defaults}
+    assert seen[-1] == {'num_frames': 8, 'top_k': 7, 'mem_every': 3, 'include_last': True, 'max_memory_frames': 2,
+                        'object_chunk': 1, 'amp': True, 'size': SIZE}
+
+
+def test_probabilities_have_the_objects_of_their_time(evaluate, tmp_path, monkeypatch):
+    """Objects appear while earlier frames still wait to be written."""
+    write = run_module._write_prob
+    monkeypatch.setattr(run_module, '_write_prob', lambda *args: time.sleep(0.1) or write(*args))
+    evaluate(tmp_path / 'out', '--save_probs', '--output_all')
+    for number in range(12):
+        with np.load(tmp_path / 'out/probabilities/Annotations/0a1b' / f'{2 * number:05d}.npz') as arrays:
+            assert arrays['objects'].tolist() == [label for label, first in APPEARING.items() if first <= number]
+            assert len(arrays['prob']) == 1 + len(arrays['objects'])
+
+
+def test_overwrite_leaves_nothing_of_before(evaluate, tmp_path):
+    evaluate(tmp_path / 'out', '--output_all', '--save_probs')
+    expected = evaluate(tmp_path / 'plain')
+    assert evaluate(tmp_path / 'out', '--overwrite') == expected
 
 
 def test_shares_are_balanced_and_complete(youtube_root):
@@ -131,10 +158,10 @@ def test_shares_are_balanced_and_complete(youtube_root):
             self.frames = [None] * length
 
     videos = [Stub(length) for length in (3, 50, 7, 20, 20, 9)]
-    shares = [share(videos, rank, 3) for rank in range(3)]
+    shares = [run_module.share(videos, rank, 3) for rank in range(3)]
     assert sorted(id(video) for taken in shares for video in taken) == sorted(map(id, videos))
     assert [sum(len(video.frames) for video in taken) for taken in shares] == [50, 29, 30]
-    assert share(videos, 0, 1) != []
+    assert run_module.share(videos, 0, 1) != []
 
 
 def change_meta(root, change):

@@ -30,7 +30,8 @@ def evaluation_parser(description: str, *, size: int) -> argparse.ArgumentParser
     add('--include_last', action='store_true', help='the previous frame is temporary memory, too')
     add('--max_memory_frames', type=positive, help='bound of the memory: the least used frame goes, never an '
         'annotated one (default: no bound)')
-    add('--size', type=int, default=size, help='shorter side at which the network works; 0: frames as they are')
+    add('--size', type=not_negative, default=size,
+        help='shorter side at which the network works; 0: frames as they are')
     add('--object_chunk', type=positive, help='objects at a time, to save memory (default: all)')
     add('--amp', action='store_true', help='half precision; faster, with slightly other masks')
     add('--device', help='e.g. cuda:1 or cpu (default: the GPU, if there is one)')
@@ -50,6 +51,11 @@ def positive(text: str) -> int:
     return value
 
 
+def not_negative(text: str) -> int:
+    """Zero or a positive integer, for argparse."""
+    return 0 if text == '0' else positive(text)
+
+
 def evaluate(args: argparse.Namespace, videos: list) -> int:
     """Load the network, segment the videos, print the summary. Returns the exit status."""
     import torch
@@ -58,10 +64,11 @@ def evaluate(args: argparse.Namespace, videos: list) -> int:
     from model import load_network
     from util.distributed import default_device, process_group, rank, use_device
 
-    device = torch.device(args.device) if args.device else default_device()
+    # Plain cuda is the GPU of this process.
+    device = default_device() if args.device in (None, 'cuda') else torch.device(args.device)
     use_device(device)
     if device.type == 'cpu':
-        torch.set_num_threads(args.num_threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(args.num_threads or cores())
     network = load_network(args.model, device=device)
     settings = {name: os.path.realpath(value) if name.endswith(('_path', 'root')) else value
                 for name, value in vars(args).items() if name not in NOT_SETTINGS}
@@ -78,6 +85,11 @@ def evaluate(args: argparse.Namespace, videos: list) -> int:
     return 1 if summary.failures else 0
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 def sha256(path: str | Path) -> str:
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
@@ -89,7 +101,7 @@ def run_main(main) -> None:
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        sys.exit('interrupted; what is finished is kept, the next run continues')
+        sys.exit('interrupted; what is finished is kept')
     except Exception as error:
         if os.environ.get('STCN_TRACEBACK') or not _is_for_the_user(error):
             raise
