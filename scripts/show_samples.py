@@ -7,15 +7,8 @@ import logging
 import sys
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset.io import DataError
-from dataset.overlay import overlay
-from dataset.sampling import Address, epoch_order
-from dataset.training import open_training_set
 from training.stages import STAGES
 
 
@@ -33,7 +26,16 @@ def main() -> None:
     parser.add_argument('--max_skip', type=int, default=5, help='frames that may lie between two of a sample')
     parser.add_argument('--count', type=int, default=8, help='samples to show')
     parser.add_argument('--output', type=Path, default='samples.png', help='image file to write')
-    args = parser.parse_args()
+    args = parser.parse_args()      # --help must not wait for the imports below
+
+    import cv2
+    import numpy as np
+
+    from dataset.io import DataError
+    from dataset.overlay import overlay
+    from dataset.sampling import Address, epoch_order
+    from dataset.training import open_training_set
+
     logging.basicConfig(level=logging.INFO, format='%(message)s')
 
     try:
