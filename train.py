@@ -107,10 +107,9 @@ def main() -> int:
     from training.report import Report
     from training.run import Run, start_worker
     from training.state import TrainingState, initial_network
-    from util.distributed import broadcast, default_device, process_group, rank, use_device, world_size
+    from util.distributed import broadcast, choose_device, process_group, rank, world_size
 
-    device = torch.device(args.device) if args.device else default_device()
-    use_device(device)
+    device = choose_device(args.device)
     if rank() > 0:
         logging.getLogger().setLevel(logging.WARNING)
     with process_group('nccl' if device.type == 'cuda' else 'gloo'):

@@ -247,7 +247,8 @@ class MemoryBank:
         if self.top_k is None:
             weights = affinity.softmax(dim=-1)
             if self._usage is not None:
-                self._count_usage(weights.sum(dim=(0, 1)) * (K / len(weights)), torch.arange(positions), group)
+                everything = torch.arange(positions, device=weights.device)
+                self._count_usage(weights.sum(dim=(0, 1)) * (K / len(weights)), everything, group)
             weights = weights.to(values.dtype)
             if len(weights) == 1:
                 return (weights[0] @ values.flatten(1)).unflatten(1, (K, Cv))
@@ -264,7 +265,7 @@ class MemoryBank:
 
     def _count_usage(self, weights: Tensor, indices: Tensor, group: _Group) -> None:
         """Add weights to the slots of the positions that they belong to; a temporary slot's are dropped."""
-        slots = group.start + indices.to(weights.device) // group.values.positions
+        slots = group.start + indices // group.values.positions
         usage = torch.zeros(len(self), device=weights.device)
         usage.index_add_(0, slots.flatten(), weights.flatten())
         self._usage += usage[:self.permanent]

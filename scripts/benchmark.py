@@ -84,10 +84,8 @@ def machine(args: argparse.Namespace) -> str:
 
 
 def device_of(args: argparse.Namespace):
-    import torch
-
-    from util.distributed import default_device
-    return torch.device(args.device) if args.device else default_device()
+    from util.distributed import choose_device
+    return choose_device(args.device)
 
 
 def load(args: argparse.Namespace):

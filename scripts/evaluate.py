@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset.davis import ANNOTATIONS, davis_videos
 from dataset.io import DataError, list_frames, natural_key, read_mask
+from util.cli import run_main
 from util.files import atomic_path
 from util.metrics import boundary_accuracy, region_similarity, statistics
 
@@ -302,14 +303,8 @@ def main() -> None:
     add('--csv', type=Path, metavar='FILE', help='write a row an object')
     add('--num_workers', type=int, default=os.cpu_count(), help='processes (default: one a core)')
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format='%(message)s')
 
-    try:
-        numbers = evaluate(
-            args.results, args.root, dataset=args.dataset, split=args.split, num_workers=args.num_workers
-        )
-    except DataError as error:
-        sys.exit(f'error: {error}')
+    numbers = evaluate(args.results, args.root, dataset=args.dataset, split=args.split, num_workers=args.num_workers)
     print_table(numbers)
     if args.json:
         write_json(args.json, numbers)
@@ -318,4 +313,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_main(main)

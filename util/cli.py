@@ -62,11 +62,9 @@ def evaluate(args: argparse.Namespace, videos: list) -> int:
 
     from inference.run import run_dataset
     from model import load_network
-    from util.distributed import default_device, process_group, rank, use_device
+    from util.distributed import choose_device, process_group, rank
 
-    # Plain cuda is the GPU of this process.
-    device = default_device() if args.device in (None, 'cuda') else torch.device(args.device)
-    use_device(device)
+    device = choose_device(args.device)
     if device.type == 'cpu':
         torch.set_num_threads(args.num_threads or cores())
     network = load_network(args.model, device=device)

@@ -19,11 +19,17 @@ def world_size() -> int:
     return int(os.environ.get('WORLD_SIZE', 1))
 
 
-def default_device() -> torch.device:
-    """This process's GPU, or the CPU where there is none."""
-    if torch.cuda.is_available():
-        return torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
-    return torch.device('cpu')
+def choose_device(name: str | None) -> torch.device:
+    """The device of ``--device``, made this thread's own.
+
+    Without a name this process's GPU, or the CPU where there is none; plain ``cuda`` is this process's GPU, too.
+    """
+    if name == 'cuda' or (name is None and torch.cuda.is_available()):
+        device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
+    else:
+        device = torch.device(name or 'cpu')
+    use_device(device)
+    return device
 
 
 def use_device(device: torch.device) -> None:
