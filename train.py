@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # A run may continue with others of these, but not unnoticed: they change what comes out.
-RECIPE = ('batch_size', 'iterations', 'steps', 'lr', 'gamma', 'seed', 'crop_size', 'no_amp', 'amp_dtype')
+RECIPE = ('batch_size', 'iterations', 'steps', 'lr', 'gamma', 'warmup', 'clip_norm', 'bootstrap', 'seed', 'crop_size',
+          'crop_scale', 'synthetic_root', 'hold_aside', 'no_amp', 'amp_dtype')
 SESSION = ('resume', 'debug', 'device')     # not kept for the next one
 
 
@@ -54,6 +55,12 @@ def training_parser() -> argparse.ArgumentParser:
     add('--bl_root', default='../BL30K', help='BL30K, stage 1 (default: %(default)s)')
     add('--yv_root', default='../YouTube', help='YouTubeVOS, with train_480p; stages 2 and 3 (default: %(default)s)')
     add('--davis_root', default='../DAVIS', help='DAVIS, with 2017/trainval; stages 2 and 3 (default: %(default)s)')
+    add('--synthetic_root', metavar='FOLDER', help='image and mask pairs: clips of several moving objects composed of '
+        'them stand in for BL30K (stage 1) and for half of the clips of stages 2 and 3 (default: none)')
+    add('--hold_aside', nargs='+', default=[], metavar='VIDEO', help='DAVIS or YouTubeVOS videos not to train on, for '
+        'selection (default: none)')
+    add('--crop_scale', nargs=2, type=float, metavar=('MIN', 'MAX'), help='area of the random crop of a '
+        "video as a fraction of the frame's (default: 0.36 1; 0.25 1 in stage 1)")
     add('--crop_size', type=positive, default=384, help='side of a training frame (default: %(default)s)')
     add('--num_workers', type=int, default=8, help='that load data, for each process (default: %(default)s)')
     add('--seed', type=int, default=0, help='of samples and initial weights (default: %(default)s)')
@@ -74,6 +81,10 @@ def training_parser() -> argparse.ArgumentParser:
     add('--steps', type=int, nargs='*', help='iterations at which the rate is multiplied by --gamma')
     add('--lr', type=float, help=f'learning rate ({STAGES[0].lr} in all stages)')
     add('--gamma', type=float, help=f'see --steps ({STAGES[0].gamma} in all stages)')
+    add('--warmup', type=int, help='iterations in which the rate rises linearly (none in all stages)')
+    add('--bootstrap', type=int, nargs=2, metavar=('FROM', 'TO'), help='iterations between which the pixels that '
+        'count fall from all to the hardest 15%% ({} {} in all stages)'.format(*STAGES[0].bootstrap))
+    add('--clip_norm', type=float, help='largest norm of the gradient (default: no bound)')
     add('--accumulation', type=positive, default=1, help='parts that a batch is computed in, to save memory: the '
         'result is the same (default: %(default)s)')
 
@@ -129,10 +140,11 @@ def main() -> int:
 
         dataset = open_training_set(
             stage.data, size=args.crop_size, static_root=args.static_root, bl_root=args.bl_root,
-            yv_root=args.yv_root, davis_root=args.davis_root)
+            yv_root=args.yv_root, davis_root=args.davis_root, synthetic_root=args.synthetic_root,
+            hold_aside=args.hold_aside, crop_scale=args.crop_scale)
         network = initial_network(
             arch=args.arch, single_object=args.stage == 0, checkpoint=checkpoint, weights=args.load_network,
-            backbone_files=args.backbone_weights).to(device)
+            backbone_files=args.backbone_weights).to(device, memory_format=torch.channels_last)
         state = TrainingState(
             network, torch.optim.Adam(network.parameters(), betas=(0.9, 0.999), weight_decay=1e-7),
             torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16))
@@ -152,7 +164,7 @@ def main() -> int:
         with Report(run.folder, start=state.iteration, iterations=stage.iterations) as report:
             signal = train(
                 state, iter(loader), stage, run, report, device=device, accumulation=args.accumulation,
-                amp_dtype=amp_dtype, log_every=1 if args.debug else args.log_every,
+                amp_dtype=amp_dtype, clip_norm=args.clip_norm, log_every=1 if args.debug else args.log_every,
                 images_every=args.images_every, save_every=args.save_every)
         if signal:
             log.warning('stopped by signal %d after iteration %d; --resume continues', signal, state.iteration)
@@ -201,7 +213,7 @@ def stage_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Stage
         parser.error(f'--arch: expected one of {", ".join(VARIANTS)}, found {args.arch}')
     if args.crop_size % 16:
         parser.error(f'--crop_size: expected a multiple of 16, found {args.crop_size}')
-    names = ('batch_size', 'iterations', 'steps', 'lr', 'gamma')
+    names = ('batch_size', 'iterations', 'steps', 'lr', 'gamma', 'warmup', 'bootstrap')
     changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return dataclasses.replace(STAGES[args.stage], **changes)
 

@@ -53,9 +53,13 @@ class Warp:
         """uint8 [H, W, 3] -> uint8 [S, S, 3], linear; ImageNet's mean colour outside of the source."""
         return self._resample(image, cv2.INTER_LINEAR, FILL)
 
+    def coverage(self, coverage: np.ndarray) -> np.ndarray:
+        """uint8 [H, W], 255 inside -> uint8 [S, S], linear; 0 outside of the source."""
+        return self._resample(coverage, cv2.INTER_LINEAR, 0)
+
     def mask(self, coverage: np.ndarray) -> np.ndarray:
-        """uint8 [H, W], 255 inside -> bool [S, S]: interpolated linearly, on above one half; off outside."""
-        return self._resample(coverage, cv2.INTER_LINEAR, 0) > 127
+        """``coverage`` above one half: bool [S, S]."""
+        return self.coverage(coverage) > 127
 
     def labels(self, labels: np.ndarray) -> np.ndarray:
         """uint8 [H, W] -> uint8 [S, S], nearest; 0 outside.

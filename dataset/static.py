@@ -24,18 +24,21 @@ class Pair(NamedTuple):
     mask: str
 
 
-def find_pairs(root: str | Path) -> list[Pair]:
+def find_pairs(root: str | Path, *, flag: str = '--static_root') -> list[Pair]:
     """All images with masks below ``root``: N.jpg + N.png in a folder of it or, as in fss/<class>, one level deeper.
 
     Pairs of a folder named in REPEATS appear that often (as references, not copies). Which of the published folders
     are absent and which images have no mask is logged.
+
+    Args:
+        flag: that chooses ``root``, for the error message.
 
     Raises:
         DataError: not a single pair.
     """
     root = Path(root)
     if not root.is_dir():
-        raise DataError(f'{root}: expected a folder of static images, found none. Check --static_root.')
+        raise DataError(f'{root}: expected a folder of static images, found none. Check {flag}.')
     pairs = _pairs_of(root)
     folders = _subfolders(root)
     for folder in folders:
@@ -49,7 +52,7 @@ def find_pairs(root: str | Path) -> list[Pair]:
     if not pairs:
         raise DataError(
             f"{root}: expected image and mask pairs N.jpg + N.png in its folders ({', '.join(FOLDERS)} or any other), "
-            "found none. Check --static_root."
+            f"found none. Check {flag}."
         )
     return pairs
 

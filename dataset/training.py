@@ -1,22 +1,50 @@
 """The training sets by name."""
+from collections.abc import Sequence
 from pathlib import Path
 
 from dataset.sampling import AddressedDataset
 from dataset.static import StaticDataset, find_pairs
-from dataset.video import VideoDataset, find_main
+from dataset.synthetic import CutOuts, Mixture, SyntheticDataset
+from dataset.video import BL30K_CROP_SCALE, CROP_SCALE, VideoDataset, find_bl30k, find_main
 
 
 def open_training_set(
-    name: str, *, size: int, static_root: str | Path, bl_root: str | Path, yv_root: str | Path, davis_root: str | Path
+    name: str,
+    *,
+    size: int,
+    static_root: str | Path,
+    bl_root: str | Path,
+    yv_root: str | Path,
+    davis_root: str | Path,
+    synthetic_root: str | Path | None = None,
+    hold_aside: Sequence[str] = (),
+    crop_scale: tuple[float, float] | None = None,
 ) -> AddressedDataset:
     """``'static'``: stage 0; ``'bl30k'``: stage 1; ``'main'``: DAVIS and YouTubeVOS, stages 2 and 3.
 
-    Frames are ``size`` x ``size``. Only the roots that the set needs are looked at. Raises ``DataError``
-    where there is nothing to train on, and ``KeyError`` on an unknown name.
+    Frames are ``size`` x ``size``. Only the roots that the set needs are looked at. With ``synthetic_root``, a folder
+    of image and mask pairs, clips composed of these stand in for BL30K, and for half of the clips of ``'main'``,
+    whose other half gets some of their objects pasted in. ``hold_aside`` concerns ``'main'``, ``crop_scale`` (default:
+    the paper's) all videos.
+
+    Raises:
+        DataError: there is nothing to train on.
+        KeyError: an unknown name.
     """
-    sets = {
-        'static': lambda: StaticDataset(find_pairs(static_root), size=size),
-        'bl30k': lambda: VideoDataset.bl30k(bl_root, size=size),
-        'main': lambda: VideoDataset(find_main(davis_root, yv_root), size=size),
-    }
-    return sets[name]()
+    if name == 'static':
+        return StaticDataset(find_pairs(static_root), size=size)
+    pairs = find_pairs(synthetic_root, flag='--synthetic_root') if synthetic_root else None
+    if name == 'bl30k':
+        if pairs:
+            return SyntheticDataset(pairs, size=size)
+        scale = crop_scale or BL30K_CROP_SCALE
+        return VideoDataset(find_bl30k(bl_root), size=size, crop_scale=scale, discard_tiny=True)
+    if name != 'main':
+        raise KeyError(name)
+    videos = VideoDataset(
+        find_main(davis_root, yv_root, hold_aside=hold_aside),
+        size=size,
+        crop_scale=crop_scale or CROP_SCALE,
+        cut_outs=CutOuts(pairs) if pairs else None,
+    )
+    return Mixture(videos, SyntheticDataset(pairs, size=size)) if pairs else videos

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-import torch
 
-from dataset.augment import draw_video, normalise, recolour
+from dataset.augment import draw_video, recolour
 from dataset.io import FRAME_SUFFIXES, DataError, fit_mask, read_image, read_mask
 from dataset.sampling import AddressedDataset, choose_objects, sample_frames
+from dataset.synthetic import CutOuts, video_sample
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +20,10 @@ SPLITS = Path(__file__).parent / 'splits'
 DAVIS_REPEATS = 5
 """DAVIS videos appear that often for each YouTubeVOS video: their annotations are of higher quality."""
 
-MAX_OBJECTS = 2
 REDRAWS = 5
+CROP_SCALE = (0.36, 1.0)
+BL30K_CROP_SCALE = (0.25, 1.0)
+"""Its images are larger, hence the smaller crops (F.3.3)."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,19 @@ def find_bl30k(root: str | Path) -> list[TrainingVideo]:
     return videos
 
 
-def find_main(davis_root: str | Path, yv_root: str | Path) -> list[TrainingVideo]:
-    """DAVIS, five times, and YouTubeVOS; what is there of them.
+def find_main(
+    davis_root: str | Path, yv_root: str | Path, *, hold_aside: Iterable[str] = ()
+) -> list[TrainingVideo]:
+    """DAVIS, five times, and YouTubeVOS; what is there of them, without the videos named in ``hold_aside``.
 
     Raises:
-        DataError: neither is there.
+        DataError: neither is there, or there is no video to hold aside by that name.
     """
     videos = DAVIS_REPEATS * find_davis(davis_root) + find_youtube(yv_root)
+    unknown = set(hold_aside) - {os.path.basename(video.images) for video in videos}
+    if unknown:
+        raise DataError(f"expected to hold aside videos of the training set, found none named {', '.join(unknown)}")
+    videos = [video for video in videos if os.path.basename(video.images) not in hold_aside]
     if not videos:
         raise DataError(
             f"expected videos in {Path(davis_root) / '2017' / 'trainval'} or {Path(yv_root) / 'train_480p'}, found "
@@ -129,18 +136,13 @@ def _annotated_frames(images: Path, masks: Path) -> tuple[str, ...]:
 
 
 class VideoDataset(AddressedDataset):
-    """Clips of three frames of a video with up to K = 2 objects. A sample, with T = 3 and size S:
-
-    - rgb: float32 [T, 3, S, S], normalised for ImageNet
-    - masks: uint8 [T, K, S, S], 0 or 1; all 0 for an object that is not there
-    - target: int64 [T, S, S], 0 for background, 1 and 2 for the objects
-    - selector: float32 [K], 1 where there is such an object; [1, 0] even if there is none at all
-    - name: the video's path and the frames
+    """Clips of three frames of a video with up to K = 2 objects, as ``video_sample`` makes them.
 
     Args:
         videos: one entry a sample of an epoch; repeat an entry to see its video more often.
         crop_scale: the area of the random crop as a fraction of the frame's.
         discard_tiny: see ``choose_objects``.
+        cut_outs: pasted over half of the clips, as further objects that touch and occlude.
     """
 
     def __init__(
@@ -148,17 +150,14 @@ class VideoDataset(AddressedDataset):
         videos: list[TrainingVideo],
         *,
         size: int = 384,
-        crop_scale: tuple[float, float] = (0.36, 1.0),
+        crop_scale: tuple[float, float] = CROP_SCALE,
         discard_tiny: bool = False,
+        cut_outs: CutOuts | None = None,
     ) -> None:
         super().__init__()
         self.videos, self.size = videos, size
         self.crop_scale, self.discard_tiny = crop_scale, discard_tiny
-
-    @classmethod
-    def bl30k(cls, root: str | Path, *, size: int = 384) -> 'VideoDataset':
-        """The dataset of stage 1. Its images are larger, hence the smaller crops (F.3.3)."""
-        return cls(find_bl30k(root), size=size, crop_scale=(0.25, 1.0), discard_tiny=True)
+        self.cut_outs = cut_outs
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -178,23 +177,18 @@ class VideoDataset(AddressedDataset):
             height, width = images[0].shape[:2]
             augmentation = draw_video(rng, height, width, size=self.size, crop_scale=self.crop_scale)
             labels = np.stack([w.labels(a) for w, a in zip(augmentation.warps, annotations, strict=True)])
-            objects = choose_objects(labels, rng, limit=MAX_OBJECTS, discard_tiny=self.discard_tiny)
+            layers = self.cut_outs.draw(rng, self.size) if self.cut_outs and rng.random() < 0.5 else []
+            for layer in layers:
+                layer.paste_label(labels)
+            objects = choose_objects(labels, rng, discard_tiny=self.discard_tiny)
             if objects:
                 break
 
-        numbers = np.zeros(256, np.uint8)
-        numbers[objects] = range(1, len(objects) + 1)
-        target = cv2.LUT(labels.reshape(-1, self.size), numbers).reshape(labels.shape)
-        masks = target[:, None] == np.arange(1, MAX_OBJECTS + 1, dtype=np.uint8)[:, None, None]
         views = zip(images, augmentation.warps, augmentation.frame_colours, strict=True)
-        rgb = normalise([warp.image(recolour(image, augmentation.colour + own)) for image, warp, own in views])
-        return {
-            'rgb': torch.from_numpy(rgb),
-            'masks': torch.from_numpy(masks.view(np.uint8)),
-            'target': torch.from_numpy(target.astype(np.int64)),
-            'selector': torch.tensor([1.0, float(len(objects) > 1)]),
-            'name': f"{video.images} {' '.join(names)}",
-        }
+        frames = [warp.image(recolour(image, augmentation.colour + own)) for image, warp, own in views]
+        for layer in layers:
+            layer.paste(frames)
+        return video_sample(frames, labels, objects, name=f"{video.images} {' '.join(names)}")
 
 
 def _read_frame(video: TrainingVideo, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def hardest_fraction(
-    iteration: int, *, full_until: int = 20_000, final_at: int = 70_000, final: float = 0.15
+    iteration: int, full_until: int = 20_000, final_at: int = 70_000, *, final: float = 0.15
 ) -> float:
     """p of the paper, from 0 to 1: all pixels count at first, then fewer and fewer, the hardest ones."""
-    progress = (iteration - full_until) / (final_at - full_until)
+    progress = (iteration - full_until) / max(1, final_at - full_until)
     return 1 - (1 - final) * min(max(progress, 0.0), 1.0)
 
 

@@ -22,4 +22,6 @@ class STCNConfig:
 VARIANTS = {
     'stcn': STCNConfig(),
     'stcn_s0': STCNConfig(single_object=True),
+    'stcn_light': STCNConfig(
+        key_backbone='mobilenet_v2', value_backbone='mobilenet_v2', value_dim=192, decoder_widths=(192, 64)),
 }

@@ -1,11 +1,14 @@
-"""Make the downsized copies of data sets that training reads.
+"""Make the copies of data sets that training reads.
 
     python scripts/convert.py youtube --root ../YouTube     train -> train_480p: shorter side 480
     python scripts/convert.py static --root ../static       BIG, HRSOD -> BIG_small, HRSOD_small: longer side 512
+    python scripts/convert.py stills --root ../DAVIS --output ../static/DAVIS_stills
 
 Images are averaged over areas and saved as JPEGs of quality 95. Masks of videos keep their labels (nearest neighbour)
 and their palette; masks of static images are averaged like the image, so that thin parts stay. What is small enough
-already is copied byte for byte. After an interruption run it again: whole files are kept.
+already is copied byte for byte. Stills are every tenth frame of DAVIS's training videos, once for each object: image
+and mask pairs for stage 0 and for synthetic clips, where other images are few. After an interruption run it again:
+whole files are kept.
 """
 import argparse
 import logging
@@ -205,6 +208,40 @@ def static_jobs(root: Path) -> list[Callable[[], Report]]:
     return jobs
 
 
+def stills_jobs(root: Path, output: Path, *, every: int, hold_aside: Iterable[str]) -> list[Callable[[], Report]]:
+    """One for each training video of DAVIS that is not held aside."""
+    from dataset.video import find_davis  # imports torch, which --help must not wait for
+
+    videos = {Path(video.images).name: video for video in find_davis(root)}
+    if not videos.keys() - set(hold_aside):
+        raise DataError(f'{root}: expected training videos of DAVIS in 2017/trainval, found none. Check --root.')
+    if unknown := set(hold_aside) - videos.keys():
+        raise DataError(f"expected to hold aside training videos of DAVIS, found none named {', '.join(unknown)}")
+    return [partial(convert_stills, [Path(video.images, frame) for frame in video.frames[::every]], Path(video.masks),
+                    output) for name, video in videos.items() if name not in hold_aside]
+
+
+def convert_stills(images: list[Path], masks: Path, output: Path) -> Report:
+    """``output/<video>_<frame>_<label>.jpg`` and ``.png`` for every object of the images."""
+    written, skipped, problems = 0, 0, []
+    for image in images:
+        try:
+            path = masks / f'{image.stem}.png'
+            labels = fit_mask(read_mask(path), read_image(image).shape[:2], path)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        for label in np.unique(labels[labels > 0]).tolist():
+            still = output / f'{masks.name}_{image.stem}_{label}.jpg'
+            if still.exists():
+                skipped += 1
+                continue
+            write(still.with_suffix('.png'), Image.fromarray(np.where(labels == label, 255, 0).astype(np.uint8)))
+            copy(image, still)
+            written += 1
+    return Report(written, skipped, tuple(problems))
+
+
 def run_all(jobs: list[Callable[[], Report]], *, num_workers: int) -> Report:
     """Run the jobs in processes; a problem is logged when it is found."""
     total = Report()
@@ -228,16 +265,25 @@ def some(names: Iterable[str]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('dataset', choices=['youtube', 'static'])
-    parser.add_argument('--root', type=Path, help='(default: ../YouTube or ../static)')
+    parser.add_argument('dataset', choices=['youtube', 'static', 'stills'])
+    parser.add_argument('--root', type=Path, help='(default: ../YouTube, ../static or ../DAVIS)')
+    parser.add_argument('--output', type=Path, help='folder for stills')
+    parser.add_argument('--every', type=positive, default=10, help='frames from one still to the next (default: '
+                        '%(default)s)')
+    parser.add_argument('--hold_aside', nargs='+', default=[], metavar='VIDEO', help='videos to take no stills of, as '
+                        'for train.py')
     parser.add_argument('--num_workers', type=positive, default=os.cpu_count(),
                         help='processes (default: one a core)')
     args = parser.parse_args()
 
     if args.dataset == 'youtube':
         jobs = youtube_jobs(args.root or Path('../YouTube'))
-    else:
+    elif args.dataset == 'static':
         jobs = static_jobs(args.root or Path('../static'))
+    elif args.output is None:
+        parser.error('stills: --output is needed')
+    else:
+        jobs = stills_jobs(args.root or Path('../DAVIS'), args.output, every=args.every, hold_aside=args.hold_aside)
     total = run_all(jobs, num_workers=args.num_workers)
     print(f'{total.written} images converted, {total.skipped} were there, {len(total.problems)} problems')
     return 1 if total.problems else 0

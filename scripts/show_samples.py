@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument('--bl_root', type=Path, default='../BL30K', help='BL30K, for stage 1')
     parser.add_argument('--yv_root', type=Path, default='../YouTube', help='YouTubeVOS, for stages 2 and 3')
     parser.add_argument('--davis_root', type=Path, default='../DAVIS', help='DAVIS, for stages 2 and 3')
+    parser.add_argument('--synthetic_root', type=Path, help='image and mask pairs: as for train.py')
     parser.add_argument('--crop_size', type=int, default=384, help='side of a frame in pixels')
     parser.add_argument('--seed', type=int, default=0, help='as for training: these are its first samples')
     parser.add_argument('--max_skip', type=int, default=5, help='frames that may lie between two of a sample')
@@ -41,7 +42,7 @@ def main() -> None:
     try:
         dataset = open_training_set(
             STAGES[args.stage].data, size=args.crop_size, static_root=args.static_root, bl_root=args.bl_root,
-            yv_root=args.yv_root, davis_root=args.davis_root)
+            yv_root=args.yv_root, davis_root=args.davis_root, synthetic_root=args.synthetic_root)
         rows = []
         for index in epoch_order(len(dataset), seed=args.seed, epoch=0)[: args.count]:
             sample = dataset[Address(args.seed, 0, int(index), args.max_skip)]

@@ -27,6 +27,7 @@ from dataset.io import PALETTE, DataError, read_image, read_mask
 from dataset.static import find_pairs
 from dataset.video import find_videos
 from scripts import check_data, convert, download
+from tests.trees import write_video
 
 TIMEOUT = 60        # seconds, of anything that should take one
 
@@ -715,6 +716,24 @@ def test_convert_static(tmp_path, monkeypatch, capsys, caplog):
     assert '0 images converted, 3 were there, 2 problems' in capsys.readouterr().out
     assert 'BIG/4_im.jpg: found no mask for it' in caplog.text
     assert 'BIG/val/1_im.jpg: has the name of' in caplog.text
+
+
+def test_convert_stills(tmp_path, monkeypatch, capsys):
+    davis, output = tmp_path / 'DAVIS', tmp_path / 'stills'
+    base = davis / '2017' / 'trainval'
+    for name in ('bear', 'boat'):
+        write_video(base / 'JPEGImages' / '480p', base / 'Annotations' / '480p', name, labels=(1, 4))
+    flags = ('stills', '--root', davis, '--output', output, '--every', 4, '--num_workers', 1)
+    assert run(monkeypatch, convert, *flags, '--hold_aside', 'boat') == 0
+    assert sorted(path.name for path in output.iterdir()) == [
+        f'bear_0000{frame}_{label}.{suffix}' for frame in (0, 4) for label in (1, 4) for suffix in ('jpg', 'png')]
+    assert len(find_pairs(output)) == 4
+    mask = read_mask(base / 'Annotations' / '480p' / 'bear' / '00004.png')
+    assert np.array_equal(np.array(Image.open(output / 'bear_00004_4.png')), np.where(mask == 4, 255, 0))
+    assert run(monkeypatch, convert, *flags) == 0
+    assert '4 images converted, 4 were there, 0 problems' in capsys.readouterr().out
+    with pytest.raises(DataError, match='none named cat'):
+        run(monkeypatch, convert, *flags, '--hold_aside', 'cat')
 
 
 @pytest.mark.parametrize('dataset', ['youtube', 'static'])

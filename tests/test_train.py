@@ -155,6 +155,38 @@ def test_mixed_precision_on_a_cpu(run):
     assert_same_gradients(gradients('off'), gradients('full'))
 
 
+def test_clipped_gradients_keep_their_direction(run):
+    run('--stage', 3, '--id', 'free', '-i', 1)
+    run('--stage', 3, '--id', 'clipped', '-i', 1, '--clip_norm', 0.01)
+    free, clipped = (torch.cat([gradient.flatten() / 0.1 for gradient in gradients(name)])
+                     for name in ('free', 'clipped'))
+    assert clipped.norm() == pytest.approx(0.01, rel=1e-3)
+    assert torch.cosine_similarity(clipped, free, dim=0) > 0.9999
+
+
+def test_warm_up_and_steps():
+    stage = Stage('main', 8, 20, (10, 15), lr=1.0, gamma=0.5, warmup=4)
+    rates = [stage.rate(iteration) for iteration in range(20)]
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0] + 5 * [1.0] + 5 * [0.5] + 5 * [0.25])
+
+
+def test_a_short_recipe(run, tmp_path, roots):
+    """Rates, hardest pixels and data of a run that is much shorter than the paper's."""
+    flags = ('--stage', 2, '--id', 'a', '-i', 4, '--lr', 1e-3, '--warmup', 1, '--bootstrap', 1, 3, '--log_every', 1,
+             '--synthetic_root', roots['static_root'], '--crop_scale', 0.1, 1)
+    assert run(*flags) == 0
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(tmp_path / 'saves' / 'a')).Reload()
+    assert [event.value for event in events.Scalars('train/p')] == pytest.approx([1, 1, 0.575, 0.15])
+    assert [event.value for event in events.Scalars('train/lr')] == pytest.approx([5e-4, 1e-3, 1e-3, 1e-3])
+    assert load_network('saves/a/a.pth').config == TINY
+
+
+def test_the_light_recipe_changes_nothing_of_the_papers_stages():
+    for stage in STAGES.values():
+        assert (stage.warmup, stage.bootstrap) == (0, (20_000, 70_000))
+
+
 # Continuing
 
 

@@ -16,6 +16,7 @@ from dataset.augment import FILL, IMAGENET_MEAN, IMAGENET_STD, init_worker
 from dataset.io import DataError, read_image
 from dataset.sampling import Address, AddressSampler, sample_frames
 from dataset.static import StaticDataset, find_pairs, read_coverage
+from dataset.training import open_training_set
 from dataset.video import VideoDataset, find_bl30k, find_davis, find_main, find_videos, find_youtube, read_split
 from tests.trees import write, write_pair, write_video
 
@@ -262,7 +263,7 @@ def test_bl30k_discards_tiny_objects(tmp_path):
         mask[mask == 2] = 0
         mask[5:9, 5:9] = 2
         write(path, mask, palette=True)
-    dataset = VideoDataset.bl30k(tmp_path, size=SIZE)
+    dataset = open_training_set('bl30k', size=SIZE, static_root='', bl_root=tmp_path, yv_root='', davis_root='')
     assert dataset.crop_scale == (0.25, 1.0)
     samples = [dataset[Address(0, epoch, 0)] for epoch in range(20)]
     assert all(sample['selector'].tolist() == [1, 0] for sample in samples)

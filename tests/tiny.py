@@ -32,10 +32,10 @@ def slow_save(content: dict, path: Path) -> None:
         file.write(buffer.getvalue()[half:])
 
 
-def die_at(iteration: int) -> float:
+def die_at(iteration: int, *bootstrap: int) -> float:
     if iteration == int(os.environ['STCN_TEST_DIE_AT']) and os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') == '0':
         os.kill(os.getpid(), signal.SIGKILL)
-    return hardest_fraction(iteration)
+    return hardest_fraction(iteration, *bootstrap)
 
 
 if __name__ == '__main__':

@@ -20,13 +20,14 @@ from util.distributed import any_process, world_size
 def train(
     state: TrainingState, batches: Iterator[dict], stage: Stage, run: Run, report: Report, *,
     device: torch.device, accumulation: int = 1, amp_dtype: torch.dtype | None = None,
-    log_every: int = 50, images_every: int = 500, save_every: int = 1000,
+    clip_norm: float | None = None, log_every: int = 50, images_every: int = 500, save_every: int = 1000,
 ) -> int:
     """Train from ``state.iteration`` to the end of the stage; checkpoints go to ``run``, losses to ``report``.
 
     Args:
         batches: ``accumulation`` micro-batches of equal size for each iteration, as the datasets make them.
         amp_dtype: of automatic mixed precision; ``None`` for float32.
+        clip_norm: largest norm of the gradient of all weights together; ``None`` for no bound.
 
     Returns:
         0, or the signal (SIGTERM or SIGINT) that ended the training early, with its state saved.
@@ -38,7 +39,8 @@ def train(
     optimizer, scaler = state.optimizer, state.scaler
     with StopRequest() as stop:
         while state.iteration < stage.iterations:
-            rate, fraction = stage.rate(state.iteration), hardest_fraction(state.iteration)
+            rate = stage.rate(state.iteration)
+            fraction = hardest_fraction(state.iteration, *stage.bootstrap)
             for group in optimizer.param_groups:
                 group['lr'] = rate
 
@@ -52,6 +54,9 @@ def train(
                     loss = clip_loss(logits, target, selector, fraction=fraction)
                     scaler.scale(loss / accumulation).backward()
                 report.add(loss, logits, target)
+            if clip_norm is not None:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(state.network.parameters(), clip_norm)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()

@@ -16,10 +16,13 @@ class Stage:
     max_skip: tuple[tuple[int, int], ...] = ((0, 5),)   # (percent of the iterations, max-skip from there on)
     lr: float = 1e-5
     gamma: float = 0.1
+    warmup: int = 0                                 # iterations in which the rate rises linearly
+    bootstrap: tuple[int, int] = (20_000, 70_000)   # see model.losses.hardest_fraction
 
     def rate(self, iteration: int) -> float:
         """The learning rate of an iteration, counted from 0."""
-        return self.lr * self.gamma ** sum(step <= iteration for step in self.steps)
+        rise = min(1.0, (iteration + 1) / (self.warmup + 1))
+        return rise * self.lr * self.gamma ** sum(step <= iteration for step in self.steps)
 
 
 STAGES = {
