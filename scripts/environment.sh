@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
     || { echo "error: Python 3.11 or newer is needed; set PYTHON to one" >&2; exit 1; }
-hash=$( { "$python" -VV; cat requirements.txt requirements-dev.txt scripts/environment.sh; } | sha256sum | cut -c1-16)
+hash=$( { "$python" -VV; cat requirements*.txt scripts/environment.sh; } | sha256sum | cut -c1-16)
 home=${STCN_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/stcn-pytorch}
 environment=$home/$hash
 mkdir -p "$home"
