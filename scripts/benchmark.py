@@ -2,13 +2,16 @@
 
     python scripts/benchmark.py --objects 1 3 --memory_frames 20
     python scripts/benchmark.py --measure video --size 240x432 --video_frames 60 300
+    python scripts/benchmark.py --measure cost stages --arch stcn stcn_light --size 480x854 240x432
 
+cost    parameters, and multiply-adds of key encoder, value encoder and decoder, and of a frame
 stages  milliseconds (on a GPU also peak memory) of key encoder, value encoder, memory read and decoder
 read    the sparse read against the dense formulation: softmax over the top k scattered into the
         whole affinity matrix, times all values
 video   the whole core over a clip: FPS, and peak memory with and without the memory bank
 """
 import argparse
+import itertools
 import json
 import logging
 import multiprocessing
@@ -30,11 +33,12 @@ log = logging.getLogger(__name__)
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
-    add('--measure', nargs='+', choices=('stages', 'read', 'video'), default=['stages', 'read', 'video'],
+    add('--measure', nargs='+', choices=('cost', 'stages', 'read', 'video'),
+        default=['cost', 'stages', 'read', 'video'],
         help='what to measure')
-    add('--arch', default='stcn', help='variant with random weights')
+    add('--arch', nargs='+', default=['stcn'], help='variants, with random weights')
     add('--model', help='checkpoint in place of --arch')
-    add('--size', type=size, default=(480, 854), help='HEIGHTxWIDTH of a frame; 480x854 by default')
+    add('--size', type=size, nargs='+', default=[(480, 854)], help='HEIGHTxWIDTH of a frame; 480x854 by default')
     add('--objects', type=positive, nargs='+', default=[1, 3], help='numbers of objects')
     add('--memory_frames', type=positive, nargs='+', default=[20], help='lengths of the memory')
     add('--video_frames', type=positive, nargs='+', default=[20], help='lengths of the clip')
@@ -49,20 +53,14 @@ def main() -> int:
     import torch
 
     from util.files import atomic_path
-    result = {'machine': machine(args), 'size': list(args.size), 'precision': args.precision}
-    if 'stages' in args.measure:
-        result['stages'] = measure_stages(args)
-    if 'read' in args.measure:
-        result['read'] = measure_read(args)
-    if 'video' in args.measure:
-        # In a process of its own each, for the peak memory of a process cannot be reset.
-        context = multiprocessing.get_context('spawn')
-        result['video'] = []
-        for objects in args.objects:
-            for frames in args.video_frames:
-                with ProcessPoolExecutor(1, mp_context=context) as pool:
-                    result['video'].append(pool.submit(measure_video, args, objects, frames).result())
-    print(f'{result["machine"]}, {args.size[0]} x {args.size[1]}, {args.precision}, torch {torch.__version__}')
+    networks = [args.model] if args.model else args.arch
+    result = {'machine': machine(args), 'precision': args.precision}
+    for name in args.measure:
+        result[name] = []
+        for frame, network in itertools.product(args.size, networks):
+            rows = MEASURES[name](argparse.Namespace(**{**vars(args), 'network': network, 'size': frame}))
+            result[name] += [{'network': network, 'size': '{} x {}'.format(*frame), **row} for row in rows]
+    print(f'{result["machine"]}, {args.precision}, torch {torch.__version__}')
     for name in args.measure:
         print_table(name, result[name])
     if args.json:
@@ -95,10 +93,10 @@ def load(args: argparse.Namespace):
     from model import STCN, VARIANTS, load_network
     if args.model:
         return load_network(args.model, device=device_of(args))
-    if args.arch not in VARIANTS:
-        raise SystemExit(f'error: --arch: expected one of {", ".join(VARIANTS)}, found {args.arch!r}')
+    if args.network not in VARIANTS:
+        raise SystemExit(f'error: --arch: expected some of {", ".join(VARIANTS)}, found {args.network!r}')
     torch.manual_seed(0)
-    return STCN(VARIANTS[args.arch]).eval().to(device_of(args))
+    return STCN(VARIANTS[args.network]).eval().to(device_of(args))
 
 
 def timed(calls: dict[str, Callable[[], object]], *, repeat: int, device) -> dict[str, float]:
@@ -152,6 +150,33 @@ def filled_bank(network, keys, values, *, top_k: int):
 
 def padded(height: int, width: int) -> tuple[int, int]:
     return height + -height % 16, width + -width % 16
+
+
+def measure_cost(args: argparse.Namespace) -> list[dict]:
+    """Of the convolutions; the read is not among them, it depends on the memory."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    network = load(args).to('meta')
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    image = torch.zeros(1, 3, *padded(*args.size), device='meta')
+    query = network.encode_query(image)
+    rows = []
+    for objects in args.objects:
+        masks = torch.zeros(1, objects, *image.shape[2:], device='meta')
+        readout = network.encode_memory(image, query, masks)[1]
+        calls = {'key encoder': lambda: network.encode_query(image),
+                 'value encoder': lambda masks=masks: network.encode_memory(image, query, masks),
+                 'decoder': lambda readout=readout: network.decode(readout, query)}
+        counts = {}
+        for name, call in calls.items():
+            with FlopCounterMode(display=False) as counter:
+                call()
+            counts[name] = counter.get_total_flops() / 2e9
+        frame = counts['key encoder'] + counts['decoder'] + counts['value encoder'] / args.mem_every
+        rows.append({'objects': objects, 'parameters (M)': parameters / 1e6,
+                     **{f'{name} (G multiply-adds)': count for name, count in counts.items()},
+                     'frame (G multiply-adds)': frame})
+    return rows
 
 
 def measure_stages(args: argparse.Namespace) -> list[dict]:
@@ -218,6 +243,16 @@ def measure_read(args: argparse.Namespace) -> list[dict]:
     return rows
 
 
+def measure_videos(args: argparse.Namespace) -> list[dict]:
+    """In a process of its own each, for the peak memory of a process cannot be reset."""
+    rows = []
+    for objects in args.objects:
+        for frames in args.video_frames:
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:
+                rows.append(pool.submit(measure_video, args, objects, frames).result())
+    return rows
+
+
 def measure_video(args: argparse.Namespace, objects: int, frames: int) -> dict:
     import torch
 
@@ -249,8 +284,11 @@ def print_table(name: str, rows: list[dict]) -> None:
     print(f'\n{name}\n\n| {" | ".join(rows[0])} |\n|{"---:|" * len(rows[0])}')
     for row in rows:
         print('| ' + ' | '.join(f'{value:.3g}' if isinstance(value, float) and value < 100
-                                else f'{value:.0f}' for value in row.values()) + ' |')
+                                else f'{value:.0f}' if isinstance(value, float) else str(value)
+                                for value in row.values()) + ' |')
 
+
+MEASURES = {'cost': measure_cost, 'stages': measure_stages, 'read': measure_read, 'video': measure_videos}
 
 if __name__ == '__main__':
     run_main(main)

@@ -65,11 +65,14 @@ def davis_sequences(root: Path, results: Path, *, year: int, split: str) -> list
 
 
 def folder_sequences(root: Path, results: Path) -> list[Sequence]:
-    """``ROOT/Annotations/<video>/<frame>.png``, or ``ROOT/Annotations/<frame>.png``."""
+    """``ROOT/Annotations/<video>/<frame>.png``, or ``ROOT/Annotations/<frame>.png`` for a single video.
+
+    The masks of a single video are in a folder of results named like ROOT, or directly in ``results``.
+    """
     annotations = root / 'Annotations'
-    if annotations.is_dir() and (frames := list_frames(annotations)):       # a single video, named like the folder
+    if annotations.is_dir() and (frames := list_frames(annotations)):
         name = root.resolve().name
-        return [Sequence(name, annotated(frames), results / name)]
+        return [Sequence(name, annotated(frames), results / name if (results / name).is_dir() else results)]
     videos = sorted(annotations.glob('[!.]*/'), key=natural_key)
     if not videos:
         raise DataError(f'{annotations}: expected ground truth as <video>/<frame>.png, found no folders')

@@ -1,0 +1,78 @@
+"""The light network that the project ships: what it costs, what it finds, and the ways to it."""
+import argparse
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import hubconf
+from dataset.io import list_frames, read_image, read_mask
+from inference import LIGHT_WEIGHTS, InferenceCore, load_model
+from model import VARIANTS
+from scripts.benchmark import measure_cost
+from tests.conftest import REPOSITORY
+from util.metrics import region_similarity
+
+EXAMPLES = REPOSITORY / 'examples'
+
+needs_weights = pytest.mark.skipif(not LIGHT_WEIGHTS.exists(), reason='weights/stcn_light.pth is not there')
+
+
+def test_it_is_light():
+    light, full = (
+        measure_cost(argparse.Namespace(network=name, model=None, device='cpu', size=(480, 854), objects=[1],
+                                        mem_every=5))[0] for name in ('stcn_light', 'stcn'))
+    assert light['parameters (M)'] <= 8
+    assert full['frame (G multiply-adds)'] >= 8 * light['frame (G multiply-adds)']
+
+
+@needs_weights
+def test_the_file_says_what_it_is():
+    assert LIGHT_WEIGHTS.stat().st_size < 20e6
+    assert load_model(device='cpu').config == VARIANTS['stcn_light']
+
+
+def segment(clip, *, frames, **options):
+    """J of every object in every frame but the first: [T - 1, K]."""
+    core = InferenceCore(load_model(device='cpu'), **options)
+    scores = []
+    for path in list_frames(clip / 'JPEGImages')[:frames]:
+        image = torch.from_numpy(read_image(path)).permute(2, 0, 1)
+        first = clip / 'Annotations' / f'{path.stem}.png'
+        mask = torch.from_numpy(read_mask(first)) if first.exists() else None
+        labels = core.to_labels(core.step(image, mask)).numpy()
+        if mask is None:
+            truth = read_mask(clip / 'truth' / 'Annotations' / f'{path.stem}.png')
+            scores.append([region_similarity(labels == label, truth == label) for label in core.objects])
+    return np.array(scores)
+
+
+@needs_weights
+def test_it_follows_a_real_object():
+    assert segment(EXAMPLES / 'blackswan', frames=12, size=240).mean() > 0.85
+
+
+@needs_weights
+def test_identities_survive_a_crossing():
+    """The rider enters the swan's outline at frame 6 and has left most of it at frame 33."""
+    scores = segment(EXAMPLES / 'crossing', frames=40)
+    assert scores[-7:].mean(axis=0).min() > 0.6
+
+
+@needs_weights
+def test_the_hub_loads_a_checkout(tmp_path):
+    """As from anywhere else: the working directory is not the checkout."""
+    program = ('import sys, torch\n'
+               'core = torch.hub.load(sys.argv[1], "stcn_light", source="local", mem_every=3, trust_repo=True)\n'
+               'image, mask = torch.zeros(3, 32, 48, dtype=torch.uint8), torch.zeros(32, 48, dtype=torch.uint8)\n'
+               'mask[:, :20] = 7\n'
+               'print(core.step(image, mask).shape, core.objects, core.schedule.mem_every)')
+    done = subprocess.run([sys.executable, '-c', program, str(REPOSITORY)], cwd=tmp_path, capture_output=True,
+                          text=True, timeout=120)
+    assert done.stdout.split('\n')[0] == 'torch.Size([2, 32, 48]) [7] 3', done.stderr
+
+
+def test_the_hub_has_random_weights():
+    assert isinstance(hubconf.stcn_light(pretrained=False), InferenceCore)
