@@ -7,6 +7,6 @@ clip=examples/blackswan
 output=${1:-output/quickstart}
 python=$(bash scripts/environment.sh)
 "$python" scripts/segment_video.py --input "$clip/JPEGImages" --mask "$clip/Annotations/00000.png" \
-    --output "$output" --overlay --strip 5 --overwrite
+    --output "$output" --strip 5 --overwrite
 "$python" scripts/evaluate.py --results "$output/masks" --dataset folder --root "$clip/truth"
 echo "look at $output/strip.png and $output/overlay.mp4"

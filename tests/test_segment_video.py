@@ -1,0 +1,367 @@
+"""scripts/segment_video.py on real folders and video files, against the core driven by hand."""
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import inference
+from dataset.io import PALETTE, DataError, read_image, read_mask, write_mask
+from inference import InferenceCore
+from scripts import segment_video
+from scripts.segment_video import Given, Output, Strip, read_ahead
+from tests.conftest import FRAMES, GOLDEN, REPOSITORY, tree
+from util.video_file import VideoReader, VideoSupportError, VideoWriter
+
+FIRST = GOLDEN / 'first_mask.png'
+COUNT, H, W = 12, 110, 182
+
+
+@pytest.fixture
+def run(small_checkpoint, tmp_path, monkeypatch):
+    """The script in this process: ``run('--input', ...) -> exit status``; output in tmp_path / 'out'."""
+    def call(*args: object, output: Path = tmp_path / 'out') -> int:
+        monkeypatch.setattr(sys, 'argv', [
+            'segment_video.py', '--output', str(output), '--model', str(small_checkpoint), '--size', '0',
+            '--device', 'cpu', '--num_threads', str(torch.get_num_threads()), *map(str, args)])
+        return segment_video.main()
+    return call
+
+
+@pytest.fixture(scope='module')
+def video(tmp_path_factory) -> Path:
+    """The clip with a variable frame rate."""
+    pytest.importorskip('av')
+    path = tmp_path_factory.mktemp('video') / 'clip.mp4'
+    with VideoWriter(path, W, H, time_base=Fraction(1, 1000), frame_rate=Fraction(25)) as writer:
+        for number, frame in enumerate(FRAMES):
+            writer.write(read_image(frame), 40 * number + 7 * (number % 3))
+    return path
+
+
+@pytest.fixture
+def spied_cores(monkeypatch) -> list[InferenceCore]:
+    """The cores that the script makes."""
+    made = []
+
+    class Spy(InferenceCore):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            made.append(self)
+
+    monkeypatch.setattr(inference, 'InferenceCore', Spy)
+    return made
+
+
+def by_hand(network, images: list[np.ndarray], masks: dict, **options) -> list[np.ndarray]:
+    """Labels of every frame; ``masks``: frame -> what ``step`` takes after the image."""
+    core = InferenceCore(network, **options)
+    return [core.to_labels(core.step(torch.from_numpy(image).permute(2, 0, 1), *masks.get(number, ()))).numpy()
+            for number, image in enumerate(images)]
+
+
+def written_masks(output: Path) -> list[np.ndarray]:
+    return [read_mask(path) for path in sorted((output / 'masks').iterdir())]
+
+
+def same(masks: list[np.ndarray], others: list[np.ndarray]) -> bool:
+    return len(masks) == len(others) and all(np.array_equal(*both) for both in zip(masks, others, strict=True))
+
+
+def binary(path: Path, rows: slice, columns: slice, value: int = 255) -> np.ndarray:
+    mask = np.zeros((H, W), np.uint8)
+    mask[rows, columns] = value
+    Image.fromarray(mask).save(path)
+    return mask > 0
+
+
+def test_a_folder_gives_the_masks_of_the_core(run, tmp_path, small_network, capsys):
+    assert run('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay') == 0
+    out = tmp_path / 'out'
+    assert [path.name for path in sorted((out / 'masks').iterdir())] == [f'{path.stem}.png' for path in FRAMES]
+    first = torch.from_numpy(read_mask(FIRST))
+    assert same(written_masks(out), by_hand(small_network, [read_image(path) for path in FRAMES], {0: (first,)}))
+    with Image.open(out / 'masks' / '00000.png') as image:
+        assert np.array_equal(np.reshape(image.getpalette(), (-1, 3)), PALETTE)
+    assert sorted(path.name for path in out.iterdir()) == ['masks', 'segment_video.json']
+    report = capsys.readouterr().out
+    assert 'frames: 12' in report
+    assert 'FPS' in report
+    assert 'MiB' in report
+
+
+def test_a_video_gives_masks_and_an_overlay_with_its_timestamps(run, tmp_path, video, small_network):
+    assert run('--input', video, '--mask', FIRST) == 0
+    out = tmp_path / 'out'
+    images, pts = zip(*VideoReader(video), strict=True)
+    assert sorted(tree(out / 'masks')) == [f'{number:05d}.png' for number in range(COUNT)]
+    assert same(written_masks(out), by_hand(small_network, images, {0: (torch.from_numpy(read_mask(FIRST)),)}))
+    overlay = VideoReader(out / 'overlay.mp4')
+    shown, times = zip(*overlay, strict=True)
+    assert [each * overlay.time_base for each in times] == [each * VideoReader(video).time_base for each in pts]
+    inside = read_mask(FIRST) == 1
+    tint = shown[0][inside].mean(axis=0) - images[0][inside].mean(axis=0)
+    assert tint.argmax() == PALETTE[1].argmax()
+    assert np.abs(shown[0][read_mask(FIRST) == 0].astype(int) - images[0][read_mask(FIRST) == 0]).mean() < 12
+
+
+def test_binary_masks_and_masks_of_later_frames(run, tmp_path, small_network):
+    cat = binary(tmp_path / 'cat.png', slice(10, 60), slice(10, 70))
+    dog = binary(tmp_path / 'dog.png', slice(50, 90), slice(60, 120), value=3)
+    bird = binary(tmp_path / 'bird.png', slice(5, 30), slice(130, 170))
+    later = np.zeros((H, W), np.uint8)
+    later[40:70, 20:60] = 1
+    write_mask(tmp_path / 'later.png', later)
+    assert run('--input', GOLDEN / 'clip', '--no_overlay', '--mask', f'2={tmp_path}/cat.png,{tmp_path}/dog.png',
+               f'5:7={tmp_path}/bird.png', '--mask', f'8={tmp_path}/later.png') == 0
+    first = torch.from_numpy(np.where(dog, 2, cat).astype(np.uint8))
+    masks = {2: (first, [1, 2]), 5: (torch.from_numpy(7 * bird.astype(np.uint8)), [7]), 8: (torch.from_numpy(later),)}
+    written = written_masks(tmp_path / 'out')
+    assert same(written, by_hand(small_network, [read_image(path) for path in FRAMES], masks))
+    assert not written[1].any()
+    assert np.array_equal(written[2], first)
+    assert (written[5][bird] == 7).all()
+
+
+@pytest.mark.parametrize(('text', 'expected'), [
+    ('a.png', Given(0, (Path('a.png'),), None)),
+    ('12=a.png', Given(12, (Path('a.png'),), None)),
+    ('12:3=a.png', Given(12, (Path('a.png'),), 3)),
+    ('a.png,b.png', Given(0, (Path('a.png'), Path('b.png')), 1)),
+    ('7:254=a.png,b.png', Given(7, (Path('a.png'), Path('b.png')), 254)),
+    ('./1=a.png', Given(0, (Path('1=a.png'),), None)),
+])
+def test_what_a_mask_argument_means(text, expected):
+    assert Given.parse(text) == expected
+
+
+def test_labels_beyond_255_and_commas_in_names(tmp_path):
+    for text in ('0:255=a.png,b.png', '0:0=a.png'):
+        with pytest.raises(argparse.ArgumentTypeError):
+            Given.parse(text)
+    shutil.copy(FIRST, tmp_path / 'a,b.png')
+    assert Given.parse(f'3={tmp_path}/a,b.png').files == (tmp_path / 'a,b.png',)
+
+
+def test_wrong_masks_are_errors_before_anything_is_computed(run, tmp_path, caplog):
+    clip = GOLDEN / 'clip'
+    binary(tmp_path / 'empty.png', slice(0, 0), slice(0, 0))
+    Image.fromarray(np.zeros((50, 50), np.uint8)).save(tmp_path / 'square.png')
+    for masks, message in ((('12=' + str(FIRST),), 'has 12 frames'), ((tmp_path / 'none.png',), 'none.png'),
+                           ((FIRST, f'0={FIRST}'), 'one entry a frame'), ((tmp_path / 'square.png',), 'aspect')):
+        with pytest.raises(DataError, match=message):
+            run('--input', clip, '--mask', *masks)
+    with pytest.raises(SystemExit):
+        run('--input', clip)
+    assert not (tmp_path / 'out').exists()
+    Image.open(FIRST).resize((2 * W, 2 * H), Image.Resampling.NEAREST).save(tmp_path / 'large.png')
+    assert run('--input', clip, '--no_overlay', '--mask', tmp_path / 'empty.png', f'1={tmp_path}/large.png') == 0
+    assert 'shows no object' in caplog.text
+    assert np.array_equal(written_masks(tmp_path / 'out')[1], read_mask(FIRST))
+
+
+def test_a_mask_beyond_the_end_of_a_video_is_reported_and_the_rest_is_there(run, tmp_path, video, caplog):
+    assert run('--input', video, '--mask', FIRST, f'40={FIRST}') == 1
+    assert 'these were not used: 40' in caplog.text
+    assert len(written_masks(tmp_path / 'out')) == COUNT
+
+
+def test_cutouts_and_strip(run, tmp_path, spied_cores):
+    assert run('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay', '--cutouts', '--strip', 3,
+               '--max_memory_frames', 0) == 0
+    assert spied_cores[0].memory.max_frames is None
+    out = tmp_path / 'out'
+    for number, labels in enumerate(written_masks(out)):
+        image = read_image(FRAMES[number])
+        for label in (1, 2, 3):
+            cutout = np.asarray(Image.open(out / 'cutouts' / str(label) / f'{number:05d}.png'))
+            assert np.array_equal(cutout[..., 3] == 255, labels == label)
+            assert np.array_equal(cutout[..., :3], image * (labels == label)[..., None])
+    width = round(W * segment_video.STRIP_HEIGHT / H)
+    assert read_image(out / 'strip.png').shape == (
+        segment_video.STRIP_HEIGHT, 3 * width + 2 * segment_video.STRIP_GAP, 3)
+
+
+def test_a_strip_of_any_length_is_bounded_and_even(tmp_path):
+    strip = Strip(tmp_path / 'strip.png', 5)
+    for number in range(10_000):
+        if strip.takes(number):
+            strip.add(np.full((24, 24, 3), number // 40, np.uint8))
+        assert len(strip.kept) <= 40
+    strip.write()
+    sizes = segment_video.STRIP_HEIGHT + segment_video.STRIP_GAP
+    shown = 40 * read_image(tmp_path / 'strip.png')[0, sizes // 2::sizes, 0].astype(int)
+    assert shown[0] == 0
+    assert shown[-1] > 9000
+    assert np.ptp(np.diff(shown)) <= 600
+
+
+def test_the_memory_is_bounded(run, spied_cores):
+    run('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay', '--mem_every', 1, '--max_memory_frames', 3)
+    run('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay', '--mem_every', 1, '--overwrite')
+    assert [core.memory.max_frames for core in spied_cores] == [3, 64]
+    assert [core.memory.permanent for core in spied_cores] == [3, 12]
+
+
+def test_frames_are_read_a_little_ahead():
+    given = []
+    for frame in read_ahead(given.append(number) or number for number in range(1, 100)):
+        assert len(given) <= frame + segment_video.READ_AHEAD
+    assert given == list(range(1, 100))
+
+    def broken():
+        yield 1
+        raise DataError('bad frame')
+
+    frames = read_ahead(broken())
+    assert next(frames) == 1
+    with pytest.raises(DataError, match='bad frame'):
+        next(frames)
+
+
+def interrupt_after(monkeypatch, frames: int, times: int) -> None:
+    """Ctrl-C, so many times, while the frame after these is computed."""
+    class Interrupted(InferenceCore):
+        def step(self, *args, **options):
+            if self.schedule.time == frames - 1:
+                for _ in range(times):
+                    signal.raise_signal(signal.SIGINT)
+            return super().step(*args, **options)
+
+    monkeypatch.setattr(inference, 'InferenceCore', Interrupted)
+
+
+def test_ctrl_c_ends_after_the_frame_with_everything_whole(run, tmp_path, video, monkeypatch, caplog):
+    interrupt_after(monkeypatch, 5, times=1)
+    handler = signal.getsignal(signal.SIGINT)
+    assert run('--input', video, '--mask', FIRST, '--strip', 2) == 130
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert len(written_masks(tmp_path / 'out')) == 6
+    assert len(list(VideoReader(tmp_path / 'out' / 'overlay.mp4'))) == 6
+    assert (tmp_path / 'out' / 'strip.png').exists()
+    assert 'interrupted after 6 frames' in caplog.text
+
+
+def test_ctrl_c_twice_leaves_no_half_file(run, tmp_path, video, monkeypatch):
+    interrupt_after(monkeypatch, 5, times=2)
+    with pytest.raises(KeyboardInterrupt):
+        run('--input', video, '--mask', FIRST)
+    files = tree(tmp_path / 'out')
+    assert not [name for name in files if 'overlay' in name or name.endswith('.part')]
+    assert all(mask.shape == (H, W) for mask in written_masks(tmp_path / 'out'))
+
+
+def test_an_unreadable_frame_ends_the_run_with_what_was_before_it(run, tmp_path, caplog):
+    pytest.importorskip('av')
+    shutil.copytree(GOLDEN / 'clip', tmp_path / 'clip')
+    (tmp_path / 'clip' / FRAMES[7].name).write_bytes(b'no image')
+    assert run('--input', tmp_path / 'clip', '--mask', FIRST, f'9={FIRST}', '--fps', '12.5') == 1
+    assert f'error at frame 7: {tmp_path}/clip/{FRAMES[7].name}' in caplog.text
+    assert len(written_masks(tmp_path / 'out')) == 7
+    reader = VideoReader(tmp_path / 'out' / 'overlay.mp4')
+    assert [pts * reader.time_base for _, pts in reader] == [Fraction(2 * number, 25) for number in range(7)]
+
+
+def test_a_second_run_refuses_or_replaces(run, tmp_path):
+    out, clip = tmp_path / 'out', GOLDEN / 'clip'
+    command = ('--input', clip, '--mask', FIRST, '--no_overlay')
+    run(*command, '--cutouts', '--strip', 2)
+    before = tree(out)
+    with pytest.raises(DataError, match='--overwrite'):
+        run(*command)
+    with pytest.raises(DataError, match='where the output would go'):
+        run('--input', clip, '--mask', out / 'masks' / '00000.png', '--no_overlay', '--overwrite')
+    with pytest.raises(Exception, match='no such checkpoint'):
+        run(*command, '--overwrite', '--model', tmp_path / 'none.pth')
+    assert tree(out) == before
+    assert run('--input', clip, '--mask', f'6={FIRST}', '--no_overlay', '--overwrite') == 0
+    assert not list(out.rglob('cutouts/*/*.png'))
+    assert not (out / 'strip.png').exists()
+    assert not written_masks(out)[0].any()
+
+
+def test_files_of_others_are_never_deleted(run, tmp_path):
+    (tmp_path / 'mine' / 'masks').mkdir(parents=True)
+    shutil.copy(FIRST, tmp_path / 'mine' / 'masks')
+    with pytest.raises(DataError, match='nothing is deleted'):
+        run('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay', '--overwrite', output=tmp_path / 'mine')
+    assert list(tree(tmp_path / 'mine')) == ['masks/first_mask.png']
+
+
+def test_the_overlay_never_replaces_the_video(run, video):
+    before = video.read_bytes()
+    with pytest.raises(DataError, match='where the output would go'):
+        run('--input', video, '--mask', FIRST, '--overlay', video, '--overwrite')
+    assert video.read_bytes() == before
+
+
+def test_inputs_that_are_not_there(run, tmp_path):
+    (tmp_path / 'empty').mkdir()
+    for name, message in ((tmp_path / 'none.mp4', 'no such'), (tmp_path / 'empty', 'expected images'),
+                          ('camera:97', 'no camera')):
+        with pytest.raises(DataError, match=message):
+            run('--input', name, '--mask', FIRST)
+
+
+def test_images_of_another_size_are_named(run, tmp_path, caplog):
+    shutil.copytree(GOLDEN / 'clip', tmp_path / 'clip')
+    Image.open(FRAMES[3]).resize((W + 2, H)).save(tmp_path / 'clip' / FRAMES[3].name)
+    assert run('--input', tmp_path / 'clip', '--mask', FIRST, '--no_overlay') == 1
+    assert f'{FRAMES[3].name}: expected the size of the first image' in caplog.text
+
+
+def test_a_camera(run, tmp_path, video):
+    """OpenCV takes a file for a camera."""
+    assert run('--input', f'camera:{video}', '--mask', FIRST) == 0
+    assert len(written_masks(tmp_path / 'out')) == COUNT - 1       # the first picture tells the size
+    assert len(list(VideoReader(tmp_path / 'out' / 'overlay.mp4'))) == COUNT - 1
+
+
+def test_without_av_there_are_masks_but_no_video(run, tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, 'av', None)
+    assert run('--input', GOLDEN / 'clip', '--mask', FIRST) == 0
+    assert 'no overlay' in caplog.text
+    assert 'requirements-extras.txt' in caplog.text
+    assert len(written_masks(tmp_path / 'out')) == COUNT
+    for arguments in (('--input', GOLDEN / 'clip', '--overlay', tmp_path / 'a.mp4', '--overwrite'),
+                      ('--input', FIRST)):
+        with pytest.raises(VideoSupportError, match='requirements-extras'):
+            run(*arguments, '--mask', FIRST)
+
+
+def test_help_is_quick_and_needs_neither_torch_nor_av():
+    script = str(REPOSITORY / 'scripts' / 'segment_video.py')
+    code = ('import runpy, sys; sys.argv = ["segment_video.py", "--help"]\n'
+            f'try: runpy.run_path({script!r}, run_name="__main__")\n'
+            'except SystemExit as end: assert not end.code\n'
+            'assert not {"torch", "av"} & set(sys.modules)')
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert time.monotonic() - start < 3
+    assert '--max_memory_frames' in done.stdout
+
+
+def test_errors_are_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / 'scripts' / 'segment_video.py', '--input', tmp_path / 'none.mp4',
+         '--mask', FIRST, '--output', tmp_path / 'out'], capture_output=True, text=True, check=False,
+        env={name: value for name, value in os.environ.items() if name != 'STCN_TRACEBACK'})
+    assert done.returncode == 1
+    assert done.stderr.startswith('error: ')
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_output_names_what_is_in_the_way(tmp_path):
+    (tmp_path / 'masks').mkdir()
+    shutil.copy(FIRST, tmp_path / 'masks' / 'a.png')
+    with pytest.raises(DataError, match=r'masks/a\.png'):
+        Output(tmp_path, video=None, cutouts=False, strip=None).claim([], settings={}, overwrite=False)
