@@ -67,6 +67,8 @@ def training_parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group('network').add_argument
     add('--arch', help='a name in model/variants.py (default: that of the file to start from, or stcn)')
+    add('--similarity', choices=('l2', 'dot'), help='of the memory read (default: that of the file to start '
+        'from, or of the variant)')
     add('--load_network', metavar='FILE', help='start from these weights: a published file or our own; a stage 0 '
         'network gets an input channel for the other objects (default: none)')
     add('--load_model', metavar='FILE', help="continue this training checkpoint, ours or the release's, under a new "
@@ -143,8 +145,9 @@ def main() -> int:
             yv_root=args.yv_root, davis_root=args.davis_root, synthetic_root=args.synthetic_root,
             hold_aside=args.hold_aside, crop_scale=args.crop_scale)
         network = initial_network(
-            arch=args.arch, single_object=args.stage == 0, checkpoint=checkpoint, weights=args.load_network,
-            backbone_files=args.backbone_weights).to(device, memory_format=torch.channels_last)
+            arch=args.arch, similarity=args.similarity, single_object=args.stage == 0, checkpoint=checkpoint,
+            weights=args.load_network, backbone_files=args.backbone_weights)
+        network.to(device, memory_format=torch.channels_last)
         state = TrainingState(
             network, torch.optim.Adam(network.parameters(), betas=(0.9, 0.999), weight_decay=1e-7),
             torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16))

@@ -4,16 +4,16 @@ from pathlib import Path
 import torch
 
 from inference.core import InferenceCore, InputError
-from model import load_network
-from model.stcn import STCN
+from inference.ensemble import Ensemble, Member
+from model import Network, load_network
 from util.distributed import choose_device
 
-__all__ = ['InferenceCore', 'InputError', 'load_model']
+__all__ = ['Ensemble', 'InferenceCore', 'InputError', 'Member', 'load_model']
 
 LIGHT_WEIGHTS = Path(__file__).resolve().parents[1] / 'weights' / 'stcn_light.pth'
 
 
-def load_model(path: str | Path = LIGHT_WEIGHTS, *, device: str | torch.device | None = None) -> STCN:
+def load_model(path: str | Path = LIGHT_WEIGHTS, *, device: str | torch.device | None = None) -> Network:
     """The network of a checkpoint (published, our own, or by default the light one shipped here), ready to infer.
 
     Args:

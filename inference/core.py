@@ -4,12 +4,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dataset.io import IMAGE_MEAN, IMAGE_STD
 from inference.memory_bank import MemoryBank
 from model.aggregate import aggregate
-from model.stcn import Query
+from model.network import Network, Query
 
 STRIDE = 16
 
@@ -30,7 +30,7 @@ class Step(NamedTuple):
 class Schedule:
     """Which frames are computed and which are memorised; no tensors, so that a run can plan ahead."""
 
-    mem_every: int = 5
+    mem_every: int | None = 5           # None: only annotated frames stay
     include_last: bool = False
     time: int = -1                      # of the frame just seen
     last_annotated: int | None = None
@@ -38,7 +38,8 @@ class Schedule:
     def peek(self, *, annotated: bool, wanted: bool, last: bool) -> Step:
         """What becomes of the next frame."""
         started = annotated or self.last_annotated is not None
-        permanent = annotated or (started and (self.time + 1 - self.last_annotated) % self.mem_every == 0)
+        permanent = annotated or (started and self.mem_every is not None
+                                  and (self.time + 1 - self.last_annotated) % self.mem_every == 0)
         memorise = started and not last and (permanent or self.include_last)
         return Step(annotated or (started and (wanted or memorise)), memorise, permanent)
 
@@ -63,11 +64,13 @@ class InferenceCore:
     the annotated frames.
 
     Args:
-        network: an :class:`model.STCN`, or any module with its ``encode_query``, ``encode_memory`` and
-            ``decode``, and the attributes ``similarity`` and ``shared_keys``; on the device to use.
+        network: an :class:`model.STCN`, :class:`model.STM` or another :class:`model.network.Network`, on the device
+            to use.
         top_k: memory positions that each position of a frame reads; ``None`` reads all of them.
-        mem_every: period of the memory frames.
+        mem_every: period of the memory frames; ``None``: only annotated frames are memory frames.
         include_last: the previous frame is a temporary memory frame, too (STM's schedule).
+        kernel_sigma: deviation of the kernelised read in steps of 16 pixels; 7 for frames of 600p and a network
+            trained at 480p (supplementary E); ``None``: no kernel.
         size: shorter side in pixels at which the network works (YouTubeVOS: 480); ``None`` takes
             frames as they are (DAVIS).
         amp: half precision (bfloat16 on a CPU) in the encoders and the decoder.
@@ -76,9 +79,9 @@ class InferenceCore:
         num_frames: length of the video, if it is known, to reserve the memory once.
     """
 
-    def __init__(self, network: nn.Module, *, top_k: int | None = 20, mem_every: int = 5,
-                 include_last: bool = False, size: int | None = None, amp: bool = False,
-                 max_memory_frames: int | None = None, object_chunk: int | None = None,
+    def __init__(self, network: Network, *, top_k: int | None = 20, mem_every: int | None = 5,
+                 include_last: bool = False, kernel_sigma: float | None = None, size: int | None = None,
+                 amp: bool = False, max_memory_frames: int | None = None, object_chunk: int | None = None,
                  num_frames: int | None = None):
         for name, value in (('mem_every', mem_every), ('size', size), ('object_chunk', object_chunk)):
             if value is not None and value < 1:
@@ -90,13 +93,16 @@ class InferenceCore:
         self.object_chunk = object_chunk
         self.device = next(network.parameters()).device
         # A video's first frame, one in every mem_every of the others, and the temporary one.
-        capacity = 8 if num_frames is None else 2 + (num_frames - 1) // mem_every
-        self.memory = MemoryBank(shared_keys=network.shared_keys, metric=network.similarity,
-                                 top_k=top_k, max_frames=max_memory_frames, capacity=capacity)
+        capacity = 8
+        if num_frames is not None:
+            capacity = 2 + (0 if mem_every is None else (num_frames - 1) // mem_every)
+        self.memory = MemoryBank(shared_keys=network.shared_keys, metric=network.similarity, top_k=top_k,
+                                 kernel_sigma=kernel_sigma, max_frames=max_memory_frames, capacity=capacity)
         self.objects: list[int] = []    # labels, in the order of the channels
         self._frame_shape: tuple[int, int] | None = None
         self._mean = torch.tensor(IMAGE_MEAN, device=self.device)[:, None, None]
         self._std = torch.tensor(IMAGE_STD, device=self.device)[:, None, None]
+        self._outside = torch.tensor(network.padding_colour, dtype=torch.float32, device=self.device)[:, None, None]
 
     @torch.inference_mode()
     def step(self, image: Tensor | None, mask: Tensor | None = None, objects: list[int] | None = None, *,
@@ -145,8 +151,10 @@ class InferenceCore:
                 known = known + [label for label in objects if label not in known]
                 prob = self._merge(prob, mask, objects, known, padding)
             if step.memorise:
-                key, value = self.network.encode_memory(
-                    image, query, prob[None, 1:], object_chunk=self.object_chunk)
+                masks = prob[1:]
+                if not self.network.objects_in_padding:
+                    masks = F.pad(_unpadded(masks, padding), padding)
+                key, value = self.network.encode_memory(image, query, masks[None], object_chunk=self.object_chunk)
                 self.memory.add(key[0], value[0], permanent=step.permanent, protected=annotated)
         # Last, so that a frame that failed can be given again.
         self.objects = known
@@ -171,7 +179,7 @@ class InferenceCore:
         self._frame_shape = shape
 
     def _to_network(self, image: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
-        """``[3, H, W] -> [1, 3, H', W']``: normalised, resized, zero-padded to multiples of 16."""
+        """``[3, H, W] -> [1, 3, H', W']``: normalised, resized, padded to multiples of 16."""
         image = image.to(self.device, non_blocking=True)
         image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
         image = ((image - self._mean) / self._std).unsqueeze(0)
@@ -179,7 +187,7 @@ class InferenceCore:
             image = F.interpolate(image, self._working_shape(), mode='bicubic', align_corners=False)
         padding = _padding(*image.shape[-2:])
         # After the normalisation, so that zero is the mean colour.
-        return F.pad(image, padding), padding
+        return F.pad(image - self._outside, padding) + self._outside, padding
 
     def _working_shape(self) -> tuple[int, int]:
         """The frame's shape with a shorter side of ``size``, the longer one rounded down."""
@@ -190,8 +198,7 @@ class InferenceCore:
 
     def _to_frame(self, prob: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
         """Probabilities without the padding, at the frame's own size."""
-        left, right, top, bottom = padding
-        prob = prob[:, top:prob.shape[1] - bottom, left:prob.shape[2] - right]
+        prob = _unpadded(prob, padding)
         if prob.shape[1:] != self._frame_shape:
             prob = F.interpolate(prob[None], self._frame_shape, mode='bilinear', align_corners=False)[0]
         return prob
@@ -226,6 +233,12 @@ def _padding(height: int, width: int) -> tuple[int, int, int, int]:
     """Symmetric padding to multiples of the stride (left, right, top, bottom), the odd pixel right and below."""
     extra_h, extra_w = -height % STRIDE, -width % STRIDE
     return extra_w // 2, extra_w - extra_w // 2, extra_h // 2, extra_h - extra_h // 2
+
+
+def _unpadded(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
+    """``[..., H', W']`` without what :func:`_padding` says."""
+    left, right, top, bottom = padding
+    return x[..., top:x.shape[-2] - bottom, left:x.shape[-1] - right]
 
 
 def _check_labels(mask: Tensor, objects: list[int] | None) -> list[int]:

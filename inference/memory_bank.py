@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from model.memory import read_sparse, similarity, similarity_bias, top_k_weights
+from model.memory import add_kernel, best_query, read_sparse, similarity, similarity_bias, top_k_weights
 
 SCRATCH_BYTES = 64 * 2**20      # of similarities at a time, whatever the length of the video
 GROWTH = 1.5
@@ -44,6 +44,7 @@ class _Keys:
     """Keys as rows ``[N, G, Ck]``, and the term of the similarity that only depends on them, ``[N, G]``."""
 
     def __init__(self, capacity: int, *, metric: str):
+        self.metric = metric
         self.rows = _Rows(capacity)
         self.bias = _Rows(capacity) if metric == 'l2' else None
 
@@ -65,6 +66,15 @@ class _Keys:
         bias = None if self.bias is None else self.bias.buffer[:positions].T
         G, Q = len(keys), query.shape[1]
         return similarity(keys, query, bias=bias, out=scratch[:G * Q * positions].view(G, Q, positions))
+
+    def best_query(self, query: Tensor, positions: int, scratch: Tensor) -> Tensor:
+        """Where each of the first ``positions`` is found in the frame: ``query [1, Q, Ck] -> [G, positions]``."""
+        keys = self.rows.buffer[:positions].transpose(0, 1)
+        G, Q = len(keys), query.shape[1]
+        parts = [best_query(part, query, metric=self.metric,
+                            out=scratch[:part.shape[1] * G * Q].view(G, part.shape[1], Q))
+                 for part in keys.split(scratch.numel() // (G * Q), dim=1)]
+        return torch.cat(parts, dim=1)
 
     @property
     def nbytes(self) -> int:
@@ -92,6 +102,7 @@ class MemoryBank:
         shared_keys: whether one key a frame serves all objects.
         top_k: memory positions that each query position reads; ``None`` reads all of them.
         metric: ``'l2'`` or ``'dot'``.
+        kernel_sigma: deviation of the kernelised read, in positions; ``None``: no kernel.
         max_frames: bound of the memory frames (a temporary one comes on top). Beyond it the least used one
             goes: the one with the least weight a read since it came. Protected ones stay, whatever their number.
         capacity: memory frames to reserve space for; more frames make it grow.
@@ -99,15 +110,19 @@ class MemoryBank:
     """
 
     def __init__(self, *, shared_keys: bool = True, top_k: int | None = 20, metric: str = 'l2',
-                 max_frames: int | None = None, capacity: int = 8, scratch_bytes: int = SCRATCH_BYTES):
+                 kernel_sigma: float | None = None, max_frames: int | None = None, capacity: int = 8,
+                 scratch_bytes: int = SCRATCH_BYTES):
         if metric not in ('l2', 'dot'):
             raise ValueError(f"metric: expected 'l2' or 'dot', found {metric!r}")
         if top_k is not None and top_k < 1:
             raise ValueError(f'top_k: expected a positive number or None, found {top_k}')
+        if kernel_sigma is not None and not kernel_sigma > 0:
+            raise ValueError(f'kernel_sigma: expected a positive number or None, found {kernel_sigma}')
         if max_frames is not None and max_frames < 1:
             raise ValueError(f'max_frames: expected a positive number or None, found {max_frames}')
         self.top_k = top_k
         self.metric = metric
+        self.kernel_sigma = kernel_sigma
         self.max_frames = max_frames
         # One frame more than allowed is there while the least used one is chosen.
         self.capacity = max(capacity if max_frames is None else min(capacity, max_frames + 1), 1)
@@ -226,15 +241,28 @@ class MemoryBank:
             self._scratch = query.new_empty(max(self.scratch_bytes // query.element_size(), row))
         chunk = min(self._scratch.numel() // row, Q)
 
+        # Every memory position is looked for in the whole frame, before the frame is taken in parts.
+        best = {} if self.kernel_sigma is None else {
+            keys: keys.best_query(query, (len(self) - start) * P, self._scratch)
+            for keys, start in self._stores() if isinstance(keys, _Keys)}
+        grid = torch.arange(Q, device=query.device)
+
+        def similarity_of(keys: _Keys, part: slice, positions: int) -> Tensor:
+            """``[1 or K, q, positions]``, a view of the scratch."""
+            found = keys.similarity(query[:, part], positions, self._scratch)
+            if best:
+                add_kernel(found, best[keys], grid[part], width=w, sigma=self.kernel_sigma)
+            return found
+
         readouts = [group.values.buffer.new_empty(Q, *group.values.buffer.shape[1:]) for group in self._groups]
         for first in range(0, Q, chunk):
             part = slice(first, first + chunk)
             if self._shared_keys:
-                shared = self._shared_keys.similarity(query[:, part], len(self) * P, self._scratch)
+                shared = similarity_of(self._shared_keys, part, len(self) * P)
             for group, readout in zip(self._groups, readouts, strict=True):
                 positions = (len(self) - group.start) * P
                 affinity = (shared[..., group.start * P:] if self._shared_keys
-                            else group.own_keys.similarity(query[:, part], positions, self._scratch))
+                            else similarity_of(group.own_keys, part, positions))
                 readout[part] = self._weigh(affinity, group, positions)
         self._reads = [reads + 1 for reads in self._reads]
         readout = readouts[0] if len(readouts) == 1 else torch.cat(readouts, dim=1)

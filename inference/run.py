@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import progressbar
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dataset.io import DataError, write_mask
 from dataset.sequence import Frame, Video
 from inference.core import InferenceCore, InputError
+from inference.ensemble import Ensemble, Member
 from util.distributed import gather, rank, use_device, world_size
 from util.files import atomic_path
 
@@ -70,7 +71,7 @@ class Summary:
 
 
 def run_dataset(
-    network: nn.Module, videos: Sequence[Video], output: str | Path, *,
+    members: Sequence[Member], videos: Sequence[Video], output: str | Path, *,
     settings: dict, core_options: dict, overwrite: bool = False, save_probs: bool = False, archive: bool = False,
 ) -> Summary:
     """Segment videos and write a palette PNG for every wanted frame, ``output/folder/name.png``.
@@ -80,9 +81,10 @@ def run_dataset(
     takes a share of the videos; the summary is that of all of them, on each.
 
     Args:
-        settings: what determines the masks (network, flags); kept in ``output/settings.json``, so
+        members: what segments together, see :class:`Ensemble`; one network alone, or several.
+        settings: what determines the masks (networks, flags); kept in ``output/settings.json``, so
             that a later run with others does not take these masks for its own.
-        core_options: keyword arguments of :class:`InferenceCore`.
+        core_options: keyword arguments of :class:`Ensemble`.
         overwrite: segment finished videos again.
         save_probs: also write ``output/probabilities/folder/name.npz`` with ``prob [1 + K, H, W]`` in
             float16, the background first, and the labels ``objects [K]``.
@@ -94,7 +96,7 @@ def run_dataset(
         OSError: if a mask cannot be written.
     """
     output = Path(output).resolve()
-    device = next(network.parameters()).device
+    device = next(members[0].network.parameters()).device
     refusal = None
     if rank() == 0:                     # one process, so that it does not see what the others begin to write
         try:
@@ -114,7 +116,7 @@ def run_dataset(
             if all(path.exists() for path in _outputs(output, video, save_probs)):
                 summary.skipped += 1
                 continue
-            core = InferenceCore(network, num_frames=len(video.frames), **core_options)
+            core = Ensemble(members, num_frames=len(video.frames), **core_options)
             stopwatch = _Stopwatch(device)
             try:
                 for frame, prob in propagate(core, video, readers, stopwatch):
@@ -166,7 +168,7 @@ def share(videos: Sequence[Video], rank: int, world_size: int) -> list[Video]:
 
 
 def propagate(
-    core: InferenceCore, video: Video, readers: ThreadPoolExecutor, stopwatch: '_Stopwatch | None' = None,
+    core: InferenceCore | Ensemble, video: Video, readers: ThreadPoolExecutor, stopwatch: '_Stopwatch | None' = None,
 ) -> Iterator[tuple[Frame, Tensor | None]]:
     """Every frame of a video with the probabilities that ``core.step`` returns for it.
 

@@ -15,36 +15,41 @@ from torch import Tensor, nn
 class ResNetFeatures(nn.Module):
     """A torchvision ResNet up to the end of ``layer3``.
 
-    ``first_layer`` renames ``layer1``: the published key encoder calls it ``res2``.
+    ``layers`` renames its three layers: the published networks call some of them after the paper's tables (``res2``).
     """
 
-    def __init__(self, network: torchvision.models.ResNet, *, first_layer: str = 'layer1'):
+    def __init__(
+        self, network: torchvision.models.ResNet, *, layers: tuple[str, str, str] = ('layer1', 'layer2', 'layer3'),
+    ):
         super().__init__()
         self.conv1 = network.conv1
         self.bn1 = network.bn1
         self.relu = network.relu
         self.maxpool = network.maxpool
-        self.first_layer = first_layer
-        self.add_module(first_layer, network.layer1)
-        self.layer2 = network.layer2
-        self.layer3 = network.layer3
+        self.layers = layers
+        for name, layer in zip(layers, (network.layer1, network.layer2, network.layer3), strict=True):
+            self.add_module(name, layer)
 
     @property
     def input_conv(self) -> nn.Conv2d:
         return self.conv1
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        f4 = self.get_submodule(self.first_layer)(x)
-        f8 = self.layer2(f4)
-        f16 = self.layer3(f8)
+        return self.after_input(self.conv1(x))
+
+    def after_input(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All that follows ``input_conv``, whose output ``x`` is."""
+        layer1, layer2, layer3 = (self.get_submodule(name) for name in self.layers)
+        f4 = layer1(self.maxpool(self.relu(self.bn1(x))))
+        f8 = layer2(f4)
+        f16 = layer3(f8)
         return f16, f8, f4
 
 
 class MobileNetV2Features(nn.Module):
     """A torchvision MobileNetV2 up to its last block of stride 16 (``features[13]``)."""
 
-    def __init__(self, network: torchvision.models.MobileNetV2, *, first_layer: str = ''):
+    def __init__(self, network: torchvision.models.MobileNetV2, *, layers: tuple[str, ...] = ()):
         super().__init__()
         self.to_f4 = network.features[:4]
         self.to_f8 = network.features[4:7]
@@ -55,7 +60,14 @@ class MobileNetV2Features(nn.Module):
         return self.to_f4[0][0]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        f4 = self.to_f4(x)
+        return self.after_input(self.input_conv(x))
+
+    def after_input(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All that follows ``input_conv``, whose output ``x`` is."""
+        (_, norm, activation), *blocks = self.to_f4
+        f4 = activation(norm(x))
+        for block in blocks:
+            f4 = block(f4)
         f8 = self.to_f8(f4)
         f16 = self.to_f16(f8)
         return f16, f8, f4
@@ -79,8 +91,8 @@ BACKBONES = {
 
 
 def build_backbone(
-    name: str, *, mask_channels: int = 0, biased: bool = False, first_layer: str = 'layer1',
-    weights: Mapping[str, Tensor] | None = None,
+    name: str, *, mask_channels: int = 0, biased: bool = False,
+    layers: tuple[str, str, str] = ('layer1', 'layer2', 'layer3'), weights: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
     """The named backbone, ``forward: [B, 3 + mask_channels, H, W] -> (f16, f8, f4)``.
 
@@ -88,6 +100,7 @@ def build_backbone(
         mask_channels: input channels after the image's three, with orthogonal weights.
         biased: give every convolution a bias (zero at first, so that ImageNet weights keep
             their meaning), as the published value encoder has.
+        layers: names for the layers of a ResNet.
         weights: state dict of the torchvision classifier (``model.pretrained``); random without.
 
     Raises:
@@ -97,7 +110,7 @@ def build_backbone(
     classifier = backbone.classifier(weights=None)
     if weights is not None:
         classifier.load_state_dict(weights)
-    features = backbone.features(classifier, first_layer=first_layer)
+    features = backbone.features(classifier, layers=layers)
     if mask_channels:
         widen_input(features.input_conv, mask_channels)
     if biased:
@@ -115,7 +128,12 @@ def widen_input(conv: nn.Conv2d, channels: int) -> None:
 
 def append_input_channels(weight: Tensor, channels: int, *, init: str) -> Tensor:
     """``[O, I, k, k] -> [O, I + channels, k, k]``, the new ones ``'orthogonal'`` or ``'zeros'``."""
+    return torch.cat([weight, new_input_channels(weight, channels, init=init)], dim=1)
+
+
+def new_input_channels(weight: Tensor, channels: int, *, init: str) -> Tensor:
+    """``[O, I, k, k] -> [O, channels, k, k]``: weights of inputs beside those of ``weight``."""
     extra = weight.new_zeros(weight.shape[0], channels, *weight.shape[2:], dtype=torch.float32)
     if init == 'orthogonal':
         nn.init.orthogonal_(extra)
-    return torch.cat([weight, extra.to(weight.dtype)], dim=1)
+    return extra.to(weight.dtype)

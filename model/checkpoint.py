@@ -2,9 +2,10 @@
 
 A file is one of
 
-- a state dict in a published layout, multi-object or stage 0 (recognised by its names and shapes);
+- a state dict in a published layout: STCN, multi-object or stage 0, or STM (recognised by its names and shapes);
 - a training checkpoint, ours or the release's, with the state dict under ``network``;
-- our own: ``{'config': {...}, 'network': {...}}``, from which the network is rebuilt;
+- our own: ``{'config': {...}, 'network': {...}}``, from which the network is rebuilt: ``config['arch']`` names its
+  class;
 
 each with or without the ``module.`` prefix of a parallel wrapper.
 """
@@ -17,9 +18,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from model.backbones import append_input_channels
-from model.stcn import STCN
-from model.variants import VARIANTS, STCNConfig
+from model.build import build_network
+from model.network import Network
+from model.variants import VARIANTS, STCNConfig, STMConfig, config_from
 from util.files import atomic_path
 
 NOT_COMPARED = 'num_batches_tracked'    # batch norm's counter; never used, absent from old files
@@ -32,7 +33,7 @@ class CheckpointError(RuntimeError):
 def load_network(
     path: str | Path, *, device: torch.device | str = 'cpu',
     widen: Literal['zeros', 'orthogonal'] | None = 'zeros',
-) -> STCN:
+) -> Network:
     """The network of a checkpoint file, in eval mode.
 
     A single-object (stage 0) network gets an input channel for the other objects' masks: ``widen``
@@ -63,7 +64,7 @@ def read_checkpoint(path: str | Path) -> dict:
 def network_from_checkpoint(
     content: dict, path: str | Path, *, device: torch.device | str = 'cpu',
     widen: Literal['zeros', 'orthogonal'] | None = 'zeros',
-) -> STCN:
+) -> Network:
     """As :func:`load_network`, of a file that has been read."""
     state = content.get('network', content)
     if not isinstance(state, dict):
@@ -79,8 +80,7 @@ def network_from_checkpoint(
     if problems:
         raise CheckpointError(f'{path}: the tensors do not fit the network of its configuration\n' + problems)
     if config.single_object and widen:
-        name = _input_weight_name(network)
-        state[name] = append_input_channels(state[name], 1, init=widen)
+        state = network.widened(state, init=widen)
         network = _on_meta(dataclasses.replace(config, single_object=False))
 
     for name, value in network.state_dict().items():
@@ -91,7 +91,7 @@ def network_from_checkpoint(
     return network.eval()
 
 
-def save_network(path: str | Path, network: STCN, *, dtype: torch.dtype | None = None) -> None:
+def save_network(path: str | Path, network: Network, *, dtype: torch.dtype | None = None) -> None:
     """Weights and the configuration that rebuilds the network, atomically; ``dtype`` converts the weights."""
     state = {name: value.to('cpu', dtype if value.is_floating_point() else None)
              for name, value in network.state_dict().items()}
@@ -99,27 +99,28 @@ def save_network(path: str | Path, network: STCN, *, dtype: torch.dtype | None =
         torch.save({'config': dataclasses.asdict(network.config), 'network': state}, temporary)
 
 
-def _config_of(content: dict, state: dict[str, Tensor], path: str | Path) -> STCNConfig:
+def _config_of(content: dict, state: dict[str, Tensor], path: str | Path) -> STCNConfig | STMConfig:
     if 'config' in content:
         try:
-            config = STCNConfig(**content['config'])
+            config = config_from(content['config'])
             _on_meta(config)
         except (TypeError, KeyError, ValueError, IndexError, RuntimeError) as error:
             raise CheckpointError(f'{path}: its configuration is not understood: {error!r}') from error
         return config
-    problems = {name: differences(_on_meta(config), state) for name, config in VARIANTS.items()}
+    problems = {}
+    for name, config in VARIANTS.items():
+        problems[name] = differences(_on_meta(config), state)
+        if not problems[name]:
+            return config
     closest = min(problems, key=lambda name: len(problems[name]))
-    if problems[closest]:
-        raise CheckpointError(
-            f'{path}: matches no known network; the closest is {closest!r}, from which it differs:\n'
-            + problems[closest])
-    return VARIANTS[closest]
+    raise CheckpointError(
+        f'{path}: matches no known network; the closest is {closest!r}, from which it differs:\n' + problems[closest])
 
 
-def _on_meta(config: STCNConfig) -> STCN:
+def _on_meta(config: STCNConfig | STMConfig) -> Network:
     """The network without memory for its weights."""
     with torch.device('meta'):
-        return STCN(config)
+        return build_network(config)
 
 
 def differences(network: nn.Module, state: Mapping[str, Tensor]) -> str:
@@ -135,8 +136,3 @@ def differences(network: nn.Module, state: Mapping[str, Tensor]) -> str:
     lines += [f'  unexpected: {name} {tuple(value.shape)}'
               for name, value in state.items() if name not in expected]
     return '\n'.join(lines)
-
-
-def _input_weight_name(network: STCN) -> str:
-    weight = network.value_encoder.input_conv.weight
-    return next(name for name, parameter in network.named_parameters() if parameter is weight)

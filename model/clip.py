@@ -3,10 +3,10 @@ import torch
 from torch import Tensor, nn
 
 from model.aggregate import aggregate
-from model.stcn import STCN
+from model.network import Network
 
 
-def segment_clip(network: STCN, rgb: Tensor, masks: Tensor, selector: Tensor) -> Tensor:
+def segment_clip(network: Network, rgb: Tensor, masks: Tensor, selector: Tensor) -> Tensor:
     """Segment every frame of a clip but the first, each from all frames before it (Section 3.2 and 5).
 
     Frame 1 is read from the memory {0}; frame 2 from {0, 1}, where frame 1 has the soft mask that was
@@ -41,7 +41,7 @@ def segment_clip(network: STCN, rgb: Tensor, masks: Tensor, selector: Tensor) ->
 class ClipNetwork(nn.Module):
     """``segment_clip`` as the ``forward`` of a module, for wrappers that work on one (DistributedDataParallel)."""
 
-    def __init__(self, network: STCN):
+    def __init__(self, network: Network):
         super().__init__()
         self.network = network
 

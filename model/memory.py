@@ -36,6 +36,35 @@ def similarity(
     return torch.baddbmm(bias.unsqueeze(1), query_key, memory_key.mT, alpha=2 * scale, out=out)
 
 
+def best_query(memory_key: Tensor, query_key: Tensor, *, metric: str, out: Tensor | None = None) -> Tensor:
+    """The query position that each memory position is most similar to, where its kernel is centred.
+
+    That is the similarity with the roles exchanged: of the L2 distance it is ``|k_M|^2`` that is the same for all
+    query positions, and ``|k_Q|^2`` that counts. By dot product it is the largest ``k_M . k_Q``, as in the paper of
+    the kernel (Seong et al., ECCV 2020).
+
+    ``memory_key [G, N, Ck], query_key [1 or G, Q, Ck] -> [G, N]`` int64; ``out [G, N, Q]`` is scratch.
+    """
+    query_key = query_key.expand(len(memory_key), -1, -1)
+    bias = similarity_bias(query_key) if metric == 'l2' else None
+    return similarity(query_key, memory_key, bias=bias, out=out).argmax(dim=-1)
+
+
+def add_kernel(similarity: Tensor, best: Tensor, positions: Tensor, *, width: int, sigma: float) -> Tensor:
+    """The kernelised read: each memory position counts by a Gaussian around its best query position. In place.
+
+    Its logarithm is added to the similarities. So softmax and top-k of the sum are those of ``exp(S) g``, without the
+    overflow: ``S - |p - p_best|^2 / (2 sigma^2)``, with ``p`` in steps of the stride-16 grid.
+
+    ``similarity [G, Q, N], best [G, N]`` from :func:`best_query`, ``positions [Q]``: which query positions these are,
+    row by row in a grid of this ``width``.
+    """
+    for query, centre in ((positions // width, best // width), (positions % width, best % width)):
+        distance = query.to(similarity.dtype)[:, None] - centre.to(similarity.dtype)[:, None, :]    # [G, Q, N]
+        similarity.addcmul_(distance, distance, value=-0.5 / sigma**2)
+    return similarity
+
+
 def top_k_weights(similarity: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """Softmax over the ``min(top_k, N)`` most similar memory positions of each query position.
 

@@ -1,6 +1,7 @@
-"""Building blocks shared by the feature fusion and the decoder."""
+"""Building blocks of the networks."""
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
 
@@ -59,3 +60,22 @@ class CBAM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.SpatialGate(self.ChannelGate(x))
+
+
+class ASPP(torchvision.models.segmentation.deeplabv3.ASPP):
+    """Atrous spatial pyramid pooling (Chen et al., 2017) with its paper's rates for stride 16.
+
+    ``[B, I, h, w] -> [B, O, h, w]``, not negative, as a ResNet's features are. Two departures:
+
+    - No dropout: it would perturb the keys of two frames independently, and it is their distance that counts.
+      Training would also depend on a random state, of which it has none.
+    - The scale of the features is kept by the initial weights (He et al., 2015), because batch norm has frozen
+      statistics here: those of a new one, mean 0 and variance 1, normalise nothing.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, (6, 12, 18), out_channels)
+        self.project = self.project[:-1]
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity='relu')

@@ -1,25 +1,15 @@
 """The Space-Time Correspondence Network: one module for training and inference."""
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from model import memory
-from model.backbones import BACKBONES, build_backbone
+from model.backbones import BACKBONES, append_input_channels, build_backbone
 from model.decoder import Decoder
 from model.fusion import FeatureFusion
+from model.modules import ASPP
+from model.network import Network, Query
 from model.variants import STCNConfig
-
-
-class Query(NamedTuple):
-    """What the key encoder knows of a frame; serves all of its objects."""
-
-    key: Tensor     # [B, Ck, h, w]
-    thin: Tensor    # [B, Cv, h, w], the decoder's half of the input
-    f16: Tensor     # backbone features at strides 16, 8 and 4
-    f8: Tensor
-    f4: Tensor
 
 
 class KeyProjection(nn.Module):
@@ -35,30 +25,30 @@ class KeyProjection(nn.Module):
         return self.key_proj(f16)
 
 
-class STCN(nn.Module):
-    """Key encoder, value encoder and decoder around a space-time memory.
+class STCN(Network):
+    """Key encoder, value encoder and decoder around a space-time memory; see ``model.network`` for the notation.
 
-    Notation: B batch, K objects, T memory frames, H W the image (multiples of 16), h w = H/16 W/16,
-    Ck and Cv the key and value channels. Images are ImageNet-normalised; objects are a dimension.
     Module names are those of the published checkpoints.
-
-    Batch norm always runs with frozen statistics, in training too (supplementary F.1).
     """
 
-    shared_keys = True      # a memory frame has one key for all of its objects
+    shared_keys = True
 
     def __init__(
         self, config: STCNConfig | None = None, *, backbone_weights: Mapping[str, Mapping[str, Tensor]] | None = None,
     ):
         """``backbone_weights``: a state dict for each backbone's name (``model.pretrained``); random without."""
-        super().__init__()
-        weights = backbone_weights or {}
-        self.config = config = config or STCNConfig()
+        super().__init__(config or STCNConfig())
+        config, weights = self.config, backbone_weights or {}
         key16, key8, key4 = BACKBONES[config.key_backbone].channels
         value16 = BACKBONES[config.value_backbone].channels[0]
 
         self.key_encoder = build_backbone(
-            config.key_backbone, first_layer='res2', weights=weights.get(config.key_backbone))
+            config.key_backbone, layers=('res2', 'layer2', 'layer3'), weights=weights.get(config.key_backbone))
+        # All that reads the features of stride 16 reads the ASPP's instead.
+        self.aspp = nn.Identity()
+        if config.aspp_dim is not None:
+            self.aspp = ASPP(key16, config.aspp_dim)
+            key16 = config.aspp_dim
         self.value_encoder = build_backbone(
             config.value_backbone, mask_channels=1 if config.single_object else 2, biased=True,
             weights=weights.get(config.value_backbone))
@@ -69,21 +59,10 @@ class STCN(nn.Module):
         self.decoder = Decoder(
             value_dim=config.value_dim, skip_channels=(key8, key4), widths=config.decoder_widths)
 
-    @property
-    def similarity(self) -> str:
-        """Of the memory read: ``'l2'`` or ``'dot'``."""
-        return self.config.similarity
-
-    def train(self, mode: bool = True) -> 'STCN':
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-        return self
-
     def encode_query(self, image: Tensor) -> Query:
         """Features and key of a frame. ``image [B, 3, H, W] -> Query``."""
         f16, f8, f4 = self.key_encoder(image)
+        f16 = self.aspp(f16)
         return Query(self.key_proj(f16), self.key_comp(f16), f16, f8, f4)
 
     def encode_memory(
@@ -109,13 +88,11 @@ class STCN(nn.Module):
         f16, _, _ = self.value_encoder(torch.cat(inputs, dim=2).flatten(0, 1))
         return self.value_encoder.fuser(f16.unflatten(0, (B, K)), query.f16)
 
-    def read(self, memory_key: Tensor, memory_value: Tensor, query: Query) -> Tensor:
-        """The full-softmax read of training, differentiable (Eq. 1 to 5).
-
-        ``memory_key [B, 1 or K, Ck, T, h, w], memory_value [B, K, Cv, T, h, w] -> [B, K, Cv, h, w]``.
-        """
-        return memory.read_dense(memory_key, memory_value, query.key, metric=self.config.similarity)
-
     def decode(self, readout: Tensor, query: Query) -> Tensor:
         """``readout [B, K, Cv, h, w] -> logits [B, K, H, W]``, one a pixel and object."""
         return self.decoder(readout, query.thin, query.f8, query.f4)
+
+    def widened(self, state: dict[str, Tensor], *, init: str) -> dict[str, Tensor]:
+        weight = self.value_encoder.input_conv.weight
+        name = next(name for name, parameter in self.named_parameters() if parameter is weight)
+        return state | {name: append_input_channels(state[name], 1, init=init)}

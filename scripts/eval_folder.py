@@ -4,14 +4,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from util.cli import evaluate, evaluation_parser, run_main
+from util.cli import evaluate, evaluation_parser, parse, run_main
 
 
 def main() -> int:
-    parser = evaluation_parser(__doc__, size=480)
+    parser = evaluation_parser(__doc__, size=480, dataset='folder')
     parser.add_argument('--root', required=True,
                         help='with JPEGImages/VIDEO/ and Annotations/VIDEO/, or both without VIDEO/')
-    args = parser.parse_args()
+    args = parse(parser)
 
     from dataset.folder import folder
     return evaluate(args, folder(args.root))

@@ -1,4 +1,5 @@
 """Checkpoints: every layout that users have loads; every broken file says what is wrong with it."""
+import dataclasses
 import pickle
 
 import pytest
@@ -78,6 +79,15 @@ def test_own_file_rebuilds_its_network(tmp_path):
     assert_same(loaded, network.state_dict())
 
 
+def test_files_from_before_other_architectures(tmp_path):
+    network = make_small_network()
+    config = dataclasses.asdict(network.config)
+    del config['arch'], config['aspp_dim']
+    loaded = load_network(save(tmp_path, {'config': config, 'network': network.state_dict()}))
+    assert loaded.config == network.config
+    assert_same(loaded, network.state_dict())
+
+
 def test_half_precision_file_gives_a_float32_network(tmp_path):
     network = make_small_network()
     save_network(tmp_path / 'full.pth', network)
@@ -123,6 +133,10 @@ class Evil:
     (lambda path: torch.save({'config': 3, 'network': {'a': torch.zeros(1)}}, path), 'not understood'),
     (lambda path: torch.save({'config': {'key_backbone': 'vgg'}, 'network': {'a': torch.zeros(1)}}, path),
      'not understood'),
+    (lambda path: torch.save({'config': {'arch': 'rnn'}, 'network': {'a': torch.zeros(1)}}, path),
+     "not understood.*'rnn'"),
+    (lambda path: torch.save({'config': {'arch': 'stm', 'key_backbone': 'resnet50'}, 'network': {'a': torch.zeros(1)}},
+                             path), "not understood.*'key_backbone'"),
 ])
 def test_wrong_files(tmp_path, make, message):
     path = tmp_path / 'file.pth'

@@ -7,19 +7,19 @@ from torch import nn
 from inference.core import InferenceCore, InputError, Schedule
 from inference.memory_bank import MemoryBank
 from model.aggregate import aggregate
-from model.stcn import Query
+from model.network import Network, Query
+from model.variants import STCNConfig
 from tests.conftest import make_small_network
 from tests.test_memory_bank import dense_read
 
 
-class PerObjectKeys(nn.Module):
+class PerObjectKeys(Network):
     """A toy of STM's kind: the memory key depends on the object. One convolution a function."""
 
     shared_keys = False
-    similarity = 'l2'
 
     def __init__(self):
-        super().__init__()
+        super().__init__(STCNConfig())
         torch.manual_seed(0)
         self.query = nn.Conv2d(3, 8, 16, stride=16)
         self.memory = nn.Conv2d(4, 8 + 12, 16, stride=16)
@@ -262,6 +262,26 @@ def test_schedule():
     assert plan(8, {0}, include_last=True, mem_every=3) == 'PTTPTTP.'
     assert plan(12, {2}, wanted={0, 4, 11}) == '--P-.--P---.'
     assert plan(12, {2}, wanted={0, 4}) == '--P-.--P----'
+    assert plan(8, {0, 5}, mem_every=None) == 'P....P..'                # the annotated ones only
+    assert plan(8, {0}, mem_every=None, include_last=True) == 'PTTTTTT.'  # the first and the last
+    assert plan(8, {2}, wanted={6}, mem_every=None) == '--P---.-'
+
+
+def test_first_and_last_is_a_memory_of_two_frames(small_network, clip, first_mask):
+    _, core = run(small_network, clip[:6], {0: first_mask}, mem_every=None, include_last=True, num_frames=6)
+    assert len(core.memory) == core.memory.capacity == 2
+    first_only, core = run(small_network, clip[:6], {0: first_mask}, mem_every=None)
+    assert len(core.memory) == 1
+    rare, _ = run(small_network, clip[:6], {0: first_mask}, mem_every=100)
+    assert all(torch.equal(a, b) for a, b in zip(first_only, rare, strict=True))
+
+
+def test_kernel_reaches_the_memory(small_network, clip, first_mask):
+    expected, _ = run(small_network, clip[:3], {0: first_mask})
+    found, _ = run(small_network, clip[:3], {0: first_mask}, kernel_sigma=1)
+    assert not torch.allclose(found[-1], expected[-1], atol=1e-3)
+    with pytest.raises(ValueError, match='kernel_sigma'):
+        InferenceCore(small_network, kernel_sigma=-1)
 
 
 def test_amp_stays_close(small_network, clip, first_mask):

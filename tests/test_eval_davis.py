@@ -14,8 +14,10 @@ import eval_davis
 from dataset.davis import DAVIS_2016_VAL, davis, davis_videos
 from dataset.io import PALETTE, DataError, read_mask
 from inference import run as run_module
+from inference.ensemble import Member
 from inference.run import run_dataset
 from tests.conftest import REPOSITORY, tree
+from util.cli import sha256
 
 
 @pytest.fixture
@@ -112,6 +114,30 @@ def test_masks_of_other_settings_are_not_taken_for_these(evaluate, tmp_path):
     assert json.loads((tmp_path / 'out' / 'settings.json').read_text())['mem_every'] == 2
 
 
+def test_settings_of_one_network_read_as_they_always_did(evaluate, davis_root, small_checkpoint, tmp_path):
+    """So that folders of earlier versions go on, whatever the way in which the same is said."""
+    expected = {'top': 20, 'mem_every': 5, 'include_last': False, 'max_memory_frames': None, 'size': 0, 'amp': False,
+                'year': 2017, 'davis_path': str(davis_root), 'split': 'val', 'network': sha256(small_checkpoint)}
+    evaluate(tmp_path / 'out')
+    assert json.loads((tmp_path / 'out' / 'settings.json').read_text()) == expected
+    evaluate(tmp_path / 'out', '--preset', 'paper-val', '--kernel_sigma', '0', '--no_flip')
+
+
+def test_members_tell_runs_apart(evaluate, small_checkpoint, tmp_path):
+    evaluate(tmp_path / 'out')
+    for flags, message in ((['--flip'], 'flip was None, is True'),
+                           (['--size', '0', '48'], r'size was 0, is \[0, 48\]'),
+                           (['--kernel_sigma', '7'], r'kernel_sigma was None, is 7\.0'),
+                           (['--model', str(small_checkpoint), str(small_checkpoint)], r'network was \w+, is \[')):
+        with pytest.raises(DataError, match=message):
+            evaluate(tmp_path / 'out', *flags)
+    small = ('--size', '48', '64')
+    _, first = evaluate(tmp_path / 'two', *small, '--mem_every', 'none')
+    assert evaluate(tmp_path / 'two', *small, '--mem_every', '0')[1] == first
+    with pytest.raises(DataError, match=r'kernel_sigma was None, is \[0\.0, 7\.0\]'):
+        evaluate(tmp_path / 'two', *small, '--mem_every', '0', '--kernel_sigma', '0', '7')
+
+
 def test_a_folder_of_somebody_else_is_left_alone(evaluate, davis_root):
     annotations = davis_root / 'trainval' / 'Annotations' / '480p'
     before = tree(davis_root)
@@ -140,7 +166,7 @@ def test_an_error_while_writing_ends_the_run(davis_root, small_network, tmp_path
 
     monkeypatch.setattr(run_module, 'write_mask', fail)
     with pytest.raises(OSError, match='no space left'):
-        run_dataset(small_network, davis(davis_root), tmp_path / 'out', settings={}, core_options={})
+        run_dataset([Member(small_network)], davis(davis_root), tmp_path / 'out', settings={}, core_options={})
 
 
 def test_frames_are_not_held(davis_root, small_network, monkeypatch):
@@ -210,7 +236,7 @@ def test_a_video_that_does_not_fit_into_memory_is_reported(davis_root, small_net
         return step(self, image, *args, **options)
 
     monkeypatch.setattr(run_module.InferenceCore, 'step', fail)
-    summary = run_dataset(small_network, davis(davis_root), tmp_path / 'out', settings={}, core_options={})
+    summary = run_dataset([Member(small_network)], davis(davis_root), tmp_path / 'out', settings={}, core_options={})
     assert list(summary.failures) == ['dog', 'goat']
     assert '--object_chunk' in summary.failures['dog']
 

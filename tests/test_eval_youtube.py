@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import eval_youtube
+import inference.ensemble as ensemble_module
 import inference.run as run_module
 from dataset.folder import folder
 from dataset.io import DataError, read_mask
@@ -122,17 +123,20 @@ def test_archive_and_probabilities(evaluate, tmp_path):
 
 def test_flags_reach_the_core(evaluate, tmp_path, monkeypatch):
     seen = []
-    create = run_module.InferenceCore
-    monkeypatch.setattr(run_module, 'InferenceCore',
+    create = ensemble_module.InferenceCore
+    monkeypatch.setattr(ensemble_module, 'InferenceCore',
                         lambda network, **options: seen.append(options) or create(network, **options))
     evaluate(tmp_path / 'plain')
     evaluate(tmp_path / 'out', '--top', '7', '--mem_every', '3', '--include_last', '--max_memory_frames', '2',
              '--object_chunk', '1', '--amp')
     defaults = {'top_k': 20, 'mem_every': 5, 'include_last': False, 'max_memory_frames': None, 'object_chunk': None,
-                'amp': False, 'size': SIZE}
+                'amp': False, 'size': SIZE, 'kernel_sigma': None}
     assert seen[0] == {'num_frames': 12, **defaults}
     assert seen[-1] == {'num_frames': 8, 'top_k': 7, 'mem_every': 3, 'include_last': True, 'max_memory_frames': 2,
-                        'object_chunk': 1, 'amp': True, 'size': SIZE}
+                        'object_chunk': 1, 'amp': True, 'size': SIZE, 'kernel_sigma': None}
+    seen.clear()
+    evaluate(tmp_path / 'everything', '--top', '0', '--mem_every', 'none', '--kernel_sigma', '7')
+    assert seen[0] == {'num_frames': 12, **defaults, 'top_k': None, 'mem_every': None, 'kernel_sigma': 7}
 
 
 def test_probabilities_have_the_objects_of_their_time(evaluate, tmp_path, monkeypatch):

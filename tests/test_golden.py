@@ -67,11 +67,14 @@ def test_similarity_and_affinity():
     assert_close(found.softmax(dim=-1)[0].T, expected['affinity'])
 
 
-@pytest.mark.parametrize(('top_k', 'name'), [(1, 'readout_top1'), (20, 'readout_top20'), (50, 'readout_top50'),
-                                             (None, 'readout_dense'), (10**6, 'readout_dense')])
-def test_read(top_k, name):
+@pytest.mark.parametrize(('top_k', 'kernel_sigma', 'name'), [
+    (1, None, 'readout_top1'), (20, None, 'readout_top20'), (50, None, 'readout_top50'),
+    (None, None, 'readout_dense'), (10**6, None, 'readout_dense'),
+    (20, 7, 'readout_top20_kernel_sigma7'), (20, 2, 'readout_top20_kernel_sigma2'),
+])
+def test_read(top_k, kernel_sigma, name):
     memory_key, memory_value, query_key, expected = memory_tensors()
-    bank = MemoryBank(top_k=top_k, capacity=1)
+    bank = MemoryBank(top_k=top_k, kernel_sigma=kernel_sigma, capacity=1)
     for t in range(memory_key.shape[1]):
         bank.add(memory_key[None, :, t], memory_value[:, :, t])
     assert_close(bank.read(query_key), expected[name])
@@ -118,7 +121,7 @@ def _unpadded(prob):
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason='needs the full golden arrays, which are not shipped')
-@pytest.mark.parametrize('name', ['network', 'memory', 'propagation', 'appearing'])
+@pytest.mark.parametrize('name', ['network', 'memory', 'propagation', 'appearing', 'stm'])
 def test_shipped_arrays_are_the_full_ones(name):
     with np.load(SHARED / f'{name}.npz') as full:
         shipped = golden(name)

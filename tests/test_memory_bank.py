@@ -9,7 +9,7 @@ from inference.memory_bank import MemoryBank
 Ck, Cv, h, w = 8, 12, 3, 4
 
 
-def dense_read(keys, values, query, top_k, metric='l2'):
+def dense_read(keys, values, query, top_k, metric='l2', sigma=None):
     """One object: keys [T, Ck, h, w], values [T, Cv, h, w], query [Ck, h, w] -> [Cv, h, w]."""
     scale = math.sqrt(len(query))
     keys, values = (x.double().flatten(2).transpose(0, 1).flatten(1) for x in (keys, values))      # [C, N]
@@ -18,10 +18,14 @@ def dense_read(keys, values, query, top_k, metric='l2'):
         S = -(keys[:, :, None] - q[:, None]).square().sum(0) / scale
     else:
         S = keys.T @ q / scale
+    E = (S - S.amax(0)).exp()
+    if sigma:
+        grid = torch.cartesian_prod(*(torch.arange(size) for size in query.shape[1:])).double()
+        E = E * (-torch.cdist(grid[S.argmax(1)], grid).square() / (2 * sigma**2)).exp()
     if top_k:
-        threshold = S.topk(min(top_k, len(S)), dim=0).values[-1]
-        S = S.masked_fill(S < threshold, -math.inf)
-    return (values @ S.softmax(0)).unflatten(1, query.shape[1:]).float()
+        threshold = E.topk(min(top_k, len(E)), dim=0).values[-1]
+        E = E.masked_fill(E < threshold, 0)
+    return (values @ (E / E.sum(0))).unflatten(1, query.shape[1:]).float()
 
 
 def random_frames(T, K, *, shared):
@@ -35,17 +39,37 @@ def random_frames(T, K, *, shared):
 @pytest.mark.parametrize('top_k', [1, 5, None, 1000])
 @pytest.mark.parametrize('metric', ['l2', 'dot'])
 @pytest.mark.parametrize('scratch_bytes', [1, 2000, 2**20])
-def test_read_of_objects_that_join_at_different_frames(shared, top_k, metric, scratch_bytes):
+@pytest.mark.parametrize('sigma', [None, 1.5])
+def test_read_of_objects_that_join_at_different_frames(shared, top_k, metric, scratch_bytes, sigma):
     joins = [0, 0, 2, 3, 3]
     keys, values, query = random_frames(7, len(joins), shared=shared)
-    bank = MemoryBank(shared_keys=shared, top_k=top_k, metric=metric, capacity=1, scratch_bytes=scratch_bytes)
+    bank = MemoryBank(shared_keys=shared, top_k=top_k, metric=metric, kernel_sigma=sigma, capacity=1,
+                      scratch_bytes=scratch_bytes)
     for t in range(7):
         K = sum(join <= t for join in joins)
         bank.add(keys[t, :1 if shared else K], values[t, :K])
     found = bank.read(query)
     for k, join in enumerate(joins):
-        expected = dense_read(keys[join:, 0 if shared else k], values[join:, k], query, top_k, metric)
+        expected = dense_read(keys[join:, 0 if shared else k], values[join:, k], query, top_k, metric, sigma)
         torch.testing.assert_close(found[k], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_wide_kernel_is_none():
+    keys, values, query = random_frames(5, 2, shared=True)
+    found, expected = MemoryBank(kernel_sigma=1e4), MemoryBank()
+    for bank in (found, expected):
+        for t in range(5):
+            bank.add(keys[t], values[t])
+    torch.testing.assert_close(found.read(query), expected.read(query))
+
+
+def test_kernel_of_large_keys_stays_finite():
+    """No kernel leaves exp(S - max) zero everywhere, whatever is far from everything."""
+    keys, values, query = random_frames(3, 2, shared=True)
+    bank = MemoryBank(top_k=5, kernel_sigma=0.01)
+    for t in range(3):
+        bank.add(1e4 * keys[t], values[t])
+    assert bank.read(1e4 * query).isfinite().all()
 
 
 def test_temporary_frame_is_replaced_by_the_next_one():
@@ -94,7 +118,7 @@ def test_large_keys_in_any_precision_give_finite_readouts():
         assert found.isfinite().all()
 
 
-@pytest.mark.parametrize('options', [{'top_k': 0}, {'metric': 'cosine'}])
+@pytest.mark.parametrize('options', [{'top_k': 0}, {'metric': 'cosine'}, {'kernel_sigma': 0}])
 def test_wrong_options(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         MemoryBank(**options)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from model import STCN, VARIANTS, CheckpointError, load_network
+from model import VARIANTS, CheckpointError, Network, build_network, load_network
 from model.checkpoint import network_from_checkpoint
 from model.pretrained import imagenet_weights
 
@@ -23,7 +23,7 @@ class TrainingState:
     state to restore.
     """
 
-    network: STCN
+    network: Network
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     iteration: int = 0
@@ -62,14 +62,16 @@ class TrainingState:
 
 
 def initial_network(
-    *, arch: str | None, single_object: bool, checkpoint: tuple[dict, Path] | None = None,
-    weights: str | Path | None = None, backbone_files: Sequence[str | Path] | None = None,
-) -> STCN:
+    *, arch: str | None, single_object: bool, similarity: str | None = None,
+    checkpoint: tuple[dict, Path] | None = None, weights: str | Path | None = None,
+    backbone_files: Sequence[str | Path] | None = None,
+) -> Network:
     """The network to train, on the CPU.
 
     Args:
         arch: a name in ``VARIANTS``; ``None`` for that of the file, or ``'stcn'``.
         single_object: as stage 0 trains it.
+        similarity: ``'l2'`` or ``'dot'``; ``None`` for that of the variant, or of the file without ``arch``.
         checkpoint: what was read of a training checkpoint, and from where.
         weights: a file to start from, instead; a stage 0 network is widened where that is not wanted.
         backbone_files: ImageNet weights for a new network; ``['none']`` for random ones, ``None`` for torchvision's.
@@ -77,6 +79,7 @@ def initial_network(
     Raises:
         CheckpointError: the file is unusable, or its network is not the one that was asked for.
     """
+    changes = {'single_object': single_object} | ({'similarity': similarity} if similarity else {})
     if checkpoint:
         content, path = checkpoint
         network = network_from_checkpoint(content, path, widen=None)
@@ -84,18 +87,20 @@ def initial_network(
         path = weights
         network = load_network(path, widen=None if single_object else 'orthogonal')
     else:
-        config = dataclasses.replace(VARIANTS[arch or 'stcn'], single_object=single_object)
+        config = dataclasses.replace(VARIANTS[arch or 'stcn'], **changes)
         files = backbone_files or ()
-        pretrained = {} if list(files) == ['none'] else imagenet_weights(
-            (config.key_backbone, config.value_backbone), files)
-        return STCN(config, backbone_weights=pretrained)
+        pretrained = {} if list(files) == ['none'] else imagenet_weights(config.backbones, files)
+        return build_network(config, backbone_weights=pretrained)
 
     if network.config.single_object != single_object:
         raise CheckpointError(
             f'{path}: holds a multi-object network; stage 0 trains a single-object one, which starts the other stages'
             if single_object else
             f'{path}: holds a single-object network of stage 0; --load_network starts another stage from it')
-    if arch and network.config != dataclasses.replace(VARIANTS[arch], single_object=single_object):
-        raise CheckpointError(f'{path}: holds {network.config}, expected the variant {arch!r}; leave --arch away to '
-                              'train what the file holds')
+    expected = dataclasses.replace(VARIANTS[arch], **changes) if arch else network.config
+    if network.config != expected:
+        raise CheckpointError(f'{path}: holds {network.config}, expected the variant {arch!r}, {expected}; leave '
+                              '--arch away to train what the file holds')
+    if similarity and network.similarity != similarity:
+        raise CheckpointError(f'{path}: holds a network of similarity {network.similarity!r}, expected {similarity!r}')
     return network

@@ -1,0 +1,21 @@
+"""From a configuration to its network."""
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from model.network import Network
+from model.stcn import STCN
+from model.stm import STM
+from model.variants import STCNConfig, STMConfig
+
+NETWORKS = {'stcn': STCN, 'stm': STM}
+
+
+def build_network(
+    config: STCNConfig | STMConfig, *, backbone_weights: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> Network:
+    """The network of a configuration, with new weights.
+
+    ``backbone_weights``: a state dict for each name in ``config.backbones`` (``model.pretrained``); random without.
+    """
+    return NETWORKS[config.arch](config, backbone_weights=backbone_weights)

@@ -1,0 +1,70 @@
+"""What the networks have in common: the seam between a network and the core, and frozen batch norm.
+
+A network has four functions, for training and for inference; objects are a dimension. Notation: B batch, K objects,
+T memory frames, H W the image (multiples of 16), h w = H/16 W/16, Ck and Cv the key and value channels.
+
+    encode_query(image [B, 3, H, W])                          -> Query
+    encode_memory(image, query, masks [B, K, H, W])           -> key [B, 1 or K, Ck, h, w], value [B, K, Cv, h, w]
+    read(memory_key [B, 1 or K, Ck, T, h, w], memory_value [B, K, Cv, T, h, w], query) -> readout [B, K, Cv, h, w]
+    decode(readout, query)                                    -> logits [B, K, H, W]
+
+The sigmoid of a logit is the probability of that object alone. Images are ImageNet-normalised for every network.
+"""
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from model import memory
+from model.variants import STCNConfig, STMConfig
+
+
+class Query(NamedTuple):
+    """What a network knows of a frame without looking at masks; serves all of its objects."""
+
+    key: Tensor     # [B, Ck, h, w]
+    thin: Tensor    # [B, Cv, h, w], the decoder's half of the input
+    f16: Tensor     # backbone features at strides 16, 8 and 4
+    f8: Tensor
+    f4: Tensor
+
+
+class Network(nn.Module):
+    """Configuration, memory read and frozen batch norm of :class:`model.STCN` and :class:`model.STM`.
+
+    Batch norm always runs with frozen statistics, in training too (supplementary F.1).
+    """
+
+    shared_keys: bool                   # whether a memory frame has one key for all of its objects
+    # The core pads frames to multiples of 16. Of those pixels:
+    padding_colour: tuple[float, float, float] = (0, 0, 0)      # normalised RGB
+    objects_in_padding: bool = True     # whether they may belong to an object in the memory, as predicted
+
+    def __init__(self, config: STCNConfig | STMConfig):
+        super().__init__()
+        self.config = config
+
+    @property
+    def similarity(self) -> str:
+        """Of the memory read: ``'l2'`` or ``'dot'``."""
+        return self.config.similarity
+
+    def train(self, mode: bool = True) -> 'Network':
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def read(self, memory_key: Tensor, memory_value: Tensor, query: Query) -> Tensor:
+        """The full-softmax read of training, differentiable (Eq. 1 to 5).
+
+        ``memory_key [B, 1 or K, Ck, T, h, w], memory_value [B, K, Cv, T, h, w] -> [B, K, Cv, h, w]``.
+        """
+        return memory.read_dense(memory_key, memory_value, query.key, metric=self.config.similarity)
+
+    def widened(self, state: dict[str, Tensor], *, init: str) -> dict[str, Tensor]:
+        """The state dict of the multi-object network from that of this single-object one.
+
+        The weights of the channel of the other objects' masks are new: ``init`` is ``'zeros'`` or ``'orthogonal'``.
+        """
+        raise NotImplementedError

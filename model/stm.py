@@ -1,0 +1,172 @@
+"""The Space-Time Memory network (Oh et al., ICCV 2019), the baseline: one module for training and inference."""
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.backbones import BACKBONES, build_backbone, new_input_channels
+from model.modules import ResBlock
+from model.network import Network, Query
+from model.variants import STMConfig
+
+# Of RGB in [0, 1] over ImageNet; dataset.io has the same, and normalises with them.
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+
+
+class KeyValue(nn.Module):
+    """The 3x3 convolutions from features to keys and values; orthogonal weights and zero bias for keys, as in STCN."""
+
+    def __init__(self, in_channels: int, key_dim: int, value_dim: int):
+        super().__init__()
+        self.Key = nn.Conv2d(in_channels, key_dim, 3, padding=1)
+        self.Value = nn.Conv2d(in_channels, value_dim, 3, padding=1)
+        nn.init.orthogonal_(self.Key.weight)
+        nn.init.zeros_(self.Key.bias)
+
+    def forward(self, f16: Tensor) -> tuple[Tensor, Tensor]:
+        return self.Key(f16), self.Value(f16)
+
+
+class Refinement(nn.Module):
+    """Twice the resolution: the upsampled input plus a ResBlock of the skip connection, then a ResBlock."""
+
+    def __init__(self, skip_channels: int, width: int):
+        super().__init__()
+        self.convFS = nn.Conv2d(skip_channels, width, 3, padding=1)
+        self.ResFS = ResBlock(width, width)
+        self.ResMM = ResBlock(width, width)
+
+    def forward(self, skip: Tensor, x: Tensor) -> Tensor:
+        """``skip [B, S, 2h, 2w], x [B*K, C, h, w] -> [B*K, C, 2h, 2w]``; the skip serves all K objects."""
+        skip = self.ResFS(self.convFS(skip))
+        x = F.interpolate(x, scale_factor=2, mode='bilinear', align_corners=False)
+        x = x.unflatten(0, (skip.shape[0], -1)) + skip.unsqueeze(1)
+        return self.ResMM(x.flatten(0, 1))
+
+
+class STMDecoder(nn.Module):
+    """Readout and query value -> two channels, background and object, at stride 4, then bilinear to the full size."""
+
+    def __init__(self, *, value_dim: int, skip_channels: tuple[int, int], width: int):
+        super().__init__()
+        skip8, skip4 = skip_channels
+        self.convFM = nn.Conv2d(2 * value_dim, width, 3, padding=1)
+        self.ResMM = ResBlock(width, width)
+        self.RF3 = Refinement(skip8, width)
+        self.RF2 = Refinement(skip4, width)
+        self.pred2 = nn.Conv2d(width, 2, 3, padding=1)
+
+    def forward(self, readout: Tensor, value: Tensor, f8: Tensor, f4: Tensor) -> Tensor:
+        """``readout [B, K, Cv, h, w], value [B, Cv, h, w], f8, f4 -> logits [B, K, 16 h, 16 w]``.
+
+        The softmax over two channels is the sigmoid of their difference, and upsampling is linear: so the difference
+        is upsampled, and is the logit of the object.
+        """
+        B, K = readout.shape[:2]
+        value = value.unsqueeze(1).expand(-1, K, -1, -1, -1)
+        x = self.ResMM(self.convFM(torch.cat([readout, value], dim=2).flatten(0, 1)))
+        x = self.RF3(f8, x)
+        x = self.RF2(f4, x)
+        background, object_ = self.pred2(F.relu(x)).chunk(2, dim=1)
+        logits = F.interpolate(object_ - background, scale_factor=4, mode='bilinear', align_corners=False)
+        return logits.unflatten(0, (B, K)).squeeze(2)
+
+
+class STM(Network):
+    """Query encoder, memory encoder and decoder around a space-time memory.
+
+    Every object of a memory frame has its own key: the masks enter the memory encoder together with the image. See
+    ``model.network`` for the notation. Module names are those of the published checkpoint.
+
+    The published network takes RGB in [0, 1] and normalises inside, by the buffers ``mean`` and ``std`` of each
+    encoder. This one takes ImageNet-normalised images as all networks here do, and undoes that where the buffers say
+    otherwise (never in a published file). It pads frames before they are normalised, with black, and crops and pads
+    again the masks that it predicts.
+    """
+
+    shared_keys = False
+    padding_colour = tuple(-mean / std for mean, std in zip(IMAGE_MEAN, IMAGE_STD, strict=True))    # black
+    objects_in_padding = False
+
+    def __init__(
+        self, config: STMConfig | None = None, *, backbone_weights: Mapping[str, Mapping[str, Tensor]] | None = None,
+    ):
+        """``backbone_weights``: a state dict for each backbone's name (``model.pretrained``); random without."""
+        super().__init__(config or STMConfig())
+        config, weights = self.config, backbone_weights or {}
+        query16, query8, query4 = BACKBONES[config.query_backbone].channels
+        memory16 = BACKBONES[config.memory_backbone].channels[0]
+
+        self.Encoder_M = _encoder(config.memory_backbone, weights)
+        self.Encoder_M.conv1_m = _mask_conv(self.Encoder_M.input_conv)
+        if not config.single_object:
+            self.Encoder_M.conv1_o = _mask_conv(self.Encoder_M.input_conv)
+        self.Encoder_Q = _encoder(config.query_backbone, weights)
+        self.KV_M_r4 = KeyValue(memory16, config.key_dim, config.value_dim)
+        self.KV_Q_r4 = KeyValue(query16, config.key_dim, config.value_dim)
+        self.Decoder = STMDecoder(
+            value_dim=config.value_dim, skip_channels=(query8, query4), width=config.decoder_width)
+
+    def encode_query(self, image: Tensor) -> Query:
+        """Features, key and value (``thin``) of a frame. ``image [B, 3, H, W] -> Query``."""
+        f16, f8, f4 = self.Encoder_Q(_normalised(image, self.Encoder_Q))
+        return Query(*self.KV_Q_r4(f16), f16, f8, f4)
+
+    def encode_memory(
+        self, image: Tensor, query: Query, masks: Tensor, *, object_chunk: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Memory keys and values of a frame whose objects are given; ``query`` is of no use to STM.
+
+        ``image [B, 3, H, W], masks [B, K, H, W] in [0, 1] -> key [B, K, Ck, h, w], value [B, K, Cv, h, w]``.
+        ``object_chunk`` bounds how many objects are encoded at a time.
+        """
+        others = masks.sum(dim=1, keepdim=True) - masks
+        x = self.Encoder_M.input_conv(_normalised(image, self.Encoder_M))
+        chunk = object_chunk or masks.shape[1]
+        parts = [self._encode_objects(x, *part)
+                 for part in zip(masks.split(chunk, dim=1), others.split(chunk, dim=1), strict=True)]
+        keys, values = zip(*parts, strict=True)
+        return (keys[0], values[0]) if len(parts) == 1 else (torch.cat(keys, dim=1), torch.cat(values, dim=1))
+
+    def _encode_objects(self, x: Tensor, masks: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        """``x``: what the first convolution makes of the image, the same for all objects."""
+        B, K = masks.shape[:2]
+        encoder = self.Encoder_M
+        of_masks = encoder.conv1_m(masks.flatten(0, 1).unsqueeze(1))
+        if not self.config.single_object:
+            of_masks = of_masks + encoder.conv1_o(others.flatten(0, 1).unsqueeze(1))
+        x = x.unsqueeze(1) + of_masks.unflatten(0, (B, K))
+        f16, _, _ = encoder.after_input(x.flatten(0, 1))
+        key, value = self.KV_M_r4(f16)
+        return key.unflatten(0, (B, K)), value.unflatten(0, (B, K))
+
+    def decode(self, readout: Tensor, query: Query) -> Tensor:
+        """``readout [B, K, Cv, h, w] -> logits [B, K, H, W]``, one a pixel and object."""
+        return self.Decoder(readout, query.thin, query.f8, query.f4)
+
+    def widened(self, state: dict[str, Tensor], *, init: str) -> dict[str, Tensor]:
+        new = new_input_channels(state['Encoder_M.conv1_m.weight'], 1, init=init)
+        return state | {'Encoder_M.conv1_o.weight': new}
+
+
+def _encoder(backbone: str, weights: Mapping[str, Mapping[str, Tensor]]) -> nn.Module:
+    """A backbone with its normalisation inside."""
+    encoder = build_backbone(backbone, layers=('res2', 'res3', 'res4'), weights=weights.get(backbone))
+    encoder.register_buffer('mean', torch.tensor(IMAGE_MEAN)[None, :, None, None])
+    encoder.register_buffer('std', torch.tensor(IMAGE_STD)[None, :, None, None])
+    return encoder
+
+
+def _mask_conv(conv: nn.Conv2d) -> nn.Conv2d:
+    """A bias-free convolution of a mask, to be added to ``conv`` of the image; orthogonal weights."""
+    mask_conv = nn.Conv2d(1, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False)
+    nn.init.orthogonal_(mask_conv.weight)
+    return mask_conv
+
+
+def _normalised(image: Tensor, encoder: nn.Module) -> Tensor:
+    """From ImageNet's normalisation to the encoder's own: exactly ``image`` where they are the same."""
+    mean, std = (image.new_tensor(each)[:, None, None] for each in (IMAGE_MEAN, IMAGE_STD))
+    return image * (std / encoder.std) + (mean - encoder.mean) / encoder.std
