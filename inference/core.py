@@ -102,7 +102,9 @@ class InferenceCore:
         self._frame_shape: tuple[int, int] | None = None
         self._mean = torch.tensor(IMAGE_MEAN, device=self.device)[:, None, None]
         self._std = torch.tensor(IMAGE_STD, device=self.device)[:, None, None]
-        self._outside = torch.tensor(network.padding_colour, dtype=torch.float32, device=self.device)[:, None, None]
+        self._outside = None
+        if any(network.padding_colour):
+            self._outside = torch.tensor(network.padding_colour, device=self.device)[:, None, None]
 
     @torch.inference_mode()
     def step(self, image: Tensor | None, mask: Tensor | None = None, objects: list[int] | None = None, *,
@@ -187,6 +189,8 @@ class InferenceCore:
             image = F.interpolate(image, self._working_shape(), mode='bicubic', align_corners=False)
         padding = _padding(*image.shape[-2:])
         # After the normalisation, so that zero is the mean colour.
+        if self._outside is None:
+            return F.pad(image, padding), padding
         return F.pad(image - self._outside, padding) + self._outside, padding
 
     def _working_shape(self) -> tuple[int, int]:

@@ -1,0 +1,185 @@
+"""A grid of networks, memory schedules and top-k over a dataset: one table, and a plot of J&F against speed.
+
+    python scripts/ablate.py --root ../DAVIS/2017 --year 2016 --output ../results/ablation \\
+        --networks 'STCN, L2=saves/stcn.pth' 'STM, dot=saves/stm.pth' --schedules every5+last every5 first --top 20 0
+
+Every row is a run of eval_davis.py and one of scripts/evaluate.py; the table has their command. The same command again
+continues where it stopped. Writes table.md, table.csv and plot.png to the output folder.
+
+A schedule is every<N> (every N-th frame enters the memory) or first (the annotated frame alone), and +last for the
+previous frame as well. A network is NAME=FILE; architecture and similarity are in the file.
+"""
+import argparse
+import csv
+import io
+import itertools
+import json
+import logging
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from util.cli import not_negative, run_main
+from util.files import atomic_path
+
+log = logging.getLogger(__name__)
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+MARKERS = 'osD^v<>Pp*hX'
+COLUMNS = {'network': 'network', 'schedule': 'memory', 'top': 'top-k', 'jf': 'J&F', 'j': 'J', 'f': 'F', 'fps': 'FPS',
+           'peak': 'peak MiB'}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A finished run. ``jf``, ``j``, ``f`` in percent, ``peak`` in MiB, ``top`` 0 for the whole memory."""
+
+    network: str
+    schedule: str
+    top: int
+    jf: float
+    j: float
+    f: float
+    fps: float
+    peak: float
+    command: str
+
+
+def network(text: str) -> tuple[str, Path]:
+    name, separator, path = text.rpartition('=')
+    if not separator or not name:
+        raise argparse.ArgumentTypeError(f'expected NAME=FILE, found {text!r}')
+    if not Path(path).is_file():
+        raise argparse.ArgumentTypeError(f'{path}: no such checkpoint file')
+    return name, Path(path)
+
+
+def schedule(text: str) -> str:
+    if not re.fullmatch(r'(every[1-9]\d*|first)(\+last)?', text):
+        raise argparse.ArgumentTypeError(f'expected every<N> or first, with or without +last, found {text!r}')
+    return text
+
+
+def schedule_flags(text: str) -> list[str]:
+    """Of the evaluation scripts: ``--mem_every 0`` keeps the annotated frames only."""
+    memory, _, last = text.partition('+')
+    every = '0' if memory == 'first' else memory.removeprefix('every')
+    return ['--mem_every', every, *(['--include_last'] if last else [])]
+
+
+def measure(args: argparse.Namespace, name: str, path: Path, memory: str, top: int) -> Row:
+    """Run a cell of the grid, or take it from an earlier run of the same command."""
+    folder = args.output / re.sub(r'[^\w.+-]+', '_', f'{name}-{memory}-top{top}')
+    arguments = ['--model', str(path), '--davis_path', str(args.root), '--year', str(args.year),
+                 *schedule_flags(memory), '--top', str(top), '--size', str(args.size), '--output', str(folder),
+                 *args.flags]
+    command = shlex.join(['python', 'eval_davis.py', *arguments])
+    finished = folder.with_suffix(folder.suffix + '.json')
+    if finished.exists():
+        row = Row(**json.loads(finished.read_text()))
+        if row.command == command:
+            log.info('%s: finished before', folder.name)
+            return row
+    log.info('%s', command)
+    printed = run(REPOSITORY / 'eval_davis.py', *arguments)
+    scores = folder.with_suffix(folder.suffix + '.scores.json')
+    run(REPOSITORY / 'scripts' / 'evaluate.py', '--results', folder, '--dataset', f'davis{args.year}',
+        '--root', args.root, '--json', scores)
+    total = json.loads(scores.read_text())
+    row = Row(name, memory, top, 100 * total['J&F'], 100 * total['J']['mean'], 100 * total['F']['mean'],
+              fps=number(r'FPS \(propagation.*\): ([\d.]+)', printed),
+              peak=number(r'peak memory.*: ([\d.]+)', printed), command=command)
+    with atomic_path(finished) as temporary:
+        temporary.write_text(json.dumps(asdict(row), indent=2) + '\n')
+    return row
+
+
+def run(*command: object) -> str:
+    """What a script of ours prints. Raises ``OSError`` where it fails; it has said why."""
+    done = subprocess.run([sys.executable, *map(str, command)], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise OSError(f'{Path(str(command[0])).name} ended with status {done.returncode}; the finished rows are kept')
+    return done.stdout
+
+
+def number(pattern: str, text: str) -> float:
+    """NaN where it is not printed: all videos were finished before, by a run that was interrupted after that."""
+    found = re.search(pattern, text)
+    return float(found.group(1)) if found else float('nan')
+
+
+def cells(row: Row) -> list[str]:
+    values = asdict(row) | {'top': row.top or 'all'}
+    digits = {'jf': 1, 'j': 1, 'f': 1, 'fps': 2, 'peak': 0}
+    return [f'{values[name]:.{digits[name]}f}' if name in digits else str(values[name]) for name in COLUMNS]
+
+
+def markdown(rows: list[Row]) -> str:
+    lines = ['| ' + ' | '.join([*COLUMNS.values(), 'command']) + ' |',
+             '|---|---|' + '---:|' * (len(COLUMNS) - 2) + '---|']
+    lines += ['| ' + ' | '.join([*cells(row), f'`{row.command}`']) + ' |' for row in rows]
+    return '\n'.join(lines) + '\n'
+
+
+def comma_separated(rows: list[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow([*COLUMNS.values(), 'command'])
+    writer.writerows([*cells(row), row.command] for row in rows)
+    return text.getvalue()
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """J&F against FPS, a colour a network and a marker a schedule."""
+    import matplotlib
+    matplotlib.use('agg')
+    from matplotlib import pyplot
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout='constrained')
+    names = list(dict.fromkeys(row.network for row in rows))
+    settings = list(dict.fromkeys((row.schedule, row.top) for row in rows))
+    for row in rows:
+        marker = MARKERS[settings.index((row.schedule, row.top)) % len(MARKERS)]
+        axes.scatter(row.fps, row.jf, color=f'C{names.index(row.network)}', marker=marker)
+    handles = [axes.scatter([], [], color=f'C{index}', label=name) for index, name in enumerate(names)]
+    handles += [axes.scatter([], [], color='gray', marker=MARKERS[index % len(MARKERS)],
+                             label=f'{memory}, top {top or "all"}') for index, (memory, top) in enumerate(settings)]
+    axes.set(xlabel='FPS (propagation)', ylabel='J&F')
+    axes.grid(alpha=0.3)
+    axes.legend(handles=handles, fontsize='small')
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format='png', dpi=120)
+    pyplot.close(figure)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add('--networks', nargs='+', type=network, required=True, metavar='NAME=FILE', help='checkpoints')
+    add('--schedules', nargs='+', type=schedule, default=['every5+last', 'every5'],
+        help='of the memory (default: every5+last every5, as in Table 1)')
+    add('--top', nargs='+', type=not_negative, default=[20], help='memory positions that are read; 0: all '
+        '(default: 20)')
+    add('--root', type=Path, required=True, help='DAVIS, as for eval_davis.py --davis_path')
+    add('--year', type=int, choices=(2016, 2017), default=2017, help='of DAVIS (default: 2017)')
+    add('--size', type=not_negative, default=0, help='shorter side at which the networks work (default: 0, as it is)')
+    add('--flags', nargs=argparse.REMAINDER, default=[], help='for eval_davis.py, in all rows; the last flag')
+    add('--output', type=Path, required=True, help='folder for masks, table and plot')
+    args = parser.parse_args()
+
+    rows = [measure(args, name, path, memory, top)
+            for (name, path), memory, top in itertools.product(args.networks, args.schedules, args.top)]
+    for name, content in (('table.md', markdown(rows)), ('table.csv', comma_separated(rows))):
+        with atomic_path(args.output / name) as temporary:
+            temporary.write_text(content)
+    plot(rows, args.output / 'plot.png')
+    print(markdown(rows), end='')
+    return 0
+
+
+if __name__ == '__main__':
+    run_main(main)
