@@ -1,0 +1,67 @@
+"""Loss and IoU of runs, one after the other, as a picture: a chain of stages is one curve.
+
+    python scripts/plot_training.py saves/light_s0 saves/light_s01 saves/light_s012 --output curve.png
+"""
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from util.cli import run_main
+from util.files import atomic_path
+
+CURVES = {'train/loss': 'loss', 'train/iou_1': 'IoU of object 1', 'train/iou_2': 'IoU of object 2'}
+
+
+def read_curves(run: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """Iterations and values of each curve of a run's TensorBoard events.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    logging.getLogger('tensorboard').setLevel(logging.WARNING)
+    events = EventAccumulator(str(run)).Reload()
+    there = [name for name in CURVES if name in events.Tags()['scalars']]
+    if not there:
+        raise FileNotFoundError(f'{run}: expected the folder of a run with TensorBoard events, found none')
+    return {name: ([event.step for event in events.Scalars(name)], [event.value for event in events.Scalars(name)])
+            for name in there}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('runs', nargs='+', type=Path, help='folders in saves/, in their order')
+    parser.add_argument('--output', type=Path, default='curve.png', help='image file (default: %(default)s)')
+    args = parser.parse_args()
+
+    import matplotlib
+    matplotlib.use('agg')
+    from matplotlib import pyplot
+    figure, (loss, overlap) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 5), layout='constrained')
+    start = 0
+    for run in args.runs:
+        curves = read_curves(run)
+        for number, (name, label) in enumerate(CURVES.items()):
+            if name in curves:
+                steps, values = curves[name]
+                axes = loss if name == 'train/loss' else overlap
+                axes.plot([start + step for step in steps], values, color=f'C{number}',
+                          label=label if run == args.runs[-1] else None)
+        loss.annotate(run.name, (start, 1), xycoords=('data', 'axes fraction'), xytext=(3, -10),
+                      textcoords='offset points', fontsize='small')
+        for axes in (loss, overlap):
+            axes.axvline(start, color='gray', linewidth=0.5)
+        start += max(steps[-1] for steps, _ in curves.values())
+    loss.set(ylabel='loss')
+    overlap.set(ylabel='IoU', xlabel='iterations', ylim=(0, 1))
+    overlap.legend(fontsize='small', loc='lower right')
+    with atomic_path(args.output) as temporary:
+        figure.savefig(temporary, format='png', dpi=100)
+    return 0
+
+
+if __name__ == '__main__':
+    run_main(main)
