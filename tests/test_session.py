@@ -1,0 +1,310 @@
+"""Sessions: propagation equals an uninterrupted run, corrections change what follows, uploads are kept in bounds."""
+import tracemalloc
+import zipfile
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dataset.io import DataError, read_mask
+from inference.core import InferenceCore
+from inference.session import Clip, Session, import_clip, uncertainty
+from tests.conftest import FRAMES, tree
+
+
+@pytest.fixture
+def session(small_network, tmp_path) -> Session:
+    return Session(small_network, Clip.of_images(FRAMES), tmp_path / 'session')
+
+
+@pytest.fixture
+def labels(first_mask) -> np.ndarray:
+    return first_mask.numpy()
+
+
+def masks(session) -> list[np.ndarray]:
+    return [session.labels(frame) for frame in range(len(session))]
+
+
+def run(session, start=0) -> list[int]:
+    """Propagate to the end; the frames that were segmented."""
+    return [reached.frame for reached in session.propagate(start) if reached.labels is not None]
+
+
+def test_propagation_is_the_core(session, labels, clip, small_network):
+    session.paint(0, labels)
+    core = InferenceCore(small_network)
+    for reached in session.propagate(0):
+        prob = core.step(clip[reached.frame], torch.from_numpy(labels) if reached.frame == 0 else None,
+                         last=reached.frame == len(clip) - 1)
+        assert np.array_equal(reached.labels, core.to_labels(prob))
+        assert np.array_equal(reached.labels, session.labels(reached.frame))
+        if reached.frame:
+            assert reached.uncertainty == session.uncertainty[reached.frame] == uncertainty(prob)
+    assert reached.frame == len(clip) - 1
+
+
+@pytest.mark.parametrize('start', [1, 4, 5, 7, 11])
+def test_propagating_again_from_a_later_frame_changes_nothing(session, labels, start):
+    session.paint(0, labels)
+    session.paint(3, np.where(labels == 2, 2, 0).astype(np.uint8))
+    run(session)
+    expected, uncertain = masks(session), dict(session.uncertainty)
+    for frame in range(start, len(session)):
+        if frame not in session.painted:
+            (session.folder / 'masks' / f'{FRAMES[frame].stem}.png').unlink()
+    assert run(session, start) == list(range(start, len(session)))
+    assert all(np.array_equal(a, b) for a, b in zip(masks(session), expected, strict=True))
+    assert session.uncertainty == uncertain
+
+
+def test_correction_changes_only_what_follows(session, labels):
+    session.paint(0, labels)
+    run(session)
+    before = tree(session.folder / 'masks')
+    correction = session.labels(6)
+    correction[20:60, 40:90] = 2
+    correction[:15, :30] = 5                # an object that appears
+    session.paint(6, correction)
+    assert session.objects(5) == [1, 2, 3]
+    assert session.objects(6) == [1, 2, 3, 5]
+    run(session, 6)
+    after = tree(session.folder / 'masks')
+    for frame, path in enumerate(FRAMES):
+        assert (after[path.name] == before[path.name]) == (frame < 6)
+    assert np.array_equal(session.labels(6), correction)
+    # As one run over both annotations from the beginning.
+    run(session)
+    assert tree(session.folder / 'masks') == after
+
+
+def test_object_left_out_of_a_correction_is_gone_there(session, labels):
+    session.paint(0, labels)
+    correction = np.where(labels == 3, 0, labels).astype(np.uint8)
+    session.paint(4, correction)
+    assert session.objects(4) == [1, 2, 3]
+    results = {reached.frame: reached for reached in session.propagate(0)}
+    assert 3 not in results[4].labels
+    assert results[4].uncertainty == 0
+
+
+def test_catching_up_computes_memory_frames_only(session, labels, monkeypatch):
+    session.paint(0, labels)
+    run(session)
+    read = []
+    monkeypatch.setattr(session, 'read_image', lambda frame: read.append(frame) or Session.read_image(session, frame))
+    reached = [(reached.frame, reached.labels is None) for reached in session.propagate(9)]
+    assert reached == [(0, True), (5, True), (9, False), (10, False), (11, False)]
+    assert read == [0, 5, 9, 10, 11]
+
+
+def test_stopping_keeps_what_is_done(session, labels):
+    session.paint(0, labels)
+    for reached in session.propagate(0):
+        if reached.frame == 4:
+            break
+    assert [frame for frame in range(len(session)) if session.has_mask(frame)] == [0, 1, 2, 3, 4]
+    assert session.write_masks(session.folder / 'masks.zip') == 5
+    with zipfile.ZipFile(session.folder / 'masks.zip') as archive:
+        assert archive.namelist() == [f'{path.stem}.png' for path in FRAMES[:5]]
+
+
+def test_objects_begin_where_they_are_painted(session, labels):
+    session.paint(3, labels)
+    assert run(session, 0) == list(range(3, len(session)))
+    assert not session.has_mask(2)
+    assert not session.labels(2).any()
+
+
+def test_nothing_painted(session, labels):
+    nothing = np.zeros_like(labels)
+    with pytest.raises(DataError, match='Nothing is painted yet'):
+        run(session)
+    with pytest.raises(DataError, match='Nothing is painted on frame 2'):
+        session.paint(2, nothing)
+    with pytest.raises(DataError, match='no masks yet'):
+        session.write_masks(session.folder / 'masks.zip')
+    with pytest.raises(DataError, match='Nothing was kept on frame 2'):
+        session.forget(2)
+    session.paint(0, labels)
+    session.paint(2, nothing)               # now it says that all objects are gone
+    assert not {reached.frame: reached.labels for reached in session.propagate(0)}[2].any()
+    session.forget(0)
+    with pytest.raises(DataError, match='Nothing is painted yet'):
+        run(session)
+
+
+def test_forgetting_a_correction(session, labels):
+    session.paint(0, labels)
+    run(session)
+    expected = tree(session.folder / 'masks')
+    session.paint(5, np.where(labels == 1, 1, 0).astype(np.uint8))
+    run(session, 5)
+    session.forget(5)
+    assert not session.has_mask(5)
+    run(session, 5)
+    assert tree(session.folder / 'masks') == expected
+
+
+def test_wrong_labels(session, labels):
+    with pytest.raises(ValueError, match='expected uint8'):
+        session.paint(0, labels.astype(np.int64))
+    with pytest.raises(ValueError, match='expected uint8'):
+        session.paint(0, labels[1:])
+
+
+def test_memory_does_not_grow_with_the_clip(small_network, labels, tmp_path):
+    """What numpy holds while a clip four times as long is propagated; the memory frames are bounded, too."""
+    peaks = []
+    for times in (1, 4):
+        frames = [tmp_path / f'{times}' / f'{number:03d}.png' for number in range(4 * times)]
+        frames[0].parent.mkdir()
+        for number, path in enumerate(frames):
+            path.symlink_to(FRAMES[number % 4])
+        session = Session(small_network, Clip.of_images(frames), tmp_path / f'session{times}', max_memory_frames=2)
+        session.paint(0, labels)
+        tracemalloc.start()
+        for _ in session.propagate(0):
+            pass
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 2 * labels.size
+
+
+def prob_of(confidence: torch.Tensor) -> torch.Tensor:
+    return torch.stack([1 - confidence, confidence])
+
+
+def test_uncertainty():
+    sure = torch.zeros(100, 200)
+    sure[40:60, 50:90] = 1
+    assert uncertainty(prob_of(sure)) == 0
+    assert uncertainty(torch.ones(1, 100, 200)) == 0
+    assert uncertainty(torch.full((4, 100, 200), 0.25)) == pytest.approx(1)
+    inside, beside, far = sure.clone(), sure.clone(), sure.clone()
+    inside[45:55, 60:80] = 0.5 + 1e-3
+    beside[40:60, 90:92] = 0.5 - 1e-3           # the band is 2 pixels wide here
+    far[:20, :20] = 0.5 - 1e-3
+    area = (20 + 4) * (40 + 4)
+    assert uncertainty(prob_of(inside)) == pytest.approx(200 / area, rel=1e-3)
+    assert uncertainty(prob_of(beside)) == pytest.approx(40 / area, rel=1e-3)
+    assert uncertainty(prob_of(far)) == 0
+    # No object: the whole frame.
+    assert uncertainty(prob_of(0.4 * sure)) == pytest.approx(0.971 * 800 / 20000, rel=1e-3)
+
+
+def test_least_sure_frames_are_spread_and_not_painted(session, labels):
+    session.uncertainty = {frame: 1 / (1 + abs(frame - 60)) for frame in range(100)}
+    chosen = session.least_sure(5)
+    assert chosen[0] == 60
+    assert len(chosen) == 5
+    assert min(abs(a - b) for a in chosen for b in chosen if a != b) == 10
+    session.uncertainty = {1: 0.1, 2: 0.9, 3: 0.8, 4: 0.2}
+    assert session.least_sure(5) == [2, 4]
+    session.paint(2, labels)
+    assert session.least_sure(1) == [3]
+
+
+def test_overlay_shows_the_mask(session, labels):
+    session.paint(0, labels)
+    changed = (session.overlay(0) != session.read_image(0)).any(axis=-1)
+    assert changed[labels > 0].mean() > 0.99
+    assert not changed[cv2.dilate(labels, np.ones((3, 3))) == 0].any()
+    session.close()
+    assert not session.folder.exists()
+
+
+def zipped(path: Path, entries: list[tuple[str, bytes]]) -> Path:
+    with zipfile.ZipFile(path, 'w') as archive:
+        for name, content in entries:
+            archive.writestr(name, content)
+    return path
+
+
+LIMITS = {'max_seconds': 60, 'max_bytes': 10**7}
+
+
+def test_zip_of_images(tmp_path, small_network):
+    entries = [(f'some/clip/{number}.png', path.read_bytes()) for number, path in enumerate(FRAMES)]
+    extra = [('__MACOSX/some/._0.png', b'x'), ('some/readme.txt', b'x'), ('some/clip/', b'')]
+    clip = import_clip(zipped(tmp_path / 'clip.zip', entries[::-1] + extra), tmp_path / 'in', **LIMITS)
+    assert [path.name for path in clip.frames] == [f'{number}.png' for number in range(12)]
+    assert [path.read_bytes() for path in clip.frames] == [path.read_bytes() for path in FRAMES]
+    assert clip.time_base * clip.pts[-1] == Fraction(11, 25)
+    assert Session(small_network, clip, tmp_path / 'in').shape == (110, 182)
+
+
+def test_zip_stays_in_its_folder(tmp_path):
+    data = FRAMES[0].read_bytes()
+    entries = [('../../a.png', data), ('/etc/b.png', data), ('c/../../d.png', data)]
+    clip = import_clip(zipped(tmp_path / 'clip.zip', entries), tmp_path / 'in', **LIMITS)
+    assert [path.name for path in clip.frames] == ['a.png', 'b.png', 'd.png']
+    assert set(tree(tmp_path)) == {'clip.zip', 'in/frames/a.png', 'in/frames/b.png', 'in/frames/d.png'}
+
+
+@pytest.mark.parametrize(('entries', 'message'), [
+    ([], 'no images'),
+    ([('a/1.png', 'FRAME'), ('b/1.png', 'FRAME')], 'two frames are called 1.png'),
+    ([('1.png', 'FRAME'), ('1.jpg', 'FRAME')], 'one file a frame'),
+    ([('1.png', b'no image')], '1.png: expected an image'),
+    ([('1.png', 'FRAME'), ('2.png', 'SMALL')], 'one size, found 1.png 182 x 110, 2.png 4 x 3'),
+    ([('a\\1.png', 'FRAME')], 'expected the name'),
+    ([(f'{number}.png', 'FRAME') for number in range(30)], '--max_seconds'),
+])
+def test_zip_that_is_refused(tmp_path, entries, message):
+    Image.new('RGB', (4, 3)).save(tmp_path / 'small.png')
+    contents = {'FRAME': FRAMES[0].read_bytes(), 'SMALL': (tmp_path / 'small.png').read_bytes()}
+    path = zipped(tmp_path / 'clip.zip', [(name, contents.get(content, content)) for name, content in entries])
+    with pytest.raises(DataError, match=message):
+        import_clip(path, tmp_path / 'in', max_seconds=1, max_bytes=10**7)
+
+
+def test_size_bounds(tmp_path):
+    with zipfile.ZipFile(tmp_path / 'bomb.zip', 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('1.png', bytes(5 * 10**6))
+    with pytest.raises(DataError, match='--max_megabytes'):
+        import_clip(tmp_path / 'bomb.zip', tmp_path / 'in', max_seconds=60, max_bytes=10**5)
+    assert sum(map(len, tree(tmp_path / 'in').values())) < 3 * 10**6
+    with pytest.raises(DataError, match='more than the 0 MB'):
+        import_clip(tmp_path / 'bomb.zip', tmp_path / 'in2', max_seconds=60, max_bytes=100)
+    (tmp_path / 'bad.zip').write_bytes(b'no zip')
+    with pytest.raises(DataError, match='expected a zip'):
+        import_clip(tmp_path / 'bad.zip', tmp_path / 'in3', **LIMITS)
+
+
+def test_large_frames_are_refused_before_they_are_decoded(tmp_path):
+    Image.new('1', (10000, 5000)).save(tmp_path / '1.png')
+    path = zipped(tmp_path / 'clip.zip', [('1.png', (tmp_path / '1.png').read_bytes())])
+    with pytest.raises(DataError, match='10000 x 5000 is more than'):
+        import_clip(path, tmp_path / 'in', **LIMITS)
+
+
+def test_video_and_back(tmp_path, small_network, clip, labels, monkeypatch):
+    pytest.importorskip('av')
+    from util.video_file import VideoReader, VideoWriter
+    times = [0, 1, 2, 5, 6, 7]
+    with VideoWriter(tmp_path / 'clip.mp4', 182, 110, time_base=Fraction(1, 30), frame_rate=Fraction(30)) as video:
+        for image, pts in zip(clip, times, strict=False):
+            video.write(image.permute(1, 2, 0).numpy(), pts)
+    with pytest.raises(DataError, match='longer than the'):
+        import_clip(tmp_path / 'clip.mp4', tmp_path / 'short', max_seconds=0.2, max_bytes=10**7)
+    monkeypatch.setattr('inference.session.STORE_FACTOR', 1)
+    size = (tmp_path / 'clip.mp4').stat().st_size
+    with pytest.raises(DataError, match='1 times --max_megabytes'):
+        import_clip(tmp_path / 'clip.mp4', tmp_path / 'small', max_seconds=9, max_bytes=size)
+    clip = import_clip(tmp_path / 'clip.mp4', tmp_path / 'in', **LIMITS)
+    assert [pts * clip.time_base for pts in clip.pts] == [Fraction(time, 30) for time in times]
+    session = Session(small_network, clip, tmp_path / 'in')
+    session.paint(0, labels)
+    run(session)
+    session.write_overlay(tmp_path / 'overlay.mp4')
+    with VideoReader(tmp_path / 'overlay.mp4') as video:
+        shown = [(image, pts * video.time_base) for image, pts in video]
+    assert [time for _, time in shown] == [Fraction(time, 30) for time in times]
+    difference = np.abs(shown[0][0].astype(int) - session.overlay(0)).mean()
+    assert difference < 8
+    assert read_mask(session.folder / 'masks' / '00000.png').shape == session.shape

@@ -1,0 +1,439 @@
+"""The web page: what was painted becomes labels, nothing else is served, and a whole session in a real browser."""
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dataset.io import PALETTE, list_frames, read_image, read_mask
+from inference.session import Session, import_clip
+from scripts.web import OBJECTS, SHOWN_ALPHA, labels_of, layer_of
+from tests.conftest import REPOSITORY
+
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+ARGUMENTS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
+             '--disable-component-update', '--disable-sync']
+PATIENCE = 300              # seconds; for machines that do other things as well
+SWAN = REPOSITORY / 'examples' / 'blackswan'
+W, H = 214, 120             # of the clip in the browser
+
+needs_gradio = pytest.mark.skipif(importlib.util.find_spec('gradio') is None, reason='gradio is not installed')
+
+
+def test_layer_and_back():
+    labels = np.random.default_rng(0).integers(0, len(OBJECTS) + 1, (60, 80)).astype(np.uint8)
+    assert np.array_equal(labels_of(layer_of(labels)), labels)
+    opaque = layer_of(labels)
+    opaque[..., 3] = 255 * (labels > 0)
+    assert np.array_equal(labels_of(opaque), labels)
+
+
+def painted_smoothly(background: int, disc: int, alpha: int) -> tuple[np.ndarray, np.ndarray]:
+    """A layer with an anti-aliased disc over a half that is filled (labels; 0 is nothing); and its crisp labels."""
+    y, x = np.mgrid[:60, :80]
+    distance = np.hypot(x - 40, y - 30)
+    cover = np.clip(15.5 - distance, 0, 1)[..., None]                   # of the disc, over one pixel
+    under = np.where(x < 40, background, 0).astype(np.uint8)
+    under_alpha = (alpha / 255) * (under > 0)[..., None]
+    disc_alpha = cover if disc else 0 * cover
+    mixed_alpha = disc_alpha + under_alpha * (1 - cover)
+    colours = PALETTE[disc] * disc_alpha + PALETTE[under] * under_alpha * (1 - cover)
+    colours = np.divide(colours, mixed_alpha, where=mixed_alpha > 0, out=np.zeros_like(colours))
+    layer = np.concatenate([colours, 255 * mixed_alpha], axis=-1).round().astype(np.uint8)
+    return layer, np.where(distance < 15, disc, under).astype(np.uint8)
+
+
+@pytest.mark.parametrize('alpha', [SHOWN_ALPHA, 255])
+def test_smooth_edges_make_no_other_objects(alpha):
+    """Every object, and the eraser, over every object."""
+    for under in range(len(OBJECTS) + 1):
+        for disc in range(len(OBJECTS) + 1):
+            layer, expected = painted_smoothly(under, disc, alpha)
+            labels = labels_of(layer)
+            assert set(np.unique(labels)) == set(np.unique(expected))
+            y, x = np.nonzero(labels != expected)
+            assert (np.abs(np.hypot(x - 40, y - 30) - 15) <= 1.5).all()
+
+
+def test_layer_of_mixtures_only():
+    assert not labels_of(np.full((5, 5, 4), 200, np.uint8)).any()
+
+
+def test_help_waits_for_nothing_heavy():
+    result = subprocess.run([sys.executable, '-X', 'importtime', 'scripts/web.py', '--help'], cwd=REPOSITORY,
+                            capture_output=True, text=True, check=True)
+    assert '--max_megabytes' in result.stdout
+    assert not re.search(r'\| +(torch|gradio)$', result.stderr, re.MULTILINE)
+
+
+def test_without_gradio_it_says_what_to_install(tmp_path):
+    (tmp_path / 'gradio.py').write_text("raise ModuleNotFoundError('no', name='gradio')")
+    result = subprocess.run([sys.executable, 'scripts/web.py'], cwd=REPOSITORY, capture_output=True, text=True,
+                            env={**os.environ, 'PYTHONPATH': str(tmp_path)})
+    assert result.returncode == 1
+    assert result.stderr == 'error: the page needs gradio: pip install -r requirements-extras.txt\n'
+
+
+class Server:
+    """A running ``scripts/web.py``, its temporary files below a folder of ours."""
+
+    def __init__(self, folder: Path, *arguments: str):
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(('127.0.0.1', 0))
+            self.port = free.getsockname()[1]
+        self.url = f'http://127.0.0.1:{self.port}/'
+        # Settings that would open it, which it has to ignore.
+        opening = {'GRADIO_SHARE': 'True', 'GRADIO_SERVER_NAME': '0.0.0.0', 'GRADIO_ALLOWED_PATHS': '/'}
+        command = [sys.executable, 'scripts/web.py', '--port', str(self.port), '--num_threads', '1', *arguments]
+        self.log = folder / 'log'
+        with open(self.log, 'w') as log:
+            self.process = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log,
+                                            env={**os.environ, **opening, 'TMPDIR': str(folder)})
+        try:
+            until(lambda: self.url in self.log.read_text() or self.process.poll() is not None)
+            assert self.process.poll() is None, self.log.read_text()
+        except AssertionError:
+            self.process.kill()
+            raise
+
+    def clips(self) -> list[Path]:
+        """The folders of the sessions that are open."""
+        return list(self.folder.glob('stcn_web_*/clips/*'))
+
+    def status(self, path: str, **headers: str) -> int:
+        try:
+            return urllib.request.urlopen(urllib.request.Request(self.url + path, headers=headers)).status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(PATIENCE)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < PATIENCE, 'waited too long'
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope='module')
+def server(small_checkpoint, tmp_path_factory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp('server'), '--model', str(small_checkpoint), '--size', '0',
+                    '--max_megabytes', '8')
+    yield server
+    server.stop()
+    assert server.process.returncode == 0
+    assert list(server.folder.iterdir()) == [server.log]        # nothing is left
+    # Errors of the page; a browser that breaks off leaves one of the server.
+    assert not re.search(r'^(?!ERROR: +Exception in ASGI).*\nTraceback', server.log.read_text(), re.MULTILINE)
+
+
+@needs_gradio
+def test_only_the_page_is_served(server):
+    assert server.status('') == 200
+    private = [REPOSITORY / 'README.md', server.log, Path('/etc/passwd'), Path('README.md')]
+    for path in private:
+        assert server.status(f'gradio_api/file={path}') == 403
+        assert server.status(f'gradio_api/file/{path}') in (403, 404)
+    for path in ('gradio_api/file=http://127.0.0.1/', 'gradio_api/proxy=http://127.0.0.1/', 'monitoring/summary',
+                 'assets/..%2f..%2f..%2f..%2fetc/passwd', 'static/..%2f..%2f..%2fREADME.md'):
+        assert server.status(path) in (403, 404)
+    # Other pages in the same browser, by their name or by one that leads here.
+    assert server.status('config', Origin='http://example.com') == 403
+    assert server.status('config', Origin='http://127.0.0.1:1') == 403
+    assert server.status('config', Host='example.com') == 403
+    assert server.status('config', Origin=server.url.rstrip('/')) == 200
+
+
+@needs_gradio
+def test_only_this_computer_is_served(server):
+    listening = {tuple(line.split()[1].split(':')) for table in ('tcp', 'tcp6') if Path('/proc/net', table).exists()
+                 for line in Path('/proc/net', table).read_text().splitlines()[1:] if line.split()[3] == '0A'}
+    if not listening:
+        pytest.skip('needs /proc/net')
+    assert {address for address, port in listening if int(port, 16) == server.port} == {'0100007F'}
+
+
+@pytest.fixture(scope='module')
+def browser() -> Iterator:
+    if CHROMIUM is None:
+        pytest.skip('there is no Chromium')
+    playwright = pytest.importorskip('playwright.sync_api')
+    with playwright.sync_playwright() as api:
+        browser = api.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+class Visitor:
+    """A person at a browser tab. Positions are pixels of the frame."""
+
+    def __init__(self, page, size: tuple[int, int] = (W, H)):
+        self.page = page
+        self.size = size
+        page.set_default_timeout(PATIENCE * 1000)
+
+    def upload(self, path: Path) -> None:
+        self.page.locator('#file input[type=file]').set_input_files(path)
+
+    def wait_for(self, pattern: str) -> None:
+        self.page.locator('#status').get_by_text(re.compile(pattern)).wait_for()
+
+    def press(self, name: str) -> None:
+        self.page.get_by_role('button', name=name).click()
+
+    def editor_image(self) -> np.ndarray:
+        data = self.page.locator('#editor canvas').first.screenshot()
+        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+
+    @contextmanager
+    def editor_changes(self) -> Iterator[None]:
+        """What happens in the block shows in the editor when it ends."""
+        before = self.editor_image() if self.page.locator('#editor canvas').count() else None
+        yield
+        last = []
+
+        def settled() -> bool:
+            last.append(self.editor_image() if self.page.locator('#editor canvas').count() else None)
+            return len(last) > 1 and last[-1] is not None and last[-1].std() > 10 \
+                and np.array_equal(last[-1], last[-2]) and not np.array_equal(last[-1], before)
+        until(settled)
+
+    def stroke(self, *points: tuple[int, int]) -> None:
+        """The frame lies in the middle of the canvas, at the scale that the editor shows as a percentage."""
+        scale = int(re.search(r'([0-9]+)%', self.page.locator('#editor').inner_text())[1]) / 100
+        canvas = self.page.locator('#editor canvas').first
+        canvas.scroll_into_view_if_needed()
+        box = canvas.bounding_box()
+        path = [(box['x'] + box['width'] / 2 + scale * (x + 0.5 - self.size[0] / 2),
+                 box['y'] + box['height'] / 2 + scale * (y + 0.5 - self.size[1] / 2)) for x, y in points]
+        self.page.mouse.move(*path[0])
+        self.page.mouse.down()
+        for position in path[1:]:
+            self.page.mouse.move(*position)
+        self.page.mouse.up()
+
+    def tool(self, name: str) -> None:
+        self.page.locator('#editor').get_by_role('button', name=name, exact=True).click()
+
+    def go_to(self, frame: int) -> None:
+        with self.editor_changes():
+            number = self.page.locator('#frame input[type=number]')
+            number.fill(str(frame))
+            number.press('Enter')
+            self.page.locator('#preview').get_by_text(f'frame {frame}', exact=True).wait_for()
+
+    def download(self, button: str, suffix: str, folder: Path) -> Path:
+        self.press(button)
+        with self.page.expect_download() as download:
+            self.page.locator(f'#files a[download$="{suffix}"]').click()
+        path = folder / f'{len(list(folder.iterdir()))}{suffix}'
+        download.value.save_as(path)
+        return path
+
+
+@pytest.fixture
+def visit(browser, server) -> Iterator[Callable[..., Visitor]]:
+    """Opens tabs, in a browser that reaches nothing but the server, and notes what the page asked for elsewhere."""
+    elsewhere, failures = [], []
+
+    def only_local(route) -> None:
+        if route.request.url.startswith(server.url):
+            route.continue_()
+        else:
+            elsewhere.append(route.request.url)
+            route.abort()
+
+    context = browser.new_context(viewport={'width': 800, 'height': 900}, accept_downloads=True)
+    context.route(re.compile('^(?!data:|blob:)'), only_local)
+
+    def visit(**options) -> Visitor:
+        page = context.new_page()
+        page.on('pageerror', lambda error: failures.append(error))
+        page.goto(server.url)
+        return Visitor(page, **options)
+    yield visit
+    context.close()
+    assert not elsewhere
+    assert not failures
+    until(lambda: not server.clips())           # what the tabs left behind is deleted
+
+
+@pytest.fixture(scope='module')
+def clip(tmp_path_factory) -> Path:
+    """8 frames of the black swan, small, in a zip."""
+    return zip_of_frames(tmp_path_factory.mktemp('clip') / 'swan.zip', 8, (W, H))
+
+
+def zip_of_frames(path: Path, number: int, size: tuple[int, int]) -> Path:
+    frames = [cv2.resize(read_image(frame), size, interpolation=cv2.INTER_AREA)
+              for frame in list_frames(SWAN / 'JPEGImages')[:min(number, 8)]]
+    with zipfile.ZipFile(path, 'w') as archive:
+        for index in range(number):
+            coded = cv2.imencode('.png', frames[index % len(frames)][..., ::-1])[1]
+            archive.writestr(f'swan/{index:05d}.png', coded.tobytes())
+    return path
+
+
+def read_masks(path: Path, folder: Path) -> list[np.ndarray]:
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(folder)
+    return [read_mask(mask) for mask in list_frames(folder)]
+
+
+@needs_gradio
+def test_paint_propagate_correct_download(visit, clip, small_network, tmp_path):
+    downloads = tmp_path / 'downloads'
+    downloads.mkdir()
+    visitor = visit()
+    visitor.press('Propagate from here')
+    visitor.page.get_by_text('Upload a clip first.').wait_for()
+    with visitor.editor_changes():
+        visitor.upload(clip)
+        visitor.wait_for(f'8 frames, {W} x {H}')
+    visitor.press('Propagate from here')
+    visitor.page.get_by_text('Nothing is painted yet.').wait_for()
+
+    visitor.stroke((70, 70), (110, 75))
+    visitor.press('Propagate from here')
+    visitor.wait_for('Done.*Painted frames: 0. Frames with a mask: 8')
+    first = read_masks(visitor.download('Masks (zip)', '.zip', downloads), tmp_path / 'first')
+    assert len(first) == 8
+    assert set(np.unique(first[0])) == {0, 1}
+    assert first[0][70, 70] == first[0][75, 110] == 1
+    assert first[0][20, 20] == first[0][100, 180] == 0
+
+    visitor.go_to(5)
+    with visitor.editor_changes():
+        visitor.press('Add object')
+        visitor.page.locator('#editor button[title=Color][style*="rgb(0, 128, 0)"]').wait_for()
+        visitor.stroke((20, 60), (190, 60))
+    with visitor.editor_changes():
+        visitor.tool('Erase')
+        visitor.stroke((100, 30), (100, 90))
+    visitor.press('Propagate from here')
+    visitor.wait_for('Done.*Painted frames: 0, 5. Frames with a mask: 8')
+    second = read_masks(visitor.download('Masks (zip)', '.zip', downloads), tmp_path / 'second')
+    assert all(np.array_equal(a, b) for a, b in zip(first[:5], second[:5], strict=True))
+    assert (second[5][60, [22, 60, 140, 188]] == 2).all()
+    assert (second[5][[32, 60, 88], 100] == 0).all()
+    untouched = np.ones_like(second[5], bool)
+    untouched[50:70] = False
+    untouched[:, 90:110] = False
+    assert np.array_equal(second[5][untouched], first[5][untouched])
+    assert set(np.unique(second)) == {0, 1, 2}
+
+    # The same as a session without a browser.
+    imported = import_clip(clip, tmp_path / 'session', max_seconds=9, max_bytes=10**7)
+    session = Session(small_network, imported, tmp_path / 'session')
+    session.paint(0, second[0])
+    session.paint(5, second[5])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for reached in session.propagate(0):
+        assert (reached.labels != second[reached.frame]).mean() < 1e-3
+    torch.set_num_threads(threads)
+
+    least_sure = visitor.page.locator('#doubtful label').first
+    frame = int(re.search('frame ([0-9]+)', least_sure.inner_text())[1])
+    assert frame not in (0, 5)
+    least_sure.click()
+    visitor.page.locator('#preview').get_by_text(f'frame {frame}', exact=True).wait_for()
+    assert visitor.page.locator('#frame input[type=number]').input_value() == str(frame)
+
+    if importlib.util.find_spec('av'):
+        from util.video_file import VideoReader
+        with VideoReader(visitor.download('Overlay (video)', '.mp4', downloads)) as video:
+            assert (video.width, video.height, len(list(video))) == (W, H, 8)
+
+
+@needs_gradio
+def test_tabs_do_not_mix_and_can_stop(visit, clip, server, tmp_path):
+    one, other = visit(), visit(size=(64, 48))
+    one.upload(clip)
+    one.wait_for(f'8 frames, {W} x {H}')
+    with other.editor_changes():
+        other.upload(zip_of_frames(tmp_path / 'long.zip', 700, (64, 48)))
+        other.wait_for('long: 700 frames, 64 x 48')
+    assert len(server.clips()) == 2
+    other.stroke((20, 20), (40, 25))
+    other.press('Propagate from here')
+    other.wait_for('Propagating')
+    other.press('Stop')
+    other.wait_for('Stopped')
+    done = int(re.search('Frames with a mask: ([0-9]+)', other.page.locator('#status').inner_text())[1])
+    assert 1 < done < 700
+
+    one.go_to(3)
+    assert one.page.locator('#preview img').evaluate('image => [image.naturalWidth, image.naturalHeight]') == [W, H]
+    one.wait_for(f'swan: 8 frames, {W} x {H}. Painted frames: none')
+
+    other.press('Propagate from here')          # and it goes away before that ends
+    other.wait_for('Propagating')
+    other.page.close()
+    until(lambda: len(server.clips()) == 1)
+    one.go_to(2)
+
+
+@needs_gradio
+def test_uploads_that_are_refused(visit, tmp_path):
+    visitor = visit()
+    (tmp_path / 'text.zip').write_text('no zip')
+    visitor.upload(tmp_path / 'text.zip')
+    visitor.page.get_by_text('expected a zip of images').wait_for()
+    (tmp_path / 'large.zip').write_bytes(bytes(9 * 10**6))
+    visitor.upload(tmp_path / 'large.zip')
+    visitor.page.get_by_text(re.compile('exceed', re.IGNORECASE)).first.wait_for()
+
+
+@pytest.mark.skipif('STCN_SCREENSHOT' not in os.environ, reason='STCN_SCREENSHOT=docs/web.png makes a new screenshot')
+def test_screenshot(browser, tmp_path):
+    """The bundled clip at full size with the shipped weights, or those that STCN_SCREENSHOT_MODEL names."""
+    model = ['--model', os.environ['STCN_SCREENSHOT_MODEL']] if 'STCN_SCREENSHOT_MODEL' in os.environ else []
+    with zipfile.ZipFile(tmp_path / 'blackswan.zip', 'w') as archive:
+        for frame in list_frames(SWAN / 'JPEGImages'):
+            archive.write(frame, frame.name)
+    mask = read_mask(list_frames(SWAN / 'Annotations')[0])
+    server = Server(tmp_path, *model)
+    try:
+        page = browser.new_page(viewport={'width': 1200, 'height': 960})
+        page.goto(server.url)
+        visitor = Visitor(page, size=mask.shape[::-1])
+        with visitor.editor_changes():
+            visitor.upload(tmp_path / 'blackswan.zip')
+            visitor.wait_for('50 frames')
+        # Around inside the outline, then further inside, with the brush that the page gives us.
+        radius = min(mask.shape) // 40
+        inside = np.pad(mask, 1)
+        while (inside := cv2.erode(inside, np.ones((2 * radius - 1, 2 * radius - 1), np.uint8))).any():
+            for outline in cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]:
+                points = (outline[:, 0] - 1).tolist()
+                visitor.stroke(*points[::2 * radius], points[0])
+        page.set_default_timeout(600_000)
+        visitor.press('Propagate from here')
+        visitor.wait_for('Done.*Frames with a mask: 50')
+        with visitor.editor_changes():
+            page.locator('#doubtful label').first.click()
+        page.screenshot(path=tmp_path / 'page.png')
+        Image.open(tmp_path / 'page.png').quantize().save(os.environ['STCN_SCREENSHOT'], optimize=True)
+    finally:
+        server.stop()
