@@ -16,10 +16,12 @@ LIGHT_WEIGHTS = Path(__file__).resolve().parents[1] / 'weights' / 'stcn_light.pt
 def load_model(path: str | Path = LIGHT_WEIGHTS, *, device: str | torch.device | None = None) -> Network:
     """The network of a checkpoint (published, our own, or by default the light one shipped here), ready to infer.
 
+    Batch norm is folded (``Network.optimized``); to train or save it, take ``model.load_network``.
+
     Args:
         device: by default the GPU, if there is one.
 
     Raises:
         CheckpointError: the file is missing or unusable.
     """
-    return load_network(path, device=choose_device(device))
+    return load_network(path, device=choose_device(device)).optimized()

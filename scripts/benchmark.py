@@ -92,11 +92,11 @@ def load(args: argparse.Namespace):
 
     from model import VARIANTS, build_network, load_network
     if args.model:
-        return load_network(args.model, device=device_of(args))
+        return load_network(args.model, device=device_of(args)).optimized()
     if args.network not in VARIANTS:
         raise SystemExit(f'error: --arch: expected some of {", ".join(VARIANTS)}, found {args.network!r}')
     torch.manual_seed(0)
-    return build_network(VARIANTS[args.network]).eval().to(device_of(args))
+    return build_network(VARIANTS[args.network]).eval().to(device_of(args)).optimized()
 
 
 def timed(calls: dict[str, Callable[[], object]], *, repeat: int, device) -> dict[str, float]:

@@ -221,3 +221,25 @@ def test_similarity_of_a_run(tmp_path):
     for asked in ({'similarity': 'dot'}, {'arch': 'stm_light'}):
         with pytest.raises(CheckpointError, match=r"similarity.*'l2'.*expected.*'dot'"):
             initial_network(**{'arch': None} | asked, **options)
+
+
+@pytest.mark.parametrize('name', ['stcn_light', 'stm_light', 'stcn_wide_aspp'])
+def test_folded_batch_norm_changes_nothing_but_rounding(name):
+    torch.manual_seed(0)
+    network = build_network(VARIANTS[name]).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    image, masks = torch.randn(1, 3, 64, 96), torch.rand(1, 2, 64, 96) / 2
+
+    @torch.inference_mode()
+    def outputs():
+        query = network.encode_query(image)
+        key, value = network.encode_memory(image, query, masks)
+        return query.key, key, value, network.decode(value, query)
+    before = outputs()
+    network.optimized()
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+    for found, expected in zip(outputs(), before, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())

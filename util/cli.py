@@ -120,7 +120,7 @@ def evaluate(args: argparse.Namespace, videos: list) -> int:
     device = choose_device(args.device)
     if device.type == 'cpu':
         torch.set_num_threads(args.num_threads or cores())
-    networks = {path: load_network(path, device=device) for path in args.model}
+    networks = {path: load_network(path, device=device).optimized() for path in args.model}
     members = [Member(networks[path], size=size or None, kernel_sigma=kernel_sigma or None, flip=flip)
                for path in args.model
                for size, kernel_sigma in zip(args.size, kernel_sigmas(args), strict=True)
