@@ -194,7 +194,7 @@ def test_resumes_by_id_alone_to_the_same_weights(run, monkeypatch, caplog):
     flags = ('--stage', '3', '-i', 7, '--save_every', 4)
     run('--id', 'straight', *flags)
 
-    def stop_at(iteration):
+    def stop_at(iteration, *bootstrap):
         if iteration == 4:      # one after the last checkpoint
             os.kill(os.getpid(), signal.SIGTERM)
         return 1.0
