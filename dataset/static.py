@@ -88,6 +88,12 @@ def read_coverage(path: str | Path) -> np.ndarray:
     return cv2.convertScaleAbs(coverage, alpha=255 / brightest) if 0 < brightest < 255 else coverage
 
 
+def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+    """Image, uint8 [H, W, 3], and coverage of the object, uint8 [H, W] from 0 to 255. Raises ``DataError``."""
+    image = read_image(pair.image)
+    return image, fit_mask(read_coverage(pair.mask), image.shape[:2], pair.mask)
+
+
 class StaticDataset(AddressedDataset):
     """Clips of three views of an image. A sample, with T = 3 frames, K = 1 object and size S:
 
@@ -108,11 +114,8 @@ class StaticDataset(AddressedDataset):
     def sample(self, index: int, rng: np.random.Generator, *, max_skip: int = 0) -> dict[str, Any]:
         """``max_skip`` has no meaning here."""
         pair = self.pairs[index]
-        image = read_image(pair.image)
-        height, width = image.shape[:2]
-        coverage = fit_mask(read_coverage(pair.mask), (height, width), pair.mask)
-
-        augmentation = draw_static(rng, height, width, size=self.size)
+        image, coverage = read_pair(pair)
+        augmentation = draw_static(rng, *image.shape[:2], size=self.size)
         base = recolour(image, augmentation.colour)
         views = zip(augmentation.warps, augmentation.frame_colours, strict=True)
         rgb = normalise([warp.image(recolour(base, colour)) for warp, colour in views])

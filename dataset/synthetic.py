@@ -23,9 +23,8 @@ from dataset.augment import (
     spline_map,
     translation,
 )
-from dataset.io import fit_mask, read_image
 from dataset.sampling import AddressedDataset, choose_objects
-from dataset.static import Pair, read_coverage
+from dataset.static import Pair, read_pair
 
 MAX_OBJECTS = 2
 MIN_SIDE = 8
@@ -73,8 +72,7 @@ class CutOuts:
 
     def _layer(self, rng: np.random.Generator, size: int) -> Layer | None:
         pair = self.pairs[rng.integers(len(self.pairs))]
-        image = read_image(pair.image)
-        coverage = fit_mask(read_coverage(pair.mask), image.shape[:2], pair.mask)
+        image, coverage = read_pair(pair)
         left, top, width, height = cv2.boundingRect((coverage > 127).astype(np.uint8))
         if min(width, height) < MIN_SIDE:
             return None
@@ -119,8 +117,7 @@ class SyntheticDataset(AddressedDataset):
     def sample(self, index: int, rng: np.random.Generator, *, max_skip: int = 0) -> dict[str, Any]:
         """``max_skip`` has no meaning here."""
         pair = self.pairs[index]
-        image = read_image(pair.image)
-        coverage = fit_mask(read_coverage(pair.mask), image.shape[:2], pair.mask)
+        image, coverage = read_pair(pair)
         augmentation = draw_static(rng, *image.shape[:2], size=self.size)
         views = zip(augmentation.warps, augmentation.frame_colours, strict=True)
         frames = [warp.image(recolour(image, augmentation.colour + own)) for warp, own in views]

@@ -75,17 +75,21 @@ def find_main(
     Raises:
         DataError: neither is there, or there is no video to hold aside by that name.
     """
-    videos = DAVIS_REPEATS * find_davis(davis_root) + find_youtube(yv_root)
-    unknown = set(hold_aside) - {os.path.basename(video.images) for video in videos}
-    if unknown:
-        raise DataError(f"expected to hold aside videos of the training set, found none named {', '.join(unknown)}")
-    videos = [video for video in videos if os.path.basename(video.images) not in hold_aside]
+    videos = without(DAVIS_REPEATS * find_davis(davis_root) + find_youtube(yv_root), hold_aside)
     if not videos:
         raise DataError(
             f"expected videos in {Path(davis_root) / '2017' / 'trainval'} or {Path(yv_root) / 'train_480p'}, found "
             "none to train on. Check --davis_root and --yv_root."
         )
     return videos
+
+
+def without(videos: list[TrainingVideo], names: Iterable[str]) -> list[TrainingVideo]:
+    """The videos but those of these names. Raises ``DataError`` where there are videos, but not one of a name."""
+    there = {os.path.basename(video.images) for video in videos}
+    if there and (unknown := set(names) - there):
+        raise DataError(f"expected to hold aside training videos, found none named {', '.join(sorted(unknown))}")
+    return [video for video in videos if os.path.basename(video.images) not in names]
 
 
 def read_split(name: str) -> list[str]:

@@ -111,7 +111,8 @@ def run_dataset(
     summary = Summary()
     start = time.perf_counter()
     limit = WRITE_BEHIND_PROBS if save_probs else WRITE_BEHIND
-    with _Writer(limit) as writer, ThreadPoolExecutor(READERS, initializer=use_device, initargs=(device,)) as readers:
+    with (BackgroundWriter(limit) as writer,
+          ThreadPoolExecutor(READERS, initializer=use_device, initargs=(device,)) as readers):
         for video in _progress(share(videos, rank(), world_size())):
             if all(path.exists() for path in _outputs(output, video, save_probs)):
                 summary.skipped += 1
@@ -285,15 +286,18 @@ def _progress(videos: Sequence[Video]) -> Iterator[Video]:
         yield video
 
 
-class _Writer:
-    """Encodes and writes files in the background; an error ends the run at the next ``submit`` or the end."""
+class BackgroundWriter:
+    """Encodes and writes files in the background; an error ends the run at the next ``submit`` or the end.
 
-    def __init__(self, limit: int):
-        self.limit = limit              # of what waits to be written
-        self.pool = ThreadPoolExecutor(WRITERS)
+    At most ``limit`` files wait to be written. With one thread they are written in their order.
+    """
+
+    def __init__(self, limit: int, *, threads: int = WRITERS):
+        self.limit = limit
+        self.pool = ThreadPoolExecutor(threads)
         self.pending: collections.deque[Future] = collections.deque()
 
-    def __enter__(self) -> '_Writer':
+    def __enter__(self) -> 'BackgroundWriter':
         return self
 
     def submit(self, write: Callable[..., None], *args: object) -> None:

@@ -90,9 +90,10 @@ def load(args: argparse.Namespace):
     """The network to measure, on its device."""
     import torch
 
-    from model import VARIANTS, build_network, load_network
+    from inference import load_model
+    from model import VARIANTS, build_network
     if args.model:
-        return load_network(args.model, device=device_of(args)).optimized()
+        return load_model(args.model, device=device_of(args))
     if args.network not in VARIANTS:
         raise SystemExit(f'error: --arch: expected some of {", ".join(VARIANTS)}, found {args.network!r}')
     torch.manual_seed(0)

@@ -210,15 +210,13 @@ def static_jobs(root: Path) -> list[Callable[[], Report]]:
 
 def stills_jobs(root: Path, output: Path, *, every: int, hold_aside: Iterable[str]) -> list[Callable[[], Report]]:
     """One for each training video of DAVIS that is not held aside."""
-    from dataset.video import find_davis  # imports torch, which --help must not wait for
+    from dataset.video import find_davis, without  # imports torch, which --help must not wait for
 
-    videos = {Path(video.images).name: video for video in find_davis(root)}
-    if not videos.keys() - set(hold_aside):
+    videos = without(find_davis(root), hold_aside)
+    if not videos:
         raise DataError(f'{root}: expected training videos of DAVIS in 2017/trainval, found none. Check --root.')
-    if unknown := set(hold_aside) - videos.keys():
-        raise DataError(f"expected to hold aside training videos of DAVIS, found none named {', '.join(unknown)}")
     return [partial(convert_stills, [Path(video.images, frame) for frame in video.frames[::every]], Path(video.masks),
-                    output) for name, video in videos.items() if name not in hold_aside]
+                    output) for video in videos]
 
 
 def convert_stills(images: list[Path], masks: Path, output: Path) -> Report:

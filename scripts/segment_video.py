@@ -16,7 +16,6 @@ import argparse
 import json
 import logging
 import re
-import signal
 import sys
 import time
 from collections import deque
@@ -38,12 +37,12 @@ from dataset.io import FRAME_SUFFIXES, DataError, fit_mask, list_frames, read_im
 from dataset.overlay import draw_masks
 from util.cli import cores, not_negative, positive, run_main
 from util.files import atomic_path
+from util.stop import StopRequest
 from util.video_file import VideoReader, VideoSupportError, VideoWriter
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from inference.run import _Writer
     from model import STCN
 
 log = logging.getLogger(__name__)
@@ -346,7 +345,7 @@ def segment(
     import torch
 
     from inference import InferenceCore, InputError
-    from inference.run import OUT_OF_MEMORY, peak_memory
+    from inference.run import OUT_OF_MEMORY, BackgroundWriter, peak_memory
 
     core = InferenceCore(
         network, top_k=args.top, mem_every=args.mem_every, size=args.size or None, amp=args.amp,
@@ -357,10 +356,11 @@ def segment(
         torch.cuda.reset_peak_memory_stats(core.device)
 
     failed, count, start = False, 0, time.perf_counter()
-    with StopSignal() as stop, ExitStack() as stack:
+    with StopRequest('stopping after this frame; once more to stop at once') as stop, ExitStack() as stack:
         if output.video is not None:
             stack.enter_context(output.video)
-        files, pictures = stack.enter_context(writer()), stack.enter_context(writer(in_order=True))
+        files = stack.enter_context(BackgroundWriter(WRITE_BEHIND))
+        pictures = stack.enter_context(BackgroundWriter(WRITE_BEHIND, threads=1))       # in their order
         progress = stack.enter_context(Progress(reader.frames))
         try:
             for image, pts in read_ahead(iter(reader)):
@@ -372,7 +372,7 @@ def segment(
                 pictures.submit(output.write_picture, count, image, labels, pts)
                 count += 1
                 progress.update(count)
-                if stop.signal is not None:
+                if stop.signal:
                     break
         except (DataError, InputError, torch.OutOfMemoryError) as error:
             # Hours of work may lie behind: they are finished as after Ctrl-C.
@@ -385,7 +385,7 @@ def segment(
     seconds = time.perf_counter() - start
     print(f'frames: {count}\nFPS (wall clock): {count / seconds:.2f}\n'
           f'peak memory: {peak_memory(core.device) / 2**20:.0f} MiB\noutput: {output.folder}')
-    if stop.signal is not None:
+    if stop.signal:
         log.warning('interrupted after %d frames; they are complete', count)
         return 128 + stop.signal
     missed = sorted(frame for frame in masks if frame >= count)
@@ -393,16 +393,6 @@ def segment(
         log.error('%s: has %d frames, so the masks of these were not used: %s',
                   args.input, count, ', '.join(map(str, missed)))
     return 1 if failed or missed else 0
-
-
-def writer(*, in_order: bool = False) -> '_Writer':
-    """What writes files in the background; ``in_order``: one after the other."""
-    from inference.run import _Writer
-
-    background = _Writer(WRITE_BEHIND)
-    if in_order:
-        background.pool = ThreadPoolExecutor(1)
-    return background
 
 
 def read_ahead(frames: Iterator) -> Iterator:
@@ -416,25 +406,6 @@ def read_ahead(frames: Iterator) -> Iterator:
 
 def frame_name(reader: Reader, number: int) -> str:
     return reader.paths[number].stem if isinstance(reader, FolderReader) else f'{number:05d}'
-
-
-class StopSignal:
-    """Takes the first Ctrl-C (or SIGTERM) of its block as a wish, kept in ``signal``; the second one interrupts."""
-
-    def __enter__(self) -> 'StopSignal':
-        self.signal: int | None = None
-        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _receive(self, number: int, _) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = number
-        log.warning('stopping after this frame; once more to stop at once')
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 class Progress:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -237,6 +237,7 @@ def build(tabs: Tabs):
     import torch
 
     from inference import InputError
+    from inference.session import Session
 
     @contextmanager
     def told() -> Iterator[None]:
@@ -353,21 +354,20 @@ def build(tabs: Tabs):
         with told():
             tabs[request.session_hash].stop.set()
 
-    def masks(request: gr.Request):
+    def written(request: gr.Request, ending: str, write: Callable):
+        """The file of the tab's results that ``write(session, path)`` makes."""
         with told():
             tab = tabs[request.session_hash]
-            path = tab.session.folder / f'{tab.name}_masks.zip'
-            tab.session.write_masks(path)
+            path = tab.session.folder / f'{tab.name}_{ending}'
+            write(tab.session, path)
             return str(path)
         return gr.skip()
 
+    def masks(request: gr.Request):
+        return written(request, 'masks.zip', Session.write_masks)
+
     def video(request: gr.Request):
-        with told():
-            tab = tabs[request.session_hash]
-            path = tab.session.folder / f'{tab.name}_overlay.mp4'
-            tab.session.write_overlay(path)
-            return str(path)
-        return gr.skip()
+        return written(request, 'overlay.mp4', Session.write_overlay)
 
     def leave(request: gr.Request):
         tabs.drop(request.session_hash)

@@ -1,5 +1,4 @@
 """The training loop."""
-import signal
 from collections.abc import Iterator
 from contextlib import nullcontext
 
@@ -15,6 +14,7 @@ from training.run import Run
 from training.stages import Stage
 from training.state import TrainingState
 from util.distributed import any_process, world_size
+from util.stop import StopRequest
 
 
 def train(
@@ -104,23 +104,3 @@ def check_finite(state: TrainingState, run: Run, report: Report) -> None:
             f'iteration {state.iteration}: the loss or a weight is not finite any more; that state is in {place}. The '
             'checkpoints are from before: --resume continues from there, with a lower --lr for instance, and --debug '
             'names the operation.')
-
-
-class StopRequest:
-    """Takes note of SIGTERM and SIGINT within its block, instead of ending the process; a second one does."""
-
-    def __init__(self):
-        self.signal = 0
-
-    def __enter__(self) -> 'StopRequest':
-        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def _note(self, number: int, _frame) -> None:
-        if self.signal:
-            raise KeyboardInterrupt
-        self.signal = number
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)

@@ -110,9 +110,8 @@ def evaluate(args: argparse.Namespace, videos: list) -> int:
     """Load the networks, segment the videos, print the summary. Returns the exit status."""
     import torch
 
-    from inference.ensemble import Member
+    from inference import Member, load_model
     from inference.run import run_dataset
-    from model import load_network
     from util.distributed import choose_device, process_group, rank
 
     if args.preset and rank() == 0:
@@ -120,7 +119,7 @@ def evaluate(args: argparse.Namespace, videos: list) -> int:
     device = choose_device(args.device)
     if device.type == 'cpu':
         torch.set_num_threads(args.num_threads or cores())
-    networks = {path: load_network(path, device=device).optimized() for path in args.model}
+    networks = {path: load_model(path, device=device) for path in args.model}
     members = [Member(networks[path], size=size or None, kernel_sigma=kernel_sigma or None, flip=flip)
                for path in args.model
                for size, kernel_sigma in zip(args.size, kernel_sigmas(args), strict=True)
