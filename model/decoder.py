@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.modules import ResBlock
+from model.modules import ResBlock, upsample_and_add
 
 
 class UpsampleBlock(nn.Module):
@@ -16,10 +16,7 @@ class UpsampleBlock(nn.Module):
 
     def forward(self, skip: Tensor, x: Tensor) -> Tensor:
         """``skip [B, S, 2h, 2w], x [B*K, I, h, w] -> [B*K, O, 2h, 2w]``; the skip serves all K objects."""
-        skip = self.skip_conv(skip)
-        x = F.interpolate(x, scale_factor=2, mode='bilinear', align_corners=False)
-        x = x.unflatten(0, (skip.shape[0], -1)) + skip.unsqueeze(1)
-        return self.out_conv(x.flatten(0, 1))
+        return self.out_conv(upsample_and_add(x, self.skip_conv(skip)))
 
 
 class Decoder(nn.Module):

@@ -5,6 +5,12 @@ import torchvision
 from torch import Tensor, nn
 
 
+def upsample_and_add(x: Tensor, skip: Tensor) -> Tensor:
+    """``x [B*K, C, h, w]`` at twice the resolution, plus ``skip [B, C, 2h, 2w]``, which serves all K objects."""
+    x = F.interpolate(x, scale_factor=2, mode='bilinear', align_corners=False)
+    return (x.unflatten(0, (skip.shape[0], -1)) + skip.unsqueeze(1)).flatten(0, 1)
+
+
 class ResBlock(nn.Module):
     """ReLU before each of two 3x3 convolutions, no normalisation.
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.backbones import BACKBONES, build_backbone, new_input_channels
-from model.modules import ResBlock
+from model.modules import ResBlock, upsample_and_add
 from model.network import Network, Query
 from model.variants import STMConfig
 
@@ -40,10 +40,7 @@ class Refinement(nn.Module):
 
     def forward(self, skip: Tensor, x: Tensor) -> Tensor:
         """``skip [B, S, 2h, 2w], x [B*K, C, h, w] -> [B*K, C, 2h, 2w]``; the skip serves all K objects."""
-        skip = self.ResFS(self.convFS(skip))
-        x = F.interpolate(x, scale_factor=2, mode='bilinear', align_corners=False)
-        x = x.unflatten(0, (skip.shape[0], -1)) + skip.unsqueeze(1)
-        return self.ResMM(x.flatten(0, 1))
+        return self.ResMM(upsample_and_add(x, self.ResFS(self.convFS(skip))))
 
 
 class STMDecoder(nn.Module):
