@@ -157,7 +157,11 @@ def measure_cost(args: argparse.Namespace) -> list[dict]:
     """Of the convolutions; the read is not among them, it depends on the memory."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
-    network = load(args).to('meta')
+
+    from model import build_network
+    config = load(args).config
+    with torch.device('meta'):      # anew, with its batch norm
+        network = build_network(config).eval()
     parameters = sum(parameter.numel() for parameter in network.parameters())
     image = torch.zeros(1, 3, *padded(*args.size), device='meta')
     query = network.encode_query(image)
