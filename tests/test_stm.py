@@ -6,10 +6,9 @@ import pytest
 import torch
 
 import dataset.io
-from inference.core import InferenceCore
+from inference import Ensemble, InferenceCore, Member
 from inference.memory_bank import MemoryBank
 from model import STM, VARIANTS, CheckpointError, build_network, load_network, save_network, stm
-from model.checkpoint import network_from_checkpoint
 from model.clip import segment_clip
 from model.losses import clip_loss
 from model.modules import ASPP
@@ -154,7 +153,7 @@ def test_bank_equals_the_read_of_training(similarity):
 
 @pytest.mark.parametrize('similarity', ['l2', 'dot'])
 @pytest.mark.parametrize('name', ['stcn_light', 'stcn_wide', 'stcn_wide_aspp', 'stm', 'stm_light'])
-def test_a_variant_trains_and_comes_back(name, similarity):
+def test_a_variant_trains_comes_back_and_joins_an_ensemble(name, similarity, tmp_path, small_network):
     network = small(name, similarity=similarity).train()
     selector = torch.ones(1, 2)
     rgb, masks = torch.randn(1, 3, 3, 32, 48), (torch.rand(1, 2, 32, 48) > 0.7).float()
@@ -166,12 +165,19 @@ def test_a_variant_trains_and_comes_back(name, similarity):
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in network.parameters())
     torch.optim.SGD(network.parameters(), lr=1e-3).step()
 
-    content = json.loads(json.dumps({'config': dataclasses.asdict(network.config)}))        # nothing but plain data
-    loaded = network_from_checkpoint(content | {'network': network.state_dict()}, 'file')
+    save_network(tmp_path / 'trained.pth', network)
+    loaded = load_network(tmp_path / 'trained.pth')
     assert type(loaded) is type(network)
     assert loaded.config == network.config
     with torch.inference_mode():
         assert torch.equal(segment_clip(loaded, rgb, masks, selector), segment_clip(network, rgb, masks, selector))
+
+    frames, mask = torch.rand(4, 3, 40, 56), torch.arange(56).div(20, rounding_mode='floor').expand(40, 56)
+    ensemble = Ensemble([Member(loaded.optimized()), Member(small_network, size=32, flip=True)], mem_every=2)
+    alone = [Ensemble([member], mem_every=2) for member in ensemble.members]
+    for t, image in enumerate(frames):
+        found, *parts = [core.step(image, mask if t == 0 else None) for core in (ensemble, *alone)]
+        torch.testing.assert_close(found, sum(parts) / 2)
 
 
 def test_batch_norm_of_the_aspp_is_frozen_and_keeps_the_scale():
