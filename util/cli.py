@@ -62,8 +62,8 @@ def evaluation_parser(description: str, *, size: int, dataset: str) -> argparse.
     add('--amp', action='store_true', help='half precision; faster, with slightly other masks')
     add('--half_memory', action='store_true', help="the memory's values in half precision; half of the memory, with "
         'slightly other masks')
-    add('--compile', action='store_true', help='compile encoders and decoder with torch.compile: some minutes at '
-        'first, then faster')
+    add('--compile', action='store_true', help='compile encoders and decoder with torch.compile, which takes '
+        'minutes at first')
     add('--fast', action='store_true', help='the fastest settings that cost less than 0.1 J&F on ten sequences of '
         'DAVIS 2016 (docs/benchmarks.md): --amp --half_memory')
     add('--device', help='e.g. cuda:1 or cpu (default: the GPU, if there is one)')
