@@ -1,4 +1,5 @@
 """Streaming propagation: one frame in, its probabilities out."""
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,6 +17,16 @@ STRIDE = 16
 
 class InputError(ValueError):
     """A frame or mask that ``InferenceCore.step`` cannot take; the core is as it was before."""
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedFrame:
+    """An image that :meth:`InferenceCore.encode` has looked at; ``step`` takes it in place of the image."""
+
+    image: Tensor                           # [1, 3, H', W'], as the network takes it
+    query: Query
+    padding: tuple[int, int, int, int]      # left, right, top, bottom, of H' and W'
+    shape: tuple[int, int]                  # H, W of the frame
 
 
 class Step(NamedTuple):
@@ -109,13 +120,32 @@ class InferenceCore:
             self._outside = torch.tensor(network.padding_colour, device=self.device)[:, None, None]
 
     @torch.inference_mode()
-    def step(self, image: Tensor | None, mask: Tensor | None = None, objects: list[int] | None = None, *,
-             wanted: bool = True, last: bool = False) -> Tensor | None:
+    def encode(self, images: Sequence[Tensor]) -> list[EncodedFrame]:
+        """Look at some of the next frames at once, for ``step`` to take in place of their images.
+
+        For a GPU that one frame does not fill. Each frame's features are in memory until ``step`` has taken all of
+        them.
+
+        Args:
+            images: as ``step`` takes them, of one size.
+
+        Raises:
+            InputError: for images of another shape or range.
+        """
+        shape = self._frame_shape
+        for image in images:
+            shape = _check_frame(image, shape)
+        return self._encode(images) if images else []
+
+    @torch.inference_mode()
+    def step(self, image: Tensor | EncodedFrame | None, mask: Tensor | None = None,
+             objects: list[int] | None = None, *, wanted: bool = True, last: bool = False) -> Tensor | None:
         """The next frame of the video.
 
         Args:
             image: ``[3, H, W]`` RGB, uint8 or float in [0, 1], on any device; all frames of a video
-                have one size. May be ``None`` on a frame that is not computed (see ``Schedule``).
+                have one size. Or what ``encode`` made of it. May be ``None`` on a frame that is not computed (see
+                ``Schedule``).
             mask: ``[H, W]`` labels of an annotated frame, 0 the background; uint8 or any integers.
             objects: the labels that ``mask`` speaks of, known ones (their masks are replaced) and new
                 ones; by default those in it. A label without pixels is an empty mask.
@@ -138,17 +168,19 @@ class InferenceCore:
         annotated = bool(objects)
         step = self.schedule.peek(annotated=annotated, wanted=wanted, last=last)
         if image is not None:
-            self._check_shape(image, mask)
+            shape = _check_frame(image, self._frame_shape)
+            if mask is not None and tuple(mask.shape) != shape:
+                raise InputError(f'mask: expected the size of its image, {shape}, found {tuple(mask.shape)}')
+            self._frame_shape = shape
         elif step.compute or (wanted and self._frame_shape is None):
             raise InputError(f'frame {self.schedule.time + 1} has to be computed, but its image is None')
         if not step.compute:
             self.schedule.advance(annotated=annotated, wanted=wanted, last=last)
             return torch.ones(1, *self._frame_shape, device=self.device) if wanted else None
 
-        with torch.autocast(self.device.type, enabled=self.amp,
-                            dtype=torch.float16 if self.device.type == 'cuda' else torch.bfloat16):
-            image, padding = self._to_network(image)
-            query = self.network.encode_query(image)
+        with self._autocast():
+            frame = image if isinstance(image, EncodedFrame) else self._encode([image])[0]
+            query, padding = frame.query, frame.padding
             prob = self._segment(query) if self.objects else None
             known = self.objects
             if annotated:
@@ -158,7 +190,8 @@ class InferenceCore:
                 masks = prob[1:]
                 if not self.network.objects_in_padding:
                     masks = F.pad(_unpadded(masks, padding), padding)
-                key, value = self.network.encode_memory(image, query, masks[None], object_chunk=self.object_chunk)
+                key, value = self.network.encode_memory(
+                    frame.image, query, masks[None], object_chunk=self.object_chunk)
                 self.memory.add(key[0], value[0], permanent=step.permanent, protected=annotated)
         # Last, so that a frame that failed can be given again.
         self.objects = known
@@ -170,17 +203,18 @@ class InferenceCore:
         labels = torch.tensor([0, *self.objects], dtype=torch.uint8, device=prob.device)
         return labels[prob.argmax(dim=0)]
 
-    def _check_shape(self, image: Tensor, mask: Tensor | None) -> None:
-        if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
-            raise InputError(f'image: expected [3, H, W], found {list(image.shape)}')
-        if image.dtype != torch.uint8 and not image.is_floating_point():
-            raise InputError(f'image: expected uint8 or float in [0, 1], found {image.dtype}')
-        shape = tuple(image.shape[1:])
-        if self._frame_shape not in (None, shape):
-            raise InputError(f'image: expected the size of the frames before, {self._frame_shape}, found {shape}')
-        if mask is not None and tuple(mask.shape) != shape:
-            raise InputError(f'mask: expected the size of its image, {shape}, found {tuple(mask.shape)}')
-        self._frame_shape = shape
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, enabled=self.amp,
+                              dtype=torch.float16 if self.device.type == 'cuda' else torch.bfloat16)
+
+    def _encode(self, images: Sequence[Tensor]) -> list[EncodedFrame]:
+        with self._autocast():
+            prepared = [self._to_network(image) for image in images]
+            batch = torch.cat([image for image, _ in prepared])
+            query = self.network.encode_query(batch)
+        return [EncodedFrame(batch[i:i + 1], Query(*(features[i:i + 1] for features in query)), padding,
+                             tuple(image.shape[1:]))
+                for i, (image, (_, padding)) in enumerate(zip(images, prepared, strict=True))]
 
     def _to_network(self, image: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
         """``[3, H, W] -> [1, 3, H', W']``: normalised, resized, padded to multiples of 16."""
@@ -188,16 +222,16 @@ class InferenceCore:
         image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
         image = ((image - self._mean) / self._std).unsqueeze(0)
         if self.size is not None:
-            image = F.interpolate(image, self._working_shape(), mode='bicubic', align_corners=False)
+            image = F.interpolate(image, self._working_shape(image.shape[-2:]), mode='bicubic', align_corners=False)
         padding = _padding(*image.shape[-2:])
         # After the normalisation, so that zero is the mean colour.
         if self._outside is None:
             return F.pad(image, padding), padding
         return F.pad(image - self._outside, padding) + self._outside, padding
 
-    def _working_shape(self) -> tuple[int, int]:
-        """The frame's shape with a shorter side of ``size``, the longer one rounded down."""
-        H, W = self._frame_shape
+    def _working_shape(self, shape: Sequence[int]) -> tuple[int, int]:
+        """A frame's shape with a shorter side of ``size``, the longer one rounded down."""
+        H, W = shape
         if H < W:
             return self.size, self.size * W // H
         return self.size * H // W, self.size
@@ -223,7 +257,7 @@ class InferenceCore:
         """Put the annotated masks of ``objects`` into the probabilities of a frame, which get channels ``known``."""
         mask = mask.to(self.device)
         if self.size is not None:
-            mask = F.interpolate(mask[None, None].float(), self._working_shape(), mode='nearest')[0, 0]
+            mask = F.interpolate(mask[None, None].float(), self._working_shape(mask.shape), mode='nearest')[0, 0]
         mask = F.pad(mask, padding)
         merged = torch.zeros(len(known), *mask.shape, device=self.device)
         labels = torch.tensor(objects, device=self.device)[:, None, None]
@@ -245,6 +279,21 @@ def _unpadded(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
     """``[..., H', W']`` without what :func:`_padding` says."""
     left, right, top, bottom = padding
     return x[..., top:x.shape[-2] - bottom, left:x.shape[-1] - right]
+
+
+def _check_frame(image: Tensor | EncodedFrame, shape: tuple[int, int] | None) -> tuple[int, int]:
+    """The size of a frame that ``step`` can take in a video whose frames have size ``shape``."""
+    if isinstance(image, EncodedFrame):
+        found = image.shape
+    else:
+        if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+            raise InputError(f'image: expected [3, H, W], found {list(image.shape)}')
+        if image.dtype != torch.uint8 and not image.is_floating_point():
+            raise InputError(f'image: expected uint8 or float in [0, 1], found {image.dtype}')
+        found = tuple(image.shape[1:])
+    if shape not in (None, found):
+        raise InputError(f'image: expected the size of the frames before, {shape}, found {found}')
+    return found
 
 
 def _check_labels(mask: Tensor, objects: list[int] | None) -> list[int]:

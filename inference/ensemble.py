@@ -6,7 +6,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from inference.core import InferenceCore, InputError, Schedule
+from inference.core import EncodedFrame, InferenceCore, InputError, Schedule
 from model.network import Network
 
 
@@ -61,16 +61,24 @@ class Ensemble:
         """Labels, in the order of the channels."""
         return self.cores[-1].objects
 
+    def encode(self, images: Sequence[Tensor]) -> list[tuple[EncodedFrame, ...]]:
+        """As :meth:`InferenceCore.encode`: some of the next frames at once, by every core, for ``step`` to take."""
+        images = [image.to(self.device, non_blocking=True) for image in images]
+        by_core = [core.encode([_mirrored(image) for image in images] if member.flip else images)
+                   for core, member in zip(self.cores, self.members, strict=True)]
+        return list(zip(*by_core, strict=True))
+
     @torch.inference_mode()
-    def step(self, image: Tensor | None, mask: Tensor | None = None, objects: list[int] | None = None, *,
-             wanted: bool = True, last: bool = False) -> Tensor | None:
+    def step(self, image: Tensor | tuple[EncodedFrame, ...] | None, mask: Tensor | None = None,
+             objects: list[int] | None = None, *, wanted: bool = True, last: bool = False) -> Tensor | None:
         """The next frame of the video; arguments, result and errors are those of :meth:`InferenceCore.step`.
 
         A frame that failed halfway, for want of GPU memory, has to be given again: cores that have taken it keep what
         they found, the others go on from there. Nothing else is accepted then (``InputError``). A frame that
         no core takes leaves the ensemble as it was before.
         """
-        image = None if image is None else image.to(self.device, non_blocking=True)
+        if isinstance(image, Tensor):
+            image = image.to(self.device, non_blocking=True)
         mask = None if mask is None else mask.to(self.device, non_blocking=True)
         frame = (image, mask, None if objects is None else list(objects), wanted, last)
         if self._taken and not _equal(frame, self._frame):
@@ -78,7 +86,9 @@ class Ensemble:
                              'had taken it; expected it again, found another one')
         self._frame = frame
         for core, member in list(zip(self.cores, self.members, strict=True))[self._taken:]:
-            pictures = [_mirrored(picture) if member.flip else picture for picture in (image, mask)]
+            pictures = image[self._taken] if isinstance(image, tuple) else image, mask
+            if member.flip:         # what is encoded is mirrored already
+                pictures = (_mirrored(picture) if isinstance(picture, Tensor) else picture for picture in pictures)
             prob = core.step(*pictures, objects, wanted=wanted, last=last)
             if prob is not None:
                 total = self._sums.get(member.flip)
@@ -96,9 +106,9 @@ class Ensemble:
         return self.cores[-1].to_labels(prob)
 
 
-def _mirrored(picture: Tensor | None) -> Tensor | None:
+def _mirrored(picture: Tensor) -> Tensor:
     """``[..., W]``, left to right."""
-    return None if picture is None else picture.flip(-1)
+    return picture.flip(-1)
 
 
 def _equal(frame: tuple, other: tuple) -> bool:

@@ -72,7 +72,8 @@ class Summary:
 
 def run_dataset(
     members: Sequence[Member], videos: Sequence[Video], output: str | Path, *,
-    settings: dict, core_options: dict, overwrite: bool = False, save_probs: bool = False, archive: bool = False,
+    settings: dict, core_options: dict, encode_batch: int = 1, overwrite: bool = False, save_probs: bool = False,
+    archive: bool = False,
 ) -> Summary:
     """Segment videos and write a palette PNG for every wanted frame, ``output/folder/name.png``.
 
@@ -85,6 +86,7 @@ def run_dataset(
         settings: what determines the masks (networks, flags); kept in ``output/settings.json``, so
             that a later run with others does not take these masks for its own.
         core_options: keyword arguments of :class:`Ensemble`.
+        encode_batch: see :func:`propagate`.
         overwrite: segment finished videos again.
         save_probs: also write ``output/probabilities/folder/name.npz`` with ``prob [1 + K, H, W]`` in
             float16, the background first, and the labels ``objects [K]``.
@@ -120,7 +122,7 @@ def run_dataset(
             core = Ensemble(members, num_frames=len(video.frames), **core_options)
             stopwatch = _Stopwatch(device)
             try:
-                for frame, prob in propagate(core, video, readers, stopwatch):
+                for frame, prob in propagate(core, video, readers, stopwatch, encode_batch=encode_batch):
                     if prob is None:
                         continue
                     writer.submit(_write_labels, _mask_path(output, video, frame), core.to_labels(prob))
@@ -170,29 +172,42 @@ def share(videos: Sequence[Video], rank: int, world_size: int) -> list[Video]:
 
 def propagate(
     core: InferenceCore | Ensemble, video: Video, readers: ThreadPoolExecutor, stopwatch: '_Stopwatch | None' = None,
+    *, encode_batch: int = 1,
 ) -> Iterator[tuple[Frame, Tensor | None]]:
     """Every frame of a video with the probabilities that ``core.step`` returns for it.
 
     Images are decoded ahead by ``readers`` in a window of fixed length, so that nothing holds the
-    whole video; those that the schedule skips are not decoded.
+    whole video; those that the schedule skips are not decoded. Up to ``encode_batch`` of the next frames
+    go through the key encoder together.
     """
     stopwatch = stopwatch or _Stopwatch(core.device)
     plan = core.schedule.copy()
-    pending: collections.deque[Future] = collections.deque()
+    pending: collections.deque[tuple[bool, Future]] = collections.deque()
+    ready: collections.deque[tuple] = collections.deque()
     upcoming = iter(enumerate(video.frames, 1))
     count = len(video.frames)
     try:
         for position, frame in enumerate(video.frames, 1):
-            while len(pending) < READ_AHEAD and (following := next(upcoming, None)) is not None:
-                index, ahead = following
-                step = plan.advance(annotated=ahead.mask is not None, wanted=ahead.wanted, last=index == count)
-                pending.append(readers.submit(_read, video, ahead, step.compute or ahead.wanted, core.device))
-            image, mask = pending.popleft().result()
+            if not ready:
+                while len(pending) < READ_AHEAD + encode_batch and (following := next(upcoming, None)) is not None:
+                    index, ahead = following
+                    step = plan.advance(annotated=ahead.mask is not None, wanted=ahead.wanted, last=index == count)
+                    decode = step.compute or ahead.wanted
+                    pending.append((step.compute, readers.submit(_read, video, ahead, decode, core.device)))
+                batch = [pending.popleft() for _ in range(min(encode_batch, len(pending)))]
+                ready.extend(future.result() for _, future in batch)
+                if encode_batch > 1:
+                    computed = [i for i, (compute, _) in enumerate(batch) if compute]
+                    with stopwatch:
+                        encoded = core.encode([ready[i][0] for i in computed])
+                    for i, image in zip(computed, encoded, strict=True):
+                        ready[i] = image, ready[i][1]
+            image, mask = ready.popleft()
             with stopwatch:
                 prob = core.step(image, mask, frame.objects, wanted=frame.wanted, last=position == count)
             yield frame, prob
     finally:
-        for future in pending:
+        for _, future in pending:
             future.cancel()
 
 

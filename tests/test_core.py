@@ -166,7 +166,7 @@ def test_video_of_one_frame(small_network, clip, first_mask):
 def test_working_size(small_network, clip, first_mask, size):
     probs, core = run(small_network, clip[:2], {0: first_mask}, size=size)
     assert probs[1].shape == (4, 110, 182)
-    assert core._working_shape() == (size, size * 182 // 110)
+    assert core._working_shape((110, 182)) == (size, size * 182 // 110)
     # The given mask survives the way to the working size and back, but for its outline.
     assert (core.to_labels(probs[0]) == first_mask).float().mean() > 0.97
 
@@ -354,6 +354,32 @@ def test_a_frame_that_failed_can_be_given_again(clip, first_mask, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     with pytest.raises(ValueError, match='memory is empty'):
         MemoryBank().read(torch.zeros(4, 2, 2))
+
+
+@pytest.mark.parametrize('size', [None, 48])
+def test_frames_encoded_together_are_the_same(small_network, clip, later, size):
+    """Objects appear within a batch; the last one is shorter."""
+    expected, _ = run(small_network, clip, later, size=size, mem_every=2)
+    core = InferenceCore(small_network, size=size, mem_every=2)
+    encoded = [frame for t in range(0, len(clip), 5) for frame in core.encode(clip[t:t + 5])]
+    for t, frame in enumerate(encoded):
+        found = core.step(frame, later.get(t), last=t == len(clip) - 1)
+        torch.testing.assert_close(found, expected[t], atol=1e-5, rtol=0)
+
+
+def test_frames_that_cannot_be_encoded_together(small_network, clip, first_mask):
+    core = InferenceCore(small_network)
+    assert core.encode([]) == []
+    with pytest.raises(InputError, match='size of the frames before'):
+        core.encode([clip[0], clip[1][:, :, 1:]])
+    [other] = InferenceCore(small_network).encode([clip[1][:, :, 1:]])
+    core.step(clip[0], first_mask)
+    with pytest.raises(InputError, match='size of the frames before'):
+        core.step(other)
+    [frame] = core.encode(clip[1:2])
+    with pytest.raises(InputError, match='mask: expected the size'):
+        core.step(frame, first_mask[1:])
+    assert core.step(frame).shape[1:] == first_mask.shape
 
 
 @pytest.mark.gpu

@@ -85,6 +85,14 @@ def test_sizes_flips_and_networks_are_averaged(small_network, other_network, sma
     assert not torch.allclose(found[-1], runs[0][-1], atol=1e-3)
 
 
+def test_frames_encoded_together_are_the_same(small_network, small_stm, clip, masks):
+    members = [Member(small_network), Member(small_network, size=48, flip=True), Member(small_stm, size=32)]
+    expected = run(Ensemble(members), clip, masks)
+    ensemble = Ensemble(members)
+    found = run(ensemble, ensemble.encode(clip[:FRAMES]), masks)
+    assert_equal(found, expected, atol=1e-5, rtol=0)
+
+
 def test_kernelised_read_of_one_size(small_network, clip, masks):
     sigma = {'kernel_sigma': 7.0}
     expected = mean(run(InferenceCore(small_network, size=32), clip, masks),

@@ -176,7 +176,16 @@ def test_an_error_while_writing_ends_the_run(davis_root, small_network, tmp_path
         run_dataset([Member(small_network)], davis(davis_root), tmp_path / 'out', settings={}, core_options={})
 
 
-def test_frames_are_not_held(davis_root, small_network, monkeypatch):
+def test_frames_encoded_together_give_the_same_masks(evaluate, tmp_path):
+    """Frames of both videos do not divide by three; the settings know nothing of it."""
+    _, expected = evaluate(tmp_path / 'one')
+    status, found = evaluate(tmp_path / 'three', '--encode_batch', '3')
+    assert (status, masks_of(found)) == (0, masks_of(expected))
+    assert found['settings.json'] == expected['settings.json']
+
+
+@pytest.mark.parametrize('encode_batch', [1, 3])
+def test_frames_are_not_held(davis_root, small_network, monkeypatch, encode_batch):
     """No more than the window of frames is read ahead of the one that is computed."""
     [video, _] = davis(davis_root)
     long = type(video)(video.name, video.folder, video.frames[:1] + video.frames[1:] * 20)
@@ -185,8 +194,8 @@ def test_frames_are_not_held(davis_root, small_network, monkeypatch):
     monkeypatch.setattr(run_module, '_read', lambda *args: reads.append(1) or read(*args))
     core = run_module.InferenceCore(small_network)
     with run_module.ThreadPoolExecutor(2) as readers:
-        for position, _ in enumerate(run_module.propagate(core, long, readers), 1):
-            assert len(reads) <= position + run_module.READ_AHEAD
+        for position, _ in enumerate(run_module.propagate(core, long, readers, encode_batch=encode_batch), 1):
+            assert len(reads) <= position + run_module.READ_AHEAD + encode_batch - 1
     assert len(reads) == len(long.frames)
 
 

@@ -12,8 +12,8 @@ from util.presets import PRESETS, flags_text, presets_text
 log = logging.getLogger(__name__)
 
 # What does not change the masks, so that a run may continue with other values.
-NOT_SETTINGS = {'model', 'device', 'num_threads', 'overwrite', 'output', 'zip', 'save_probs', 'object_chunk', 'preset',
-                'fast'}
+NOT_SETTINGS = {'model', 'device', 'num_threads', 'overwrite', 'output', 'zip', 'save_probs', 'object_chunk',
+                'encode_batch', 'preset', 'fast'}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -59,6 +59,8 @@ def evaluation_parser(description: str, *, size: int, dataset: str) -> argparse.
     add('--max_memory_frames', type=positive, help='bound of the memory: the least used frame goes, never an '
         'annotated one (default: no bound)')
     add('--object_chunk', type=positive, help='objects at a time, to save memory (default: all)')
+    add('--encode_batch', type=positive, default=1, help='frames that go through the key encoder together; pays where '
+        'one does not fill a GPU, takes memory for each')
     add('--amp', action='store_true', help='half precision; faster, with slightly other masks')
     add('--half_memory', action='store_true', help="the memory's values in half precision; half of the memory, with "
         'slightly other masks')
@@ -137,8 +139,8 @@ def evaluate(args: argparse.Namespace, videos: list) -> int:
                for flip in ((False, True) if args.flip else (False,))]
     with process_group('gloo'):
         summary = run_dataset(
-            members, videos, args.output, settings=settings(args), overwrite=args.overwrite,
-            save_probs=args.save_probs, archive=args.zip,
+            members, videos, args.output, settings=settings(args), encode_batch=args.encode_batch,
+            overwrite=args.overwrite, save_probs=args.save_probs, archive=args.zip,
             core_options={'top_k': args.top or None, 'mem_every': args.mem_every or None,
                           'include_last': args.include_last, 'max_memory_frames': args.max_memory_frames,
                           'object_chunk': args.object_chunk, 'amp': args.amp, 'half_memory': args.half_memory})
