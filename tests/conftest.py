@@ -1,7 +1,10 @@
-"""Networks, clips and small dataset roots that several tests use."""
+"""Networks, clips and small dataset roots that several tests use; and no network for any of them."""
 import json
+import os
+import runpy
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,25 @@ FRAMES = sorted((GOLDEN / 'clip').iterdir())
 APPEARING = {2: 0, 5: 4, 9: 7}          # label -> frame, of GOLDEN / 'appearing'
 sys.path.insert(0, str(GOLDEN))
 from procedural_weights import make_state_dict  # noqa: E402
+
+
+def pytest_configure() -> None:
+    """This process and every Python that it starts reach this machine only; see tests/offline/sitecustomize.py."""
+    for name in [name for name in os.environ if name.lower() in ('http_proxy', 'https_proxy', 'all_proxy')]:
+        del os.environ[name]
+    guard = REPOSITORY / 'tests' / 'offline'
+    os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(guard), os.environ.get('PYTHONPATH')]))
+    with tempfile.NamedTemporaryFile(prefix='stcn_network_', suffix='.log', delete=False) as log:
+        os.environ['STCN_TEST_NETWORK_LOG'] = log.name
+    runpy.run_path(str(guard / 'sitecustomize.py'))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    attempts = Path(os.environ['STCN_TEST_NETWORK_LOG'])
+    if found := attempts.read_text():
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        print(f'\nthe network was asked for, against tests/offline/sitecustomize.py:\n{found}', file=sys.stderr)
+    attempts.unlink()
 
 
 def state_dict(layout: str) -> dict[str, Tensor]:

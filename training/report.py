@@ -1,7 +1,10 @@
 """Progress of a run: a bar on a terminal, else lines; curves and images in TensorBoard."""
 import logging
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +35,7 @@ class Report:
             from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
             self.writer = SummaryWriter(str(folder), purge_step=start + 1)
+        self.thread_hook = threading.excepthook
         self.on_terminal = sys.stderr.isatty()
         self.bar = tqdm(total=iterations, initial=start, disable=rank() != 0 or not self.on_terminal,
                         dynamic_ncols=True)
@@ -63,8 +67,9 @@ class Report:
         values = {'loss': loss.item()} | overlap | scalars
         self._begin(iteration)
         if self.writer:
-            for name, value in values.items() | {('iterations_per_second', rate)}:
-                self.writer.add_scalar(f'train/{name}', value, iteration)
+            with self._writing():
+                for name, value in values.items() | {('iterations_per_second', rate)}:
+                    self.writer.add_scalar(f'train/{name}', value, iteration)
         shown = {name: f'{value:.4g}' for name, value in values.items()}
         if self.on_terminal:
             self.bar.set_postfix(shown, refresh=False)
@@ -86,12 +91,32 @@ class Report:
                                         strict=True):
             rows.append(np.concatenate([overlay(*frame) for frame in zip(frames, truth, strict=True)]
                                        + [overlay(*frame) for frame in zip(frames[1:], guess, strict=True)], axis=1))
-        self.writer.add_image('train/target_and_prediction', np.concatenate(rows), iteration, dataformats='HWC')
+        with self._writing():
+            self.writer.add_image('train/target_and_prediction', np.concatenate(rows), iteration, dataformats='HWC')
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """An error of TensorBoard's thread comes out at a later call, and says of no file."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(f'{self.writer.log_dir}: events for TensorBoard cannot be written ({error.strerror}). Make '
+                          'room, and continue with --resume.') from error
+
+    def _show_error(self, error: threading.ExceptHookArgs) -> None:
+        """Of a thread; that of TensorBoard's is raised by ``_writing``, and need not be shown twice."""
+        if not (issubclass(error.exc_type, OSError) and type(error.thread).__name__ == '_AsyncWriterThread'):
+            self.thread_hook(error)
 
     def __enter__(self) -> 'Report':
+        threading.excepthook = self._show_error
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, error_type, *_) -> None:
         self.bar.close()
-        if self.writer:
-            self.writer.close()
+        try:
+            if self.writer:
+                with suppress(OSError) if error_type else self._writing():
+                    self.writer.close()
+        finally:
+            threading.excepthook = self.thread_hook
