@@ -97,6 +97,10 @@ def training_parser() -> argparse.ArgumentParser:
     add('--no_amp', action='store_true', help='float32 throughout (default: mixed precision on a GPU)')
     add('--amp_dtype', choices=('float16', 'bfloat16'), help='mixed precision of this type, on a CPU, too (default: '
         'float16 on a GPU, none on a CPU)')
+    add('--recompute', action='store_true', help='keep no activations inside encoders and decoder for the backward '
+        'pass, compute them again: a third slower, with much less memory (default: off)')
+    add('--compile', action='store_true', help='compile encoders and decoder with torch.compile: some minutes at '
+        'first, then faster (default: off)')
     add('--benchmark', action='store_true', help='let cuDNN try which algorithms are fastest (default: off)')
     return parser
 
@@ -151,8 +155,10 @@ def main() -> int:
             weights=args.load_network, backbone_files=args.backbone_weights)
         network.to(device, memory_format=torch.channels_last)
         state = TrainingState(
-            network, torch.optim.Adam(network.parameters(), betas=(0.9, 0.999), weight_decay=1e-7),
+            network, torch.optim.Adam(network.parameters(), betas=(0.9, 0.999), weight_decay=1e-7, fused=True),
             torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16))
+        if args.compile:
+            network.compiled()
         if checkpoint:
             state.restore(*checkpoint)
             log.info('continuing after iteration %d of %s', state.iteration, checkpoint[1])
@@ -171,8 +177,9 @@ def main() -> int:
             try:
                 signal = train(
                     state, iter(loader), stage, run, report, device=device, accumulation=args.accumulation,
-                    amp_dtype=amp_dtype, clip_norm=args.clip_norm, log_every=1 if args.debug else args.log_every,
-                    images_every=args.images_every, save_every=args.save_every)
+                    amp_dtype=amp_dtype, clip_norm=args.clip_norm, recompute=args.recompute,
+                    log_every=1 if args.debug else args.log_every, images_every=args.images_every,
+                    save_every=args.save_every)
             except torch.OutOfMemoryError as error:
                 raise MemoryError(f'{OUT_OF_MEMORY} ({str(error).partition(chr(10))[0]})') from error
         if signal:

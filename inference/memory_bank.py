@@ -106,12 +106,13 @@ class MemoryBank:
         max_frames: bound of the memory frames (a temporary one comes on top). Beyond it the least used one
             goes: the one with the least weight a read since it came. Protected ones stay, whatever their number.
         capacity: memory frames to reserve space for; more frames make it grow.
+        value_dtype: that values are kept in; ``None``: the one that they come in. Keys are always float32.
         scratch_bytes: bound of the similarities held at a time.
     """
 
     def __init__(self, *, shared_keys: bool = True, top_k: int | None = 20, metric: str = 'l2',
                  kernel_sigma: float | None = None, max_frames: int | None = None, capacity: int = 8,
-                 scratch_bytes: int = SCRATCH_BYTES):
+                 value_dtype: torch.dtype | None = None, scratch_bytes: int = SCRATCH_BYTES):
         if metric not in ('l2', 'dot'):
             raise ValueError(f"metric: expected 'l2' or 'dot', found {metric!r}")
         if top_k is not None and top_k < 1:
@@ -126,6 +127,7 @@ class MemoryBank:
         self.max_frames = max_frames
         # One frame more than allowed is there while the least used one is chosen.
         self.capacity = max(capacity if max_frames is None else min(capacity, max_frames + 1), 1)
+        self.value_dtype = value_dtype
         self.scratch_bytes = scratch_bytes
         self.permanent = 0              # slots that stay
         self.temporary = False          # one more, to be replaced
@@ -181,7 +183,8 @@ class MemoryBank:
         for group in self._groups:
             objects = slice(first, first + group.size)
             first += group.size
-            group.values.write(slot - group.start, value[objects].flatten(2).permute(2, 0, 1))
+            rows = value[objects].flatten(2).permute(2, 0, 1)
+            group.values.write(slot - group.start, rows.to(self.value_dtype or rows.dtype))
             if group.own_keys:
                 group.own_keys.write(slot - group.start, key[objects])
         self.permanent += permanent
@@ -221,7 +224,7 @@ class MemoryBank:
         self.permanent = last
 
     def read(self, query_key: Tensor) -> Tensor:
-        """``query_key [Ck, h, w] -> readout [K, Cv, h, w]``, in the values' precision.
+        """``query_key [Ck, h, w] -> readout [K, Cv, h, w]``, in the precision of the query.
 
         Queries are processed in chunks that keep the similarities below ``scratch_bytes``.
         """
@@ -229,7 +232,7 @@ class MemoryBank:
             raise ValueError('the memory is empty: a video ended with its last frame, which is not memorised')
         # Keys are squared: not in half precision.
         with torch.autocast(query_key.device.type, enabled=False):
-            return self._read(query_key)
+            return self._read(query_key).to(query_key.dtype)
 
     def _read(self, query_key: Tensor) -> Tensor:
         h, w = query_key.shape[-2:]
@@ -281,7 +284,7 @@ class MemoryBank:
             if len(weights) == 1:
                 return (weights[0] @ values.flatten(1)).unflatten(1, (K, Cv))
             return (weights @ values.transpose(0, 1)).transpose(0, 1)
-        weights, indices = top_k_weights(affinity, self.top_k)
+        weights, indices = top_k_weights(affinity, self.top_k, frames=positions // group.values.positions)
         if self._usage is not None:
             self._count_usage(weights * (K / len(weights)), indices, group)
         if len(weights) == 1:                           # a row holds the values of all objects

@@ -1,5 +1,4 @@
 """The mask decoder: memory readout and the frame's features in, one logit a pixel and object out."""
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -32,11 +31,9 @@ class Decoder(nn.Module):
 
     def forward(self, readout: Tensor, thin: Tensor, f8: Tensor, f4: Tensor) -> Tensor:
         """``readout [B, K, Cv, h, w], thin [B, Cv, h, w], f8, f4 -> logits [B, K, 16 h, 16 w]``."""
-        B, K = readout.shape[:2]
-        thin = thin.unsqueeze(1).expand(-1, K, -1, -1, -1)
-        x = self.compress(torch.cat([readout, thin], dim=2).flatten(0, 1))
+        x = self.compress(readout.flatten(0, 1), thin)
         x = self.up_16_8(f8, x)
         x = self.up_8_4(f4, x)
         logits = self.pred(F.relu(x))
         logits = F.interpolate(logits, scale_factor=4, mode='bilinear', align_corners=False)
-        return logits.unflatten(0, (B, K)).squeeze(2)
+        return logits.unflatten(0, readout.shape[:2]).squeeze(2)

@@ -1,5 +1,4 @@
 """Feature fusion: the value encoder's features meet the key encoder's (supplementary F.2)."""
-import torch
 from torch import Tensor, nn
 
 from model.modules import CBAM, ResBlock
@@ -16,8 +15,6 @@ class FeatureFusion(nn.Module):
 
     def forward(self, value_f16: Tensor, key_f16: Tensor) -> Tensor:
         """``value_f16 [B, K, C, h, w], key_f16 [B, C', h, w] -> [B, K, Cv, h, w]``."""
-        K = value_f16.shape[1]
-        key_f16 = key_f16.unsqueeze(1).expand(-1, K, -1, -1, -1)
-        x = self.block1(torch.cat([value_f16, key_f16], dim=2).flatten(0, 1))
+        x = self.block1(value_f16.flatten(0, 1), key_f16)
         x = self.block2(x + self.attention(x))
-        return x.unflatten(0, (-1, K))
+        return x.unflatten(0, value_f16.shape[:2])

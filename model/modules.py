@@ -11,10 +11,22 @@ def upsample_and_add(x: Tensor, skip: Tensor) -> Tensor:
     return (x.unflatten(0, (skip.shape[0], -1)) + skip.unsqueeze(1)).flatten(0, 1)
 
 
+def conv_shared(conv: nn.Conv2d, own: Tensor, shared: Tensor) -> Tensor:
+    """``conv`` of the channels of ``own [B*K, I, h, w]`` and then those of ``shared [B, S, h, w] -> [B*K, O, h, w]``.
+
+    Convolution is linear: what K objects share is convolved once.
+    """
+    own_weight, shared_weight = conv.weight.split([own.shape[1], shared.shape[1]], dim=1)
+    each = F.conv2d(own, own_weight, None, conv.stride, conv.padding)
+    once = F.conv2d(shared, shared_weight, conv.bias, conv.stride, conv.padding)
+    return (each.unflatten(0, (len(shared), -1)) + once.unsqueeze(1)).flatten(0, 1)
+
+
 class ResBlock(nn.Module):
     """ReLU before each of two 3x3 convolutions, no normalisation.
 
-    The shortcut is a 3x3 convolution where the number of channels changes. ``[B, I, h, w] -> [B, O, h, w]``.
+    The shortcut is a 3x3 convolution where the number of channels changes. ``[B, I, h, w] -> [B, O, h, w]``. The last
+    of the input channels may be given apart, as ``shared``, by K samples each: :func:`conv_shared`.
     """
 
     def __init__(self, in_channels: int, out_channels: int):
@@ -24,9 +36,16 @@ class ResBlock(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        residual = self.conv2(F.relu(self.conv1(F.relu(x))))
-        return residual + (x if self.downsample is None else self.downsample(x))
+    def forward(self, x: Tensor, shared: Tensor | None = None) -> Tensor:
+        if shared is None:
+            inner, shortcut = self.conv1(F.relu(x)), x if self.downsample is None else self.downsample(x)
+        else:
+            inner = conv_shared(self.conv1, F.relu(x), F.relu(shared))
+            if self.downsample is None:
+                shortcut = torch.cat([x, shared.repeat_interleave(len(x) // len(shared), dim=0)], dim=1)
+            else:
+                shortcut = conv_shared(self.downsample, x, shared)
+        return self.conv2(F.relu(inner)) + shortcut
 
 
 class ChannelGate(nn.Module):

@@ -68,6 +68,16 @@ class Network(nn.Module):
             self.to(memory_format=torch.channels_last)
         return self
 
+    def compiled(self) -> 'Network':
+        """This network with encoders and decoder compiled (``torch.compile``), in place; it pays on long videos.
+
+        The memory is not: it grows, they do not. Each size of a frame and number of objects compiles anew at first,
+        then torch makes code for all of them.
+        """
+        for name in ('encode_query', 'encode_memory', 'decode'):
+            setattr(self, name, torch.compile(getattr(self, name)))
+        return self
+
     def read(self, memory_key: Tensor, memory_value: Tensor, query: Query) -> Tensor:
         """The full-softmax read of training, differentiable (Eq. 1 to 5).
 

@@ -2,6 +2,7 @@
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.backbones import BACKBONES, append_input_channels, build_backbone
@@ -74,19 +75,22 @@ class STCN(Network):
         The key is the frame's query key, one for all objects: that is what makes it an STCN.
         ``object_chunk`` bounds how many objects are encoded at a time.
         """
-        others = masks.sum(dim=1, keepdim=True) - masks
-        chunk = object_chunk or masks.shape[1]
-        values = [self._encode_values(image, query, *part)
-                  for part in zip(masks.split(chunk, dim=1), others.split(chunk, dim=1), strict=True)]
-        return query.key.unsqueeze(1), values[0] if len(values) == 1 else torch.cat(values, dim=1)
-
-    def _encode_values(self, image: Tensor, query: Query, masks: Tensor, others: Tensor) -> Tensor:
-        B, K = masks.shape[:2]
-        inputs = [image.unsqueeze(1).expand(-1, K, -1, -1, -1), masks.unsqueeze(2)]
+        # Mask m and the others' masks, sum - m, enter the first convolution. It is linear: what it makes of the image
+        # and of the sum serves all objects.
+        conv = self.value_encoder.input_conv
+        shared, own_weight, shared_weight = image, conv.weight[:, 3:4], conv.weight[:, :3]
         if not self.config.single_object:
-            inputs.append(others.unsqueeze(2))
-        f16, _, _ = self.value_encoder(torch.cat(inputs, dim=2).flatten(0, 1))
-        return self.value_encoder.fuser(f16.unflatten(0, (B, K)), query.f16)
+            of_others = conv.weight[:, 4:]
+            shared = torch.cat([image, masks.sum(dim=1, keepdim=True)], dim=1)
+            own_weight, shared_weight = own_weight - of_others, torch.cat([shared_weight, of_others], dim=1)
+        x = F.conv2d(shared, shared_weight, conv.bias, conv.stride, conv.padding)
+        values = []
+        for part in masks.split(object_chunk or masks.shape[1], dim=1):
+            of_masks = F.conv2d(part.flatten(0, 1).unsqueeze(1), own_weight, None, conv.stride, conv.padding)
+            of_objects = x.unsqueeze(1) + of_masks.unflatten(0, part.shape[:2])
+            f16, _, _ = self.value_encoder.after_input(of_objects.flatten(0, 1))
+            values.append(self.value_encoder.fuser(f16.unflatten(0, part.shape[:2]), query.f16))
+        return query.key.unsqueeze(1), values[0] if len(values) == 1 else torch.cat(values, dim=1)
 
     def decode(self, readout: Tensor, query: Query) -> Tensor:
         """``readout [B, K, Cv, h, w] -> logits [B, K, H, W]``, one a pixel and object."""

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.backbones import BACKBONES, build_backbone, new_input_channels
-from model.modules import ResBlock, upsample_and_add
+from model.modules import ResBlock, conv_shared, upsample_and_add
 from model.network import Network, Query
 from model.variants import STMConfig
 
@@ -61,14 +61,12 @@ class STMDecoder(nn.Module):
         The softmax over two channels is the sigmoid of their difference, and upsampling is linear: so the difference
         is upsampled, and is the logit of the object.
         """
-        B, K = readout.shape[:2]
-        value = value.unsqueeze(1).expand(-1, K, -1, -1, -1)
-        x = self.ResMM(self.convFM(torch.cat([readout, value], dim=2).flatten(0, 1)))
+        x = self.ResMM(conv_shared(self.convFM, readout.flatten(0, 1), value))
         x = self.RF3(f8, x)
         x = self.RF2(f4, x)
         background, object_ = self.pred2(F.relu(x)).chunk(2, dim=1)
         logits = F.interpolate(object_ - background, scale_factor=4, mode='bilinear', align_corners=False)
-        return logits.unflatten(0, (B, K)).squeeze(2)
+        return logits.unflatten(0, readout.shape[:2]).squeeze(2)
 
 
 class STM(Network):
@@ -119,25 +117,21 @@ class STM(Network):
         ``image [B, 3, H, W], masks [B, K, H, W] in [0, 1] -> key [B, K, Ck, h, w], value [B, K, Cv, h, w]``.
         ``object_chunk`` bounds how many objects are encoded at a time.
         """
-        others = masks.sum(dim=1, keepdim=True) - masks
-        x = self.Encoder_M.input_conv(_normalised(image, self.Encoder_M))
-        chunk = object_chunk or masks.shape[1]
-        parts = [self._encode_objects(x, *part)
-                 for part in zip(masks.split(chunk, dim=1), others.split(chunk, dim=1), strict=True)]
-        keys, values = zip(*parts, strict=True)
-        return (keys[0], values[0]) if len(parts) == 1 else (torch.cat(keys, dim=1), torch.cat(values, dim=1))
-
-    def _encode_objects(self, x: Tensor, masks: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-        """``x``: what the first convolution makes of the image, the same for all objects."""
-        B, K = masks.shape[:2]
+        # As in STCN: the convolution of the others' masks, sum - m, is linear; that of the sum serves all objects.
         encoder = self.Encoder_M
-        of_masks = encoder.conv1_m(masks.flatten(0, 1).unsqueeze(1))
+        conv, own_weight = encoder.input_conv, encoder.conv1_m.weight
+        x = conv(_normalised(image, encoder))
         if not self.config.single_object:
-            of_masks = of_masks + encoder.conv1_o(others.flatten(0, 1).unsqueeze(1))
-        x = x.unsqueeze(1) + of_masks.unflatten(0, (B, K))
-        f16, _, _ = encoder.after_input(x.flatten(0, 1))
-        key, value = self.KV_M_r4(f16)
-        return key.unflatten(0, (B, K)), value.unflatten(0, (B, K))
+            x = x + encoder.conv1_o(masks.sum(dim=1, keepdim=True))
+            own_weight = own_weight - encoder.conv1_o.weight
+        keys, values = [], []
+        for part in masks.split(object_chunk or masks.shape[1], dim=1):
+            of_masks = F.conv2d(part.flatten(0, 1).unsqueeze(1), own_weight, None, conv.stride, conv.padding)
+            of_objects = x.unsqueeze(1) + of_masks.unflatten(0, part.shape[:2])
+            f16, _, _ = encoder.after_input(of_objects.flatten(0, 1))
+            for found, each in zip((keys, values), self.KV_M_r4(f16), strict=True):
+                found.append(each.unflatten(0, part.shape[:2]))
+        return (keys[0], values[0]) if len(keys) == 1 else (torch.cat(keys, dim=1), torch.cat(values, dim=1))
 
     def decode(self, readout: Tensor, query: Query) -> Tensor:
         """``readout [B, K, Cv, h, w] -> logits [B, K, H, W]``, one a pixel and object."""

@@ -2,13 +2,16 @@
 
     python scripts/benchmark.py --objects 1 3 --memory_frames 20
     python scripts/benchmark.py --measure video --size 240x432 --video_frames 60 300
-    python scripts/benchmark.py --measure cost stages --arch stcn stcn_light --size 480x854 240x432
+    python scripts/benchmark.py --measure cost video --arch stcn stcn_light --size 480x854 240x432
+    python scripts/benchmark.py --measure growth --size 240x432 --memory_frames 1 20 200 2000 --plot growth.png
 
 cost    parameters, and multiply-adds of key encoder, value encoder and decoder, and of a frame
-stages  milliseconds (on a GPU also peak memory) of key encoder, value encoder, memory read and decoder
-read    the sparse read against the dense formulation: softmax over the top k scattered into the
-        whole affinity matrix, times all values
+stages  key encoder, value encoder, memory read and decoder: multiply-adds, bytes, and the time that they would take at
+        the machine's own rates of a matrix product and a copy, beside the time that they take
+read    the sparse read against the dense one of the straightforward formulation (scripts/baseline.py)
+core    the whole core with a filled memory against the straightforward formulation
 video   the whole core over a clip: FPS, and peak memory with and without the memory bank
+growth  milliseconds of a frame, and bytes of the memory, over memory frames and objects
 """
 import argparse
 import itertools
@@ -25,7 +28,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from util.cli import HelpFormatter, positive, run_main
+from util.cli import HelpFormatter, not_negative, positive, run_main
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +36,7 @@ log = logging.getLogger(__name__)
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
-    add('--measure', nargs='+', choices=('cost', 'stages', 'read', 'video'),
-        default=['cost', 'stages', 'read', 'video'],
+    add('--measure', nargs='+', choices=tuple(MEASURES), default=['cost', 'stages', 'read', 'core', 'video'],
         help='what to measure')
     add('--arch', nargs='+', default=['stcn'], help='variants, with random weights')
     add('--model', help='checkpoint in place of --arch')
@@ -42,12 +44,14 @@ def main() -> int:
     add('--objects', type=positive, nargs='+', default=[1, 3], help='numbers of objects')
     add('--memory_frames', type=positive, nargs='+', default=[20], help='lengths of the memory')
     add('--video_frames', type=positive, nargs='+', default=[20], help='lengths of the clip')
-    add('--top', type=positive, default=20, help='memory positions that a query position reads')
+    add('--top', type=not_negative, default=20, help='memory positions that a query position reads; 0: all')
+    add('--include_last', action='store_true', help='in video, the previous frame is temporary memory, too')
     add('--mem_every', type=positive, default=5, help='every n-th frame of the clip goes into the memory')
     add('--precision', choices=('float32', 'amp'), default='float32', help='of encoders and decoder')
     add('--device', help='e.g. cuda:1 or cpu (default: the GPU, if there is one)')
     add('--repeat', type=positive, default=5, help='measurements of each thing, taken in turns; the median counts')
     add('--json', help='file for the numbers')
+    add('--plot', help='PNG file for a plot of growth')
     args = parser.parse_args()
 
     import torch
@@ -65,6 +69,8 @@ def main() -> int:
     print(f'{result["machine"]}, {args.precision}, torch {torch.__version__}')
     for name in args.measure:
         print_table(name, result[name])
+    if args.plot and 'growth' in result:
+        plot_growth(result['growth'], args.plot)
     if args.json:
         with atomic_path(args.json) as temporary:
             temporary.write_text(json.dumps(result, indent=2) + '\n')
@@ -142,13 +148,37 @@ def random_memory(network, query_key, *, objects: int, frames: int):
             torch.randn(frames, objects, network.config.value_dim, *query_key.shape[1:], **random))
 
 
-def filled_bank(network, keys, values, *, top_k: int):
+def filled_bank(network, keys, values, *, top_k: int | None):
     """A memory bank with these frames."""
     from inference.memory_bank import MemoryBank
     bank = MemoryBank(shared_keys=network.shared_keys, metric=network.similarity, top_k=top_k, capacity=len(keys))
     for key, value in zip(keys, values, strict=True):
         bank.add(key, value)
     return bank
+
+
+def stripes(size: tuple[int, int], objects: int):
+    """A noisy image ``[3, H, W]`` and a mask ``[H, W]`` in which every object has pixels."""
+    import torch
+    height, width = size
+    image = torch.randint(256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return image, (torch.arange(width) * (objects + 1) // width).to(torch.uint8).expand(height, width)
+
+
+def half(device):
+    """The half precision of ``--amp``."""
+    import torch
+    return torch.float16 if device.type == 'cuda' else torch.bfloat16
+
+
+def rates(device, dtype) -> tuple[float, float]:
+    """What this machine reaches: multiply-adds a second of a product of matrices, bytes read and written of a copy."""
+    import torch
+    a, b = (torch.randn(2048, 2048, device=device, dtype=dtype) for _ in range(2))
+    source = torch.randn(2**26, device=device)
+    target = torch.empty_like(source)
+    times = timed({'product': lambda: a @ b, 'copy': lambda: target.copy_(source)}, repeat=9, device=device)
+    return 2048**3 / times['product'] * 1000, 2 * source.nbytes / times['copy'] * 1000
 
 
 def padded(height: int, width: int) -> tuple[int, int]:
@@ -188,46 +218,45 @@ def measure_cost(args: argparse.Namespace) -> list[dict]:
 
 def measure_stages(args: argparse.Namespace) -> list[dict]:
     import torch
+
+    from scripts.roofline import Work
     network, device = load(args), device_of(args)
+    dtype = (torch.float32 if args.precision == 'float32' else half(device))
+    multiply_adds, copied = rates(device, dtype)
+    log.info('this machine: %.1f G multiply-adds/s (product of matrices), %.1f GB/s (copy)',
+             multiply_adds / 1e9, copied / 1e9)
     rows = []
-    with torch.inference_mode(), torch.autocast(
-            device.type, enabled=args.precision == 'amp',
-            dtype=torch.float16 if device.type == 'cuda' else torch.bfloat16):
-        image = torch.randn(1, 3, *padded(*args.size), device=device)
+    with torch.inference_mode(), torch.autocast(device.type, enabled=args.precision == 'amp', dtype=half(device)):
+        image = torch.randn(1, 3, *padded(*args.size), device=device).contiguous(memory_format=torch.channels_last)
         query = network.encode_query(image)
         for objects in args.objects:
             masks = torch.rand(1, objects, *image.shape[2:], device=device) / objects
             for frames in args.memory_frames:
                 keys, values = random_memory(network, query.key[0], objects=objects, frames=frames)
-                bank = filled_bank(network, keys, values, top_k=args.top)
+                bank = filled_bank(network, keys, values, top_k=args.top or None)
+                del keys, values
                 readout = bank.read(query.key[0])[None]
                 calls = {'key encoder': lambda: network.encode_query(image),
                          'value encoder': lambda masks=masks: network.encode_memory(image, query, masks),
                          'read': lambda bank=bank: bank.read(query.key[0]),
                          'decoder': lambda readout=readout: network.decode(readout, query)}
-                times = timed(calls, repeat=args.repeat, device=device)
-                total = sum(times.values()) - times['value encoder'] * (1 - 1 / args.mem_every)
-                rows.append({'objects': objects, 'memory frames': frames,
-                             **{f'{name} (ms)': value for name, value in times.items()}, 'FPS': 1000 / total,
-                             **{f'{name} (peak MiB)': value for name, value in peaks(calls, device).items()}})
+                times, memory = timed(calls, repeat=args.repeat, device=device), peaks(calls, device)
+                for name, call in calls.items():
+                    with Work() as work:
+                        call()
+                    best = 1000 * work.seconds(multiply_adds, copied)
+                    peak = {'peak (MiB)': memory[name]} if memory else {}
+                    rows.append({'objects': objects, 'memory frames': frames, 'stage': name,
+                                 'G multiply-adds': work.multiply_adds / 1e9, 'MB moved': work.bytes / 1e6,
+                                 'attainable (ms)': best, 'measured (ms)': times[name],
+                                 'attainable / measured': best / times[name], **peak})
     return rows
-
-
-def dense_read(keys, values, query_key, *, top_k: int):
-    """The top-k read as first published: a whole affinity matrix, zero but for the top k, times all values.
-
-    Positions are rows, which is its fastest arrangement: ``keys [N, Ck], values [N, K * Cv], query_key [Q, Ck]
-    -> [Q, K * Cv]``.
-    """
-    import torch
-    similarity = (2 * query_key @ keys.T - keys.square().sum(dim=1)) / query_key.shape[1] ** 0.5
-    best, indices = similarity.topk(top_k, dim=1)
-    affinity = torch.zeros_like(similarity).scatter_(1, indices, best.softmax(dim=1))
-    return affinity @ values
 
 
 def measure_read(args: argparse.Namespace) -> list[dict]:
     import torch
+
+    from scripts.baseline import dense_read
     network, device = load(args), device_of(args)
     h, w = (side // 16 for side in padded(*args.size))
     rows = []
@@ -250,6 +279,125 @@ def measure_read(args: argparse.Namespace) -> list[dict]:
     return rows
 
 
+def measure_core(args: argparse.Namespace) -> list[dict]:
+    """Milliseconds of a frame: the mean over ``mem_every`` frames, one of which goes into the memory."""
+    import torch
+
+    from inference.core import InferenceCore
+    from model import VARIANTS
+    from scripts.baseline import ConcatenatedMemory, StraightforwardSTCN
+    device, config = device_of(args), VARIANTS[args.network]
+    torch.manual_seed(0)
+    straightforward = StraightforwardSTCN(config).eval().to(device)
+    ours = load(args)
+    multiply_adds, _ = rates(device, torch.float32)
+    image, mask = stripes(args.size, max(args.objects))
+    rows = []
+    for objects in args.objects:
+        labels = mask.clamp(max=objects)
+        for frames in args.memory_frames:
+            cores = {}
+            for name, network in (('straightforward', straightforward), ('ours', ours)):
+                cores[name] = core = InferenceCore(network, top_k=args.top, mem_every=args.mem_every,
+                                                   num_frames=args.mem_every * (frames + args.repeat + 2))
+                if name == 'straightforward':
+                    core.memory = ConcatenatedMemory(top_k=args.top)
+                core.step(image, labels)
+                fill(core, config, args.size, objects=objects, frames=frames - 1)
+            probs = {}
+
+            def run(name: str, cores=cores, probs=probs) -> None:
+                for _ in range(args.mem_every):
+                    probs[name] = cores[name].step(image)
+            times = timed({name: lambda name=name: run(name) for name in cores}, repeat=args.repeat, device=device)
+            difference = float((probs['ours'] - probs['straightforward']).abs().max())
+            rows.append({'objects': objects, 'memory frames': frames,
+                         **{f'{name} (ms)': value / args.mem_every for name, value in times.items()},
+                         'straightforward / ours': times['straightforward'] / times['ours'],
+                         'largest difference': difference,
+                         'its encoders / matrix rate': encoder_rate(straightforward, objects, args)
+                         / multiply_adds})
+    return rows
+
+
+def fill(core, config, size: tuple[int, int], *, objects: int, frames: int) -> None:
+    """Random memory frames, one after the other: together they are large."""
+    import torch
+    h, w = (side // 16 for side in padded(*size))
+    with torch.inference_mode():
+        for number in range(frames):
+            random = {'generator': torch.Generator(core.device).manual_seed(number), 'device': core.device}
+            core.memory.add(torch.randn(1, config.key_dim, h, w, **random),
+                            torch.randn(objects, config.value_dim, h, w, **random))
+
+
+def encoder_rate(network, objects: int, args: argparse.Namespace) -> float:
+    """Multiply-adds a second of both encoders."""
+    import torch
+
+    from scripts.roofline import Work
+    device = device_of(args)
+    with torch.inference_mode():
+        image = torch.randn(1, 3, *padded(*args.size), device=device)
+        masks = torch.rand(1, objects, *image.shape[2:], device=device) / objects
+
+        def encode() -> None:
+            network.encode_memory(image, network.encode_query(image), masks)
+        [milliseconds] = timed({'': encode}, repeat=args.repeat, device=device).values()
+        with Work() as work:
+            encode()
+    return 1000 * work.multiply_adds / milliseconds
+
+
+def measure_growth(args: argparse.Namespace) -> list[dict]:
+    """Of a frame that is not memorised: one object over all memory frames, all objects over the shortest memory."""
+    import torch
+    network, device = load(args), device_of(args)
+    rows = []
+    pairs = [(1, frames) for frames in args.memory_frames] + [(objects, min(args.memory_frames))
+                                                             for objects in args.objects if objects > 1]
+    with torch.inference_mode():
+        image = torch.randn(1, 3, *padded(*args.size), device=device)
+        query = network.encode_query(image)
+        for objects, frames in pairs:
+            bank = filled_bank(network, *random_memory(network, query.key[0], objects=objects, frames=frames),
+                               top_k=args.top or None)
+
+            def frame(bank=bank) -> None:
+                query = network.encode_query(image)
+                network.decode(bank.read(query.key[0])[None], query)
+            times = timed({'frame': frame, 'read': lambda bank=bank: bank.read(query.key[0])}, repeat=args.repeat,
+                          device=device)
+            rows.append({'objects': objects, 'memory frames': frames,
+                         **{f'{name} (ms)': value for name, value in times.items()},
+                         'bank (MiB)': bank.nbytes / 2**20})
+    return rows
+
+
+def plot_growth(rows: list[dict], path: str) -> None:
+    """Time and memory over memory frames (of one object) and over objects."""
+    import matplotlib
+    matplotlib.use('agg')
+    from matplotlib import pyplot
+
+    from util.files import atomic_path
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout='constrained')
+    alone = [row for row in rows if row['objects'] == 1]
+    shortest = min(row['memory frames'] for row in rows)
+    together = [row for row in rows if row['memory frames'] == shortest]
+    for axis, chosen, variable in ((axes[0], alone, 'memory frames'), (axes[1], together, 'objects')):
+        for column, marker in (('frame (ms)', 'o'), ('read (ms)', 's'), ('bank (MiB)', '^')):
+            axis.plot([row[variable] for row in chosen], [row[column] for row in chosen], marker=marker, label=column)
+        axis.set(xlabel=variable, xscale='log', yscale='log')
+        axis.grid(alpha=0.3)
+    axes[0].set_title('1 object')
+    axes[1].set_title(f'{shortest} memory frame{"s" * (shortest > 1)}')
+    axes[0].legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format='png', dpi=120)
+    pyplot.close(figure)
+
+
 def measure_videos(args: argparse.Namespace) -> list[dict]:
     """In a process of its own each, for the peak memory of a process cannot be reset."""
     rows = []
@@ -268,13 +416,10 @@ def measure_video(args: argparse.Namespace, objects: int, frames: int) -> dict:
     network, device = load(args), device_of(args)
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
-    core = InferenceCore(network, top_k=args.top, mem_every=args.mem_every, amp=args.precision == 'amp',
-                         num_frames=frames)
-    height, width = args.size
-    # Stripes, so that every object has pixels; two images in turn, so that not every frame is like the last.
-    mask = (torch.arange(width) * (objects + 1) // width).to(torch.uint8).expand(height, width)
-    generator = torch.Generator().manual_seed(0)
-    images = [torch.randint(256, (3, height, width), dtype=torch.uint8, generator=generator) for _ in range(2)]
+    core = InferenceCore(network, top_k=args.top or None, mem_every=args.mem_every, include_last=args.include_last,
+                         amp=args.precision == 'amp', num_frames=frames)
+    image, mask = stripes(args.size, objects)
+    images = [image, 255 - image]       # in turn, so that not every frame is like the last
     start = time.perf_counter()
     for t in range(frames):
         labels = core.to_labels(core.step(images[t % 2], mask if t == 0 else None, last=t == frames - 1))
@@ -295,7 +440,8 @@ def print_table(name: str, rows: list[dict]) -> None:
                                 for value in row.values()) + ' |')
 
 
-MEASURES = {'cost': measure_cost, 'stages': measure_stages, 'read': measure_read, 'video': measure_videos}
+MEASURES = {'cost': measure_cost, 'stages': measure_stages, 'read': measure_read, 'core': measure_core,
+            'video': measure_videos, 'growth': measure_growth}
 
 if __name__ == '__main__':
     run_main(main)

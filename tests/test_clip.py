@@ -91,3 +91,14 @@ def test_every_parameter_is_trained(random_clip):
     logits = segment_clip(network, *random_clip)
     clip_loss(logits, torch.ones(2, 2, 64, 80, dtype=torch.int64), random_clip[2], fraction=1.0).backward()
     assert all(parameter.grad.isfinite().all() and parameter.grad.any() for parameter in network.parameters())
+
+
+def test_recomputed_activations_change_nothing(random_clip):
+    network = make_small_network().train()
+    gradients = []
+    for recompute in (False, True):
+        logits = segment_clip(network, *random_clip, recompute=recompute)
+        logits.square().mean().backward()
+        gradients.append((logits.detach(), *(parameter.grad for parameter in network.parameters())))
+        network.zero_grad()
+    assert all(torch.equal(found, expected) for found, expected in zip(*gradients, strict=True))

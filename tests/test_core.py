@@ -1,4 +1,6 @@
 """The streaming core: schedules, annotations, sizes, and that streaming equals a run over the whole video."""
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -282,6 +284,23 @@ def test_kernel_reaches_the_memory(small_network, clip, first_mask):
     assert not torch.allclose(found[-1], expected[-1], atol=1e-3)
     with pytest.raises(ValueError, match='kernel_sigma'):
         InferenceCore(small_network, kernel_sigma=-1)
+
+
+def test_compiled_network_is_the_same(clip, first_mask, monkeypatch):
+    """With a backend that runs the captured graphs as they are: what a compiler makes of them is torch's concern."""
+    monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend='eager'))
+    masks = {0: first_mask.where(first_mask < 3, 0), 2: first_mask}
+    expected, _ = run(make_small_network(), clip[:4], masks, mem_every=2)
+    found, _ = run(make_small_network().compiled(), clip[:4], masks, mem_every=2)
+    for prob, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(prob, other, atol=1e-5, rtol=0)
+
+
+def test_half_memory_stays_close(small_network, clip, first_mask):
+    expected, _ = run(small_network, clip[:6], {0: first_mask}, mem_every=1)
+    found, core = run(small_network, clip[:6], {0: first_mask}, mem_every=1, half_memory=True)
+    assert 0 < max(float((prob - other).abs().max()) for prob, other in zip(found, expected, strict=True)) < 1e-2
+    assert core.memory._groups[0].values.buffer.dtype == torch.half
 
 
 def test_amp_stays_close(small_network, clip, first_mask):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from inference.memory_bank import MemoryBank
+from model.memory import top_k_weights
 
 Ck, Cv, h, w = 8, 12, 3, 4
 
@@ -160,3 +161,32 @@ def test_more_annotated_frames_than_the_bound_all_stay():
         bank.add(keys[t], values[t], protected=t % 2 == 0)
         bank.read(query)
     assert len(bank) == 3
+
+
+@pytest.mark.parametrize(('frames', 'places', 'top_k'), [
+    (4, 30, 20), (9, 21, 20), (50, 24, 5), (5, 12, 1), (7, 20, 20)])
+def test_two_step_selection_is_the_one_step_one(frames, places, top_k):
+    """In the last case the memory has no more places than are to be chosen, and one step does it."""
+    torch.manual_seed(0)
+    # Few different values a row and one place that has all the large ones: what a wrong shortcut would miss.
+    similarity = torch.randn(2, 6, frames, places).mul(4).round()
+    similarity[0, 0, :, 3] += 100
+    similarity = similarity.flatten(2)
+    weights, indices = top_k_weights(similarity, top_k, frames=frames)
+    expected = similarity.topk(top_k, dim=-1).values
+    assert torch.equal(similarity.gather(-1, indices), expected)
+    assert torch.equal(weights, expected.softmax(dim=-1))
+    assert all(len(set(row.tolist())) == top_k for row in indices.flatten(0, 1))
+
+
+def test_values_in_half_precision():
+    keys, values, query = random_frames(6, 2, shared=True)
+    banks = [MemoryBank(value_dtype=dtype, capacity=6) for dtype in (None, torch.half)]
+    for key, value in zip(keys, values, strict=True):
+        for bank in banks:
+            bank.add(key, value)
+    expected, found = (bank.read(query) for bank in banks)
+    assert found.dtype == expected.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
+    added = [bank.nbytes - 4 * 6 * h * w * (Ck + 1) for bank in banks]
+    assert added[0] == 2 * added[1]

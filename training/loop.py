@@ -20,7 +20,8 @@ from util.stop import StopRequest
 def train(
     state: TrainingState, batches: Iterator[dict], stage: Stage, run: Run, report: Report, *,
     device: torch.device, accumulation: int = 1, amp_dtype: torch.dtype | None = None,
-    clip_norm: float | None = None, log_every: int = 50, images_every: int = 500, save_every: int = 1000,
+    clip_norm: float | None = None, recompute: bool = False, log_every: int = 50, images_every: int = 500,
+    save_every: int = 1000,
 ) -> int:
     """Train from ``state.iteration`` to the end of the stage; checkpoints go to ``run``, losses to ``report``.
 
@@ -28,6 +29,7 @@ def train(
         batches: ``accumulation`` micro-batches of equal size for each iteration, as the datasets make them.
         amp_dtype: of automatic mixed precision; ``None`` for float32.
         clip_norm: largest norm of the gradient of all weights together; ``None`` for no bound.
+        recompute: see :func:`model.clip.segment_clip`; slower, for less memory.
 
     Returns:
         0, or the signal (SIGTERM or SIGINT) that ended the training early, with its state saved.
@@ -35,7 +37,7 @@ def train(
     Raises:
         FloatingPointError: the loss or a weight is not finite any more.
     """
-    model = parallel(ClipNetwork(state.network.train()), device)
+    model = parallel(ClipNetwork(state.network.train(), recompute=recompute), device)
     optimizer, scaler = state.optimizer, state.scaler
     with StopRequest() as stop:
         while state.iteration < stage.iterations:

@@ -61,6 +61,10 @@ def evaluation_parser(description: str, *, size: int, dataset: str) -> argparse.
         'annotated one (default: no bound)')
     add('--object_chunk', type=positive, help='objects at a time, to save memory (default: all)')
     add('--amp', action='store_true', help='half precision; faster, with slightly other masks')
+    add('--half_memory', action='store_true', help="the memory's values in half precision; half of the memory, with "
+        'slightly other masks')
+    add('--compile', action='store_true', help='compile encoders and decoder with torch.compile: some minutes at '
+        'first, then faster')
     add('--device', help='e.g. cuda:1 or cpu (default: the GPU, if there is one)')
     add('--num_threads', type=positive, help='of each process on a CPU, where rounding depends on it (default: one a '
         'core, whatever the number of processes, so that it does not change the masks)')
@@ -122,6 +126,8 @@ def evaluate(args: argparse.Namespace, videos: list) -> int:
     if device.type == 'cpu':
         torch.set_num_threads(args.num_threads or cores())
     networks = {path: load_model(path, device=device) for path in args.model}
+    if args.compile:
+        networks = {path: network.compiled() for path, network in networks.items()}
     members = [Member(networks[path], size=size or None, kernel_sigma=kernel_sigma or None, flip=flip)
                for path in args.model
                for size, kernel_sigma in zip(args.size, kernel_sigmas(args), strict=True)
@@ -132,7 +138,7 @@ def evaluate(args: argparse.Namespace, videos: list) -> int:
             save_probs=args.save_probs, archive=args.zip,
             core_options={'top_k': args.top or None, 'mem_every': args.mem_every or None,
                           'include_last': args.include_last, 'max_memory_frames': args.max_memory_frames,
-                          'object_chunk': args.object_chunk, 'amp': args.amp})
+                          'object_chunk': args.object_chunk, 'amp': args.amp, 'half_memory': args.half_memory})
         if rank() == 0:
             print(summary)
     return 1 if summary.failures else 0
@@ -158,8 +164,9 @@ def settings(args: argparse.Namespace) -> dict[str, object]:
     found |= {'network': [sha256(path) for path in args.model], 'kernel_sigma': kernel_sigmas(args)}
     if not any(found['kernel_sigma']):
         del found['kernel_sigma']
-    if not args.flip:
-        del found['flip']
+    for name in ('flip', 'half_memory', 'compile'):
+        if not found[name]:
+            del found[name]
     return {name: value[0] if isinstance(value, list) and len(value) == 1 else value for name, value in found.items()}
 
 

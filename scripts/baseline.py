@@ -1,0 +1,70 @@
+"""What the benchmark compares with: the straightforward formulation of the network, the memory and its read.
+
+Nothing is shared by the objects but the key, no batch norm is folded, the memory is concatenated frame by frame, and
+the read multiplies a whole affinity matrix, zero but for the top k, with all values. The results are the paper's.
+"""
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.network import Query
+from model.stcn import STCN
+
+
+class StraightforwardSTCN(STCN):
+    """Every object goes through the value encoder and the decoder with features of its own."""
+
+    def encode_memory(
+        self, image: Tensor, query: Query, masks: Tensor, *, object_chunk: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        others = masks.sum(dim=1, keepdim=True) - masks
+        frames = self._of_every_object(image, masks)
+        objects = torch.cat([frames, masks.flatten(0, 1).unsqueeze(1), others.flatten(0, 1).unsqueeze(1)], dim=1)
+        f16, _, _ = self.value_encoder(objects)
+        fuser = self.value_encoder.fuser
+        x = fuser.block1(torch.cat([f16, self._of_every_object(query.f16, masks)], dim=1))
+        x = fuser.block2(x + fuser.attention(x))
+        return query.key.unsqueeze(1), x.unflatten(0, masks.shape[:2])
+
+    def decode(self, readout: Tensor, query: Query) -> Tensor:
+        thin, f8, f4 = (self._of_every_object(each, readout) for each in (query.thin, query.f8, query.f4))
+        decoder = self.decoder
+        x = decoder.compress(torch.cat([readout.flatten(0, 1), thin], dim=1))
+        for block, skip in ((decoder.up_16_8, f8), (decoder.up_8_4, f4)):
+            upsampled = F.interpolate(x, scale_factor=2, mode='bilinear', align_corners=False)
+            x = block.out_conv(block.skip_conv(skip) + upsampled)
+        logits = F.interpolate(decoder.pred(F.relu(x)), scale_factor=4, mode='bilinear', align_corners=False)
+        return logits.unflatten(0, readout.shape[:2]).squeeze(2)
+
+    @staticmethod
+    def _of_every_object(features: Tensor, objects: Tensor) -> Tensor:
+        """``features [B, C, h, w], objects [B, K, ...] -> [B*K, C, h, w]``."""
+        return features.repeat_interleave(objects.shape[1], dim=0)
+
+
+class ConcatenatedMemory:
+    """In place of a core's ``MemoryBank``: objects that are there from the first frame on, permanent memory frames."""
+
+    def __init__(self, *, top_k: int):
+        self.top_k = top_k
+        self.keys: Tensor | None = None         # [N, Ck]: positions are rows, the fastest arrangement of the read
+        self.values: Tensor | None = None       # [N, K, Cv]
+
+    def add(self, key: Tensor, value: Tensor, *, permanent: bool = True, protected: bool = False) -> None:
+        """``key [1, Ck, h, w], value [K, Cv, h, w]``."""
+        key, value = key[0].flatten(1).T, value.flatten(2).permute(2, 0, 1)
+        self.keys = key.contiguous() if self.keys is None else torch.cat([self.keys, key])
+        self.values = value.contiguous() if self.values is None else torch.cat([self.values, value])
+
+    def read(self, query_key: Tensor) -> Tensor:
+        """``query_key [Ck, h, w] -> [K, Cv, h, w]``."""
+        readout = dense_read(self.keys, self.values.flatten(1), query_key.flatten(1).T, top_k=self.top_k)
+        return readout.T.reshape(*self.values.shape[1:], *query_key.shape[1:])
+
+
+def dense_read(keys: Tensor, values: Tensor, query_key: Tensor, *, top_k: int) -> Tensor:
+    """``keys [N, Ck], values [N, K * Cv], query_key [Q, Ck] -> [Q, K * Cv]``."""
+    similarity = (2 * query_key @ keys.T - keys.square().sum(dim=1)) / query_key.shape[1] ** 0.5
+    best, indices = similarity.topk(min(top_k, len(keys)), dim=1)
+    affinity = torch.zeros_like(similarity).scatter_(1, indices, best.softmax(dim=1))
+    return affinity @ values

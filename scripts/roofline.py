@@ -1,0 +1,95 @@
+"""Counts what operations do, by looking at each of them: multiply-adds, bytes moved, bytes alive."""
+import math
+import weakref
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+aten = torch.ops.aten
+GATHERS = {aten.gather, aten.index, aten.embedding, aten._embedding_bag, aten._embedding_bag_forward_only}
+
+
+class Work(TorchDispatchMode):
+    """Multiply-adds and bytes of the operations in its ``with`` block.
+
+    An operation reads its inputs and writes its outputs once; of a gather, the rows that it takes. Views are free.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.operations: list[tuple[int, int]] = []
+
+    @property
+    def multiply_adds(self) -> int:
+        return sum(count for count, _ in self.operations)
+
+    @property
+    def bytes(self) -> int:
+        return sum(moved for _, moved in self.operations)
+
+    def seconds(self, multiply_adds: float, copied: float) -> float:
+        """At these rates a second: of each operation the longer of computing and moving."""
+        return sum(max(count / multiply_adds, moved / copied) for count, moved in self.operations)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        packet = function._overloadpacket
+        if packet not in flop_registry:         # in inference mode, convolutions come as one of several names for them
+            with self:
+                result = function.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = function(*args, **kwargs)
+        if any(value.alias_info is not None and not value.alias_info.is_write for value in function._schema.returns):
+            return result
+        count = 0
+        if packet in flop_registry:
+            count = flop_registry[packet](*args, **kwargs, out_val=result) // 2
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        moved = sum(each.numel() * each.element_size() for each in outputs)
+        if packet in GATHERS:
+            source, *rest = inputs
+            rows = max(each.numel() for each in rest) if packet is not aten.gather else outputs[0].numel()
+            row = 1 if packet is aten.gather else math.prod(source.shape[1:])
+            moved += rows * row * source.element_size() + sum(each.nbytes for each in rest)
+            count = rows * row if 'bag' in str(packet) else 0
+        else:
+            moved += sum(each.numel() * each.element_size() for each in inputs)
+        self.operations.append((count, moved))
+        return result
+
+
+class Allocations(TorchDispatchMode):
+    """Bytes of the tensors that operations in its ``with`` block make and that are alive: now, and at the peak.
+
+    With fake tensors, nothing is computed or allocated: the peak of any size is known within seconds.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.alive = self.peak = 0
+        self.known = weakref.WeakSet()
+
+    def add(self, tensor: Tensor) -> None:
+        """Count a tensor that is there already, until it is freed."""
+        storage = tensor.untyped_storage()
+        if storage in self.known:
+            return
+        self.known.add(storage)
+        self.alive += storage.nbytes()
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._free, storage.nbytes())
+
+    def _free(self, size: int) -> None:
+        self.alive -= size
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.add(leaf)
+        return result

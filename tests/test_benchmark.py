@@ -1,0 +1,117 @@
+"""What the benchmark rests on: its baseline is the paper's network, and it counts what it says."""
+import json
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from inference.core import InferenceCore
+from model import VARIANTS
+from model.aggregate import aggregate
+from scripts import benchmark, benchmark_memory, benchmark_training
+from scripts.baseline import ConcatenatedMemory, StraightforwardSTCN
+from scripts.roofline import Allocations, Work
+from tests.conftest import golden, state_dict
+from tests.test_golden import _unpadded, assert_close, normalised
+from tests.tiny import TINY
+from tests.trees import make_roots
+
+
+@pytest.fixture(scope='module')
+def straightforward():
+    network = StraightforwardSTCN()
+    network.load_state_dict(state_dict('layout_stcn.json'))
+    return network.eval()
+
+
+@torch.inference_mode()
+def test_baseline_is_the_published_network(straightforward, clip, first_mask):
+    expected = golden('network')
+    image = normalised(clip[0])
+    query = straightforward.encode_query(image)
+    masks = torch.stack([first_mask[:96, :176] == label for label in (1, 2, 3)])[None].float()
+    key, value = straightforward.encode_memory(image, query, masks)
+    assert_close(value[0, :, ::4], expected['value_3obj'])
+    memory = ConcatenatedMemory(top_k=20)
+    memory.add(key[0], value[0])
+    query = straightforward.encode_query(normalised(clip[5]))
+    prob = straightforward.decode(memory.read(query.key[0])[None], query).sigmoid()
+    assert_close(prob[0, :, ::2, ::2], expected['object_prob'])
+    assert_close(aggregate(prob).softmax(dim=1)[0, :, ::2, ::2], expected['aggregated'])
+
+
+def test_baseline_propagates_as_published(straightforward, clip, first_mask):
+    expected = _unpadded(golden('propagation')['prob_3obj_every5_nolast'])
+    core = InferenceCore(straightforward)
+    core.memory = ConcatenatedMemory(top_k=20)
+    for t, image in enumerate(clip):
+        prob = core.step(image, first_mask if t == 0 else None, [1, 2, 3] if t == 0 else None, last=t == 11)
+        assert_close(prob[:, 1::2, 1::2], expected[:, t], tolerance=5e-3)
+
+
+def test_work():
+    a, b, rows = torch.zeros(8, 32), torch.zeros(32, 16), torch.tensor([[0, 1], [2, 3]])
+    image, kernel = torch.zeros(1, 4, 10, 10), torch.zeros(6, 4, 3, 3)
+    weights = torch.ones(2, 2)
+    with torch.inference_mode(), Work() as work:
+        (a @ b).T[:1]
+        F.conv2d(image, kernel, padding=1)
+        F.embedding_bag(rows, b, mode='sum', per_sample_weights=weights)
+    product, convolution, *_, bag = work.operations
+    assert product == (8 * 32 * 16, 4 * (8 * 32 + 32 * 16 + 8 * 16))
+    assert convolution == (100 * 4 * 6 * 9, 4 * (400 + 216 + 600))
+    assert bag[0] == 4 * 16
+    assert work.seconds(1e30, 4.) == pytest.approx(work.bytes / 4)
+
+
+def test_allocations():
+    x = torch.ones(2**18)           # 1 MiB, there before
+    with Allocations() as allocations:
+        y = x + 1
+        z = (y * 2).view(2, -1)
+        del y
+        z.mul_(2)
+        x + 3
+    assert allocations.alive == z.nbytes
+    assert allocations.peak == 2 * z.nbytes
+
+
+def test_memory_model_grows_with_the_memory(monkeypatch):
+    monkeypatch.setitem(VARIANTS, 'tiny', TINY)
+    one, two = (benchmark_memory.inference_peak('tiny', 64, 96, 2, frames) for frames in (50, 100))
+    added = 50 * 4 * 6 * 4 * (2 * TINY.value_dim + TINY.key_dim + 1)
+    assert two - one == pytest.approx(added, rel=0.1)
+    assert benchmark_memory.inference_peak('tiny', 64, 96, 2, 100, amp=True) < two
+    kept, again = (benchmark_memory.training_peak(3, 2, arch='tiny', crop_size=64, recompute=recompute)
+                   for recompute in (False, True))
+    assert again < kept
+
+
+@pytest.mark.parametrize('flags', [
+    ['--measure', 'stages', 'read', 'core', 'growth', '--memory_frames', '5', '--objects', '1', '2'],
+    ['--measure', 'cost', 'video', '--video_frames', '6', '--objects', '1'],
+    ['--measure', 'video', '--arch', 'stm_light', '--top', '0', '--include_last', '--video_frames', '6'],
+])
+def test_measurements(monkeypatch, tmp_path, capsys, flags):
+    arch = [] if '--arch' in flags else ['--arch', 'stcn_light']
+    monkeypatch.setattr('sys.argv', ['benchmark.py', *flags, *arch, '--size', '64x96', '--repeat', '1', '--device',
+                                     'cpu', '--json', str(tmp_path / 'found.json'),
+                                     '--plot', str(tmp_path / 'plot.png')])
+    assert benchmark.main() == 0
+    found = json.loads((tmp_path / 'found.json').read_text())
+    for name in ('read', 'core'):
+        assert all(row['largest difference'] < 1e-4 for row in found.get(name, []))
+    assert (tmp_path / 'plot.png').exists() == ('growth' in flags)
+    printed = capsys.readouterr().out
+    for name in found.keys() - {'machine', 'precision'}:
+        assert f'\n{name}\n' in printed
+        assert all(value >= 0 for row in found[name] for value in row.values() if not isinstance(value, str))
+
+
+def test_training_step(monkeypatch, capsys, tmp_path):
+    static_root = make_roots(tmp_path)['static_root']
+    flags = ['--static_root', str(static_root), '--arch', 'stcn_light', '--crop_size', '64', '--batch_size', '1',
+             '--steps', '1', '--num_workers', '0', '--recompute', '--device', 'cpu']
+    monkeypatch.setattr('sys.argv', ['benchmark_training.py', *flags])
+    assert benchmark_training.main() == 0
+    assert 'plain / ours' in capsys.readouterr().out
