@@ -47,6 +47,15 @@ def state_dict(layout: str) -> dict[str, Tensor]:
     return {name: torch.from_numpy(value) for name, value in make_state_dict(layout).items()}
 
 
+@pytest.fixture
+def one_thread():
+    """Two threads that share a busy machine's cores wait for each other. Scripts set their number, too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope='session')
 def golden_network() -> STCN:
     """The published architecture with the weights that the golden numbers were computed with."""

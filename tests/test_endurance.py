@@ -29,15 +29,9 @@ from training import loop
 from util import cli
 from util.video_file import VideoReader
 
+pytestmark = pytest.mark.usefixtures('one_thread')
+
 CUDA = 'CUDA out of memory. Tried to allocate 9.00 GiB.\nGPU 0 has a total capacity of 8.00 GiB.'
-
-
-@pytest.fixture(autouse=True)
-def _threads():
-    """Scripts set them for the whole process."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='needs /proc')
@@ -98,7 +92,8 @@ def test_finished_videos_are_kept_and_others_go_on(davis_root, small_network, tm
 def test_a_video_ends_where_memory_does(small_checkpoint, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(sys, 'argv', [
         'segment_video.py', '--input', str(GOLDEN / 'clip'), '--mask', str(GOLDEN / 'first_mask.png'), '--strip', '2',
-        '--output', str(tmp_path / 'out'), '--model', str(small_checkpoint), '--size', '0', '--device', 'cpu'])
+        '--output', str(tmp_path / 'out'), '--model', str(small_checkpoint), '--size', '0', '--device', 'cpu',
+        '--num_threads', '1'])
     with too_little_memory(monkeypatch, frame=7):
         assert segment_video.main() == 1
     [message] = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
@@ -147,7 +142,6 @@ def learn(roots, tmp_path, monkeypatch):
     places = [part for name, root in roots.items() for part in (f'--{name}', str(root))]
 
     def learn(*flags):
-        torch.set_num_threads(1)
         monkeypatch.setattr(sys, 'argv', [
             'train.py', '--arch', 'tiny', '--backbone_weights', 'none', '--crop_size', '48', '-b', '2', '-i', '3',
             '--stage', '3', '--device', 'cpu', *places, *map(str, flags)])
@@ -204,22 +198,20 @@ def test_evaluating_twice_gives_the_same_bytes(davis_root, small_checkpoint, tmp
     assert sum(name.endswith('.png') for name in expected) == 12
     assert sum(name.endswith('.npz') for name in expected) == 12
     assert evaluate('second') == expected
-    for threads in (1, 4):
-        monkeypatch.setattr(run_module, 'READERS', threads)
-        monkeypatch.setattr(run_module.BackgroundWriter.__init__, '__kwdefaults__', {'threads': threads})
-        assert evaluate(f'{threads} threads') == expected
+    monkeypatch.setattr(run_module, 'READERS', 1)
+    monkeypatch.setattr(run_module.BackgroundWriter.__init__, '__kwdefaults__', {'threads': 4})
+    assert evaluate('other threads') == expected
     subprocess.run([sys.executable, *map(str, words('fresh'))], cwd=REPOSITORY, check=True, capture_output=True)
     assert tree(tmp_path / 'fresh') == expected
 
     # Parts of another size round differently; the masks are the same.
-    for chunk in (1, 2):
-        found = evaluate(f'chunk {chunk}', '--object_chunk', chunk)
-        for name, content in expected.items():
-            if name.endswith('.png'):
-                assert found[name] == content
-            elif name.endswith('.npz'):
-                probs = [np.load(tmp_path / output / name)['prob'] for output in ('first', f'chunk {chunk}')]
-                np.testing.assert_allclose(*probs, atol=2e-3)
+    found = evaluate('chunks', '--object_chunk', 2)
+    for name, content in expected.items():
+        if name.endswith('.png'):
+            assert found[name] == content
+        elif name.endswith('.npz'):
+            probs = [np.load(tmp_path / output / name)['prob'] for output in ('first', 'chunks')]
+            np.testing.assert_allclose(*probs, atol=2e-3)
 
 
 def test_training_twice_gives_the_same_bits(learn):

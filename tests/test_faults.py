@@ -423,6 +423,18 @@ def test_a_signal_before_and_after_the_network_runs(number, segment, tmp_path, m
     assert len(zipfile.ZipFile(tmp_path / 'out.zip').namelist()) == 8
 
 
+def test_a_signal_counts_even_where_a_library_stumbles_over_it(segment, tmp_path, monkeypatch):
+    """torch's mode stacks did, and a checkpoint that cannot be read is an error of ours."""
+    def stumble(*args, **options):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            raise RuntimeError('trying to pop from empty mode stack')
+
+    monkeypatch.setattr(torch, 'load', stumble)
+    assert segment(tmp_path / 'out') == (143, 'interrupted; what is finished is kept\n')
+
+
 @pytest.mark.parametrize('number', SIGNALS)
 def test_the_shell_sees_what_ended_an_evaluation(number, network, tmp_path):
     """A process of its own, signalled at some moment; no traceback."""

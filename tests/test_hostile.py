@@ -46,6 +46,9 @@ from tests.test_web import Server, needs_gradio, until, zip_of_frames
 from tests.tiny import TINY
 from training.run import Run
 
+pytestmark = pytest.mark.usefixtures('one_thread')
+
+
 # Checkpoints
 
 

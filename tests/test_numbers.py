@@ -15,6 +15,8 @@ from model.losses import bootstrapped_cross_entropy, clip_loss
 from model.memory import read_dense
 from tests.conftest import make_small_network
 
+pytestmark = pytest.mark.usefixtures('one_thread')
+
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 LARGE = 1e4
 T, K, Ck, Cv, h, w = 4, 3, 64, 8, 4, 6
@@ -141,10 +143,10 @@ def test_a_network_that_is_sure_of_everything_can_be_trained(amp, sure_of):
 def test_a_video_of_fifty_objects_with_large_keys(clip, amp, options):
     network = extreme(make_small_network(), 0)
     core = InferenceCore(network, amp=amp, mem_every=1, **options)
-    mask = (torch.arange(110)[:, None] // 22 * 10 + torch.arange(182) // 19 + 1).byte()
+    mask = (torch.arange(40)[:, None] // 8 * 10 + torch.arange(60) // 6 + 1).byte()
     for t, image in enumerate(clip[:3]):
-        prob = core.step(image, mask if t == 0 else None)
-        torch.testing.assert_close(prob.sum(dim=0), torch.ones(110, 182))
+        prob = core.step(image[:, 40:80, 60:120], mask if t == 0 else None)
+        torch.testing.assert_close(prob.sum(dim=0), torch.ones(40, 60))
         assert 0 <= uncertainty(prob) <= 1 + 1e-6
     assert len(core.objects) == 50
 

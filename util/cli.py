@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from util.presets import PRESETS, flags_text, presets_text
-from util.stop import stop_on_sigterm
+from util.stop import stop_on_sigterm, stopped_by
 
 log = logging.getLogger(__name__)
 
@@ -189,12 +189,12 @@ def run_main(main) -> None:
     stop_on_sigterm()
     try:
         sys.exit(main())
-    except KeyboardInterrupt as stop:
-        for number in (signal.SIGINT, signal.SIGTERM):      # a second one ends what still runs
-            signal.signal(number, signal.SIG_DFL)
-        print('interrupted; what is finished is kept', file=sys.stderr)
-        sys.exit(128 + getattr(stop, 'signal', signal.SIGINT))
-    except Exception as error:
+    except (KeyboardInterrupt, Exception) as error:
+        if number := stopped_by(error):
+            for each in (signal.SIGINT, signal.SIGTERM):    # a second one ends what still runs
+                signal.signal(each, signal.SIG_DFL)
+            print('interrupted; what is finished is kept', file=sys.stderr)
+            sys.exit(128 + number)
         if os.environ.get('STCN_TRACEBACK') or not _is_for_the_user(error):
             raise
         sys.exit(f'error: {error}')

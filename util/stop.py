@@ -23,6 +23,13 @@ def _stop(number: int, _frame) -> None:
     raise Stopped(number)
 
 
+def stopped_by(error: BaseException | None) -> int:
+    """The signal behind an error, 0 for none: a library may have stumbled over it and raised an error of its own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return 0 if error is None else getattr(error, 'signal', signal.SIGINT)
+
+
 class StopRequest:
     """Takes note of SIGTERM and SIGINT within its block, instead of ending the process; a second one does.
 
