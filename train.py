@@ -98,9 +98,9 @@ def training_parser() -> argparse.ArgumentParser:
     add('--amp_dtype', choices=('float16', 'bfloat16'), help='mixed precision of this type, on a CPU, too (default: '
         'float16 on a GPU, none on a CPU)')
     add('--recompute', action='store_true', help='keep no activations inside encoders and decoder for the backward '
-        'pass, compute them again: a third slower, with much less memory (default: off)')
-    add('--compile', action='store_true', help='compile encoders and decoder with torch.compile: some minutes at '
-        'first, then faster (default: off)')
+        'pass, compute them again: slower, with less memory (default: off)')
+    add('--compile', action='store_true', help='compile encoders and decoder with torch.compile, which takes '
+        'minutes at first (default: off)')
     add('--benchmark', action='store_true', help='let cuDNN try which algorithms are fastest (default: off)')
     return parser
 

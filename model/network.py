@@ -69,7 +69,7 @@ class Network(nn.Module):
         return self
 
     def compiled(self) -> 'Network':
-        """This network with encoders and decoder compiled (``torch.compile``), in place; it pays on long videos.
+        """This network with encoders and decoder compiled (``torch.compile``), in place.
 
         The memory is not: it grows, they do not. Each size of a frame and number of objects compiles anew at first,
         then torch makes code for all of them.

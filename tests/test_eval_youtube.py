@@ -128,12 +128,12 @@ def test_flags_reach_the_core(evaluate, tmp_path, monkeypatch):
                         lambda network, **options: seen.append(options) or create(network, **options))
     evaluate(tmp_path / 'plain')
     evaluate(tmp_path / 'out', '--top', '7', '--mem_every', '3', '--include_last', '--max_memory_frames', '2',
-             '--object_chunk', '1', '--amp')
+             '--object_chunk', '1', '--amp', '--half_memory')
     defaults = {'top_k': 20, 'mem_every': 5, 'include_last': False, 'max_memory_frames': None, 'object_chunk': None,
-                'amp': False, 'size': SIZE, 'kernel_sigma': None}
+                'amp': False, 'half_memory': False, 'size': SIZE, 'kernel_sigma': None}
     assert seen[0] == {'num_frames': 12, **defaults}
     assert seen[-1] == {'num_frames': 8, 'top_k': 7, 'mem_every': 3, 'include_last': True, 'max_memory_frames': 2,
-                        'object_chunk': 1, 'amp': True, 'size': SIZE, 'kernel_sigma': None}
+                        'object_chunk': 1, 'amp': True, 'half_memory': True, 'size': SIZE, 'kernel_sigma': None}
     seen.clear()
     evaluate(tmp_path / 'everything', '--top', '0', '--mem_every', 'none', '--kernel_sigma', '7')
     assert seen[0] == {'num_frames': 12, **defaults, 'top_k': None, 'mem_every': None, 'kernel_sigma': 7}

@@ -14,7 +14,8 @@ from util.stop import stop_on_sigterm, stopped_by
 log = logging.getLogger(__name__)
 
 # What does not change the masks, so that a run may continue with other values.
-NOT_SETTINGS = {'model', 'device', 'num_threads', 'overwrite', 'output', 'zip', 'save_probs', 'object_chunk', 'preset'}
+NOT_SETTINGS = {'model', 'device', 'num_threads', 'overwrite', 'output', 'zip', 'save_probs', 'object_chunk', 'preset',
+                'fast'}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -63,8 +64,10 @@ def evaluation_parser(description: str, *, size: int, dataset: str) -> argparse.
     add('--amp', action='store_true', help='half precision; faster, with slightly other masks')
     add('--half_memory', action='store_true', help="the memory's values in half precision; half of the memory, with "
         'slightly other masks')
-    add('--compile', action='store_true', help='compile encoders and decoder with torch.compile: some minutes at '
-        'first, then faster')
+    add('--compile', action='store_true', help='compile encoders and decoder with torch.compile, which takes '
+        'minutes at first')
+    add('--fast', action='store_true', help='the fastest settings that cost less than 0.1 J&F on ten sequences of '
+        'DAVIS 2016 (docs/benchmarks.md): --amp --half_memory')
     add('--device', help='e.g. cuda:1 or cpu (default: the GPU, if there is one)')
     add('--num_threads', type=positive, help='of each process on a CPU, where rounding depends on it (default: one a '
         'core, whatever the number of processes, so that it does not change the masks)')
@@ -80,6 +83,8 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     if args.preset:
         parser.set_defaults(**PRESETS[args.preset].flags)
         args = parser.parse_args()
+    if args.fast:
+        args.amp = args.half_memory = True
     if len(args.kernel_sigma) not in (1, len(args.size)):
         parser.error(f'--kernel_sigma: expected one value, or one for each --size ({len(args.size)}), '
                      f'found {len(args.kernel_sigma)}')
