@@ -26,7 +26,7 @@ import torch
 from dataset.io import read_mask, write_mask
 from dataset.sequence import Frame, Video
 from inference.core import InferenceCore
-from inference.run import READERS, WRITE_BEHIND, WRITERS, BackgroundWriter, propagate
+from inference.run import READ_AHEAD, READERS, WRITE_BEHIND, WRITERS, BackgroundWriter, propagate
 from model import build_network
 from tests.conftest import FRAMES, GOLDEN
 from tests.tiny import TINY
@@ -36,6 +36,7 @@ EVERY = 10              # frames from one look at the process to the next
 COUNT_EVERY = 250       # and from one count of its tensors, which takes a tenth of a second
 SLACK = 4 * 2**20       # bytes by which the process may grow: the heap's own fragments
 POOLS = READERS + WRITERS - 2       # threads that a pool starts only once it is late
+PENDING = 2 * READ_AHEAD + WRITE_BEHIND      # tensors on their way, more or fewer of them
 SLOWER = 1.25           # times as much CPU a frame; other work on the machine has its share in that
 
 
@@ -128,8 +129,8 @@ def compare(taken: list[Sample], *, warm_up: int, window: int) -> Iterator[tuple
     last = taken[-1].frame
     begin = [sample for sample in taken if warm_up <= sample.frame <= warm_up + window]
     end = [sample for sample in taken if last - window <= sample.frame]
-    for name, unit, slack in (('resident', 2**20, SLACK), ('files', 1, 0), ('threads', 1, POOLS), ('tensors', 1, 0),
-                              ('memory_frames', 1, 0), ('memory_bytes', 2**20, 0)):
+    for name, unit, slack in (('resident', 2**20, SLACK), ('files', 1, READERS + WRITERS), ('threads', 1, POOLS),
+                              ('tensors', 1, PENDING), ('memory_frames', 1, 0), ('memory_bytes', 2**20, 0)):
         before, after = (max(getattr(sample, name) for sample in part) / unit for part in (begin, end))
         yield name, before, after, before + slack / unit
     for name in ('cpu', 'clock'):

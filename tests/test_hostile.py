@@ -208,14 +208,14 @@ def claims(shapes: dict[str, torch.Size]) -> dict[str, torch.Tensor]:
 
 def test_a_small_file_claims_no_memory(tmp_path):
     from model import STCN
-    config = dataclasses.replace(TINY, value_dim=40_000, decoder_widths=(40_000, 16))
+    config = dataclasses.replace(TINY, value_dim=400_000, decoder_widths=(400_000, 16))
     with torch.device('meta'):
         shapes = {name: value.shape for name, value in STCN(config).state_dict().items()}
-    assert sum(map(torch.Size.numel, shapes.values())) > 1e11
+    assert sum(map(torch.Size.numel, shapes.values())) > 1e12    # which no machine has
     path = tmp_path / 'file.pth'
     torch.save({'config': dataclasses.asdict(config), 'network': claims(shapes)}, path)
     assert path.stat().st_size < 10**6
-    with pytest.raises(CheckpointError, match=r'file\.pth: its tensors claim [0-9]{12} bytes'):
+    with pytest.raises(CheckpointError, match=r'file\.pth: its tensors claim [0-9]{14} bytes'):
         load_network(path)
 
 
@@ -351,14 +351,14 @@ def test_only_servers_are_asked(tmp_path):
 
 
 def test_a_stream_without_an_end_leaves_room(tmp_path, monkeypatch):
-    """A server that does not say how much it sends may not fill the disk."""
+    """A server that does not say how much it sends may not fill the disk. (Here it ends, or a mistake would.)"""
     free = iter([10 * 10**9, 5 * 10**9] + 1000 * [10**9])
     monkeypatch.setattr(download.shutil, 'disk_usage', lambda path: type('usage', (), {'free': next(free)}))
 
     def endless(handler) -> None:
         handler.reply(b'', {})
         try:
-            while True:
+            for _ in range(1000):
                 handler.wfile.write(bytes(1 << 16))
         except OSError:
             pass        # nobody listens any more
@@ -522,7 +522,7 @@ def test_a_video_of_too_many_frames_for_its_time(tmp_path, monkeypatch):
             pass
 
         def __iter__(self) -> Iterator:
-            return iter(10**6 * [(np.zeros((16, 16, 3), np.uint8), 0)])
+            return iter(1000 * [(np.zeros((16, 16, 3), np.uint8), 0)])
 
     monkeypatch.setattr('inference.session.VideoReader', Video)
     (tmp_path / 'clip.mp4').write_bytes(b'x')
