@@ -9,6 +9,7 @@ Every sixth starts an interpreter of its own. Half of the forked ones write slow
 import argparse
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import random
@@ -32,7 +33,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from model import VARIANTS, build_network, save_network
+from model import VARIANTS, CheckpointError, build_network, save_network
 from model.checkpoint import read_checkpoint
 from tests.tiny import TINY as TINY_CONFIG
 from tests.trees import make_roots, write_video
@@ -188,15 +189,17 @@ def kill_until_finished(
 ) -> None:
     """Start a run, kill it at a random moment of its length, again and again until one comes through.
 
-    ``lengths`` are the seconds of an undisturbed run, for ``fresh`` and ``slow``. ``look`` checks what lies there
-    after each of them and returns the names of temporary files. After ``kills`` in all nothing is killed any more.
+    ``lengths`` are the seconds of an undisturbed run, for ``fresh`` and ``slow``; they follow the machine. ``look``
+    checks what lies there after each of them and returns the names of temporary files. After ``kills`` in all nothing
+    is killed any more.
     """
     before: set[str] = set()
-    while True:
+    for attempt in itertools.count():
         fresh = rng.random() < fresh_share
         slow = not fresh and rng.random() < 0.5
         [number] = rng.choices(SIGNALS, (2, 1, 1))
         moment = rng.uniform(0, lengths[fresh, slow])
+        begin = time.monotonic()
         process = start(script, flags, folder, fresh=fresh, slow=slow)
         kill = tally.signals.total() < kills and not ended(process, moment)
         if kill:
@@ -205,6 +208,8 @@ def kill_until_finished(
             (os.killpg if number == signal.SIGINT else os.kill)(process, number)
         status = status_of(process, folder)
         if status == 0:
+            if attempt == 0:
+                lengths[fresh, slow] = time.monotonic() - begin
             break
         log = (folder / 'log').read_text()
         # Where Ctrl-C interrupts an import, Python may end in another way.
@@ -307,16 +312,18 @@ def kill_training(
         parts = {path.name for path in saves.glob('.*')}
         paths = {path for path in saves.glob('[!.]*') if 'tfevents' not in path.name}
         for path in paths:
-            if path.name == 'config.json':
-                json.loads(path.read_text())
-            elif match := re.fullmatch(r'(checkpoint_(\d+)|run)\.pth', path.name):
-                content = read_checkpoint(path)
-                iteration = int(match[2]) if match[2] else -1       # the final weights
-                state = digest(content)
-                if states.setdefault(iteration, state) != state:
-                    tally.differences.append(f'{run.name}: {path.name} differs')
-            else:
-                tally.differences.append(f'{run.name}: found {path.name}')
+            try:
+                if path.name == 'config.json':
+                    json.loads(path.read_text())
+                elif match := re.fullmatch(r'(checkpoint_(\d+)|run)\.pth', path.name):
+                    iteration = int(match[2]) if match[2] else -1       # the final weights
+                    state = digest(read_checkpoint(path))
+                    if states.setdefault(iteration, state) != state:
+                        tally.differences.append(f'{run.name}: {path.name} differs')
+                else:
+                    tally.differences.append(f'{run.name}: found {path.name}')
+            except (ValueError, CheckpointError) as error:
+                tally.differences.append(f'{run.name}: {path.name} cannot be read: {error}')
         if len(parts) > 3:
             tally.differences.append(f'{run.name}: {len(parts)} temporary files: {sorted(parts)}')
         return parts

@@ -309,7 +309,7 @@ def test_a_file_in_place_of_a_folder_is_refused_before_the_network_runs(segment,
 
 
 def test_an_error_of_the_writing_threads_ends_the_run_and_names_the_file(segment, tmp_path, monkeypatch):
-    """The second frame's mask fails, and the third frame is the last one that is computed."""
+    """The second frame's mask fails, and no more than one frame after it is computed."""
     computed = []
     step, write = run_module.InferenceCore.step, Image.Image.save
 
@@ -335,7 +335,7 @@ def test_an_error_of_the_writing_threads_ends_the_run_and_names_the_file(segment
     status, message = segment(tmp_path / 'out')
     assert status == 1
     assert re.match(f'error: {tmp_path}/out/cat/00001.png: {FULL}', message)
-    assert len(computed) == 3
+    assert len(computed) <= 3
     assert not (tmp_path / 'out' / 'cat' / '00001.png').exists()
     assert not list((tmp_path / 'out').rglob('.*'))
     assert not (tmp_path / 'out.zip').exists()
