@@ -284,7 +284,7 @@ class MemoryBank:
             if len(weights) == 1:
                 return (weights[0] @ values.flatten(1)).unflatten(1, (K, Cv))
             return (weights @ values.transpose(0, 1)).transpose(0, 1)
-        weights, indices = top_k_weights(affinity, self.top_k, frames=positions // group.values.positions)
+        weights, indices = top_k_weights(affinity, self.top_k, frames=len(self) - group.start)
         if self._usage is not None:
             self._count_usage(weights * (K / len(weights)), indices, group)
         if len(weights) == 1:                           # a row holds the values of all objects

@@ -4,12 +4,15 @@ A backbone turns ``[B, C, H, W]`` into features at strides 16, 8 and 4. Surgery 
 torchvision's networks to what the value encoder needs: extra input channels for the masks,
 and convolutions with a bias.
 """
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+
+from model.modules import add_shared
 
 
 class ResNetFeatures(nn.Module):
@@ -118,6 +121,22 @@ def build_backbone(
             if isinstance(module, nn.Conv2d) and module.bias is None:
                 module.bias = nn.Parameter(torch.zeros(module.out_channels, device=module.weight.device))
     return features
+
+
+def encode_objects(
+    backbone: nn.Module, of_frame: Tensor, mask_weight: Tensor, masks: Tensor, *, object_chunk: int | None = None,
+) -> Iterator[Tensor]:
+    """Features of a frame's objects at stride 16, ``[B, k, C, h, w]`` for each k = ``object_chunk`` of them.
+
+    The first convolution is linear. ``of_frame [B, C, H/2, W/2]`` is what it makes of all that the objects share;
+    ``mask_weight [C, 1, 7, 7]`` (of a MobileNet 3, 3) are its weights of an object's own mask.
+    ``masks [B, K, H, W]``; ``object_chunk`` bounds how many are encoded at a time, ``None``: all.
+    """
+    conv = backbone.input_conv
+    for part in masks.split(object_chunk or masks.shape[1], dim=1):
+        of_masks = F.conv2d(part.flatten(0, 1).unsqueeze(1), mask_weight, None, conv.stride, conv.padding)
+        f16, _, _ = backbone.after_input(add_shared(of_masks, of_frame))
+        yield f16.unflatten(0, part.shape[:2])
 
 
 def widen_input(conv: nn.Conv2d, channels: int) -> None:

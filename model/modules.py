@@ -5,10 +5,14 @@ import torchvision
 from torch import Tensor, nn
 
 
+def add_shared(own: Tensor, shared: Tensor) -> Tensor:
+    """``own [B*K, C, h, w]`` plus ``shared [B, C, h, w]``, the same for all K objects."""
+    return (own.unflatten(0, (len(shared), -1)) + shared.unsqueeze(1)).flatten(0, 1)
+
+
 def upsample_and_add(x: Tensor, skip: Tensor) -> Tensor:
     """``x [B*K, C, h, w]`` at twice the resolution, plus ``skip [B, C, 2h, 2w]``, which serves all K objects."""
-    x = F.interpolate(x, scale_factor=2, mode='bilinear', align_corners=False)
-    return (x.unflatten(0, (skip.shape[0], -1)) + skip.unsqueeze(1)).flatten(0, 1)
+    return add_shared(F.interpolate(x, scale_factor=2, mode='bilinear', align_corners=False), skip)
 
 
 def conv_shared(conv: nn.Conv2d, own: Tensor, shared: Tensor) -> Tensor:
@@ -19,7 +23,7 @@ def conv_shared(conv: nn.Conv2d, own: Tensor, shared: Tensor) -> Tensor:
     own_weight, shared_weight = conv.weight.split([own.shape[1], shared.shape[1]], dim=1)
     each = F.conv2d(own, own_weight, None, conv.stride, conv.padding)
     once = F.conv2d(shared, shared_weight, conv.bias, conv.stride, conv.padding)
-    return (each.unflatten(0, (len(shared), -1)) + once.unsqueeze(1)).flatten(0, 1)
+    return add_shared(each, once)
 
 
 class ResBlock(nn.Module):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.backbones import BACKBONES, append_input_channels, build_backbone
+from model.backbones import BACKBONES, append_input_channels, build_backbone, encode_objects
 from model.decoder import Decoder
 from model.fusion import FeatureFusion
 from model.modules import ASPP
@@ -75,21 +75,16 @@ class STCN(Network):
         The key is the frame's query key, one for all objects: that is what makes it an STCN.
         ``object_chunk`` bounds how many objects are encoded at a time.
         """
-        # Mask m and the others' masks, sum - m, enter the first convolution. It is linear: what it makes of the image
-        # and of the sum serves all objects.
+        # Mask m and the others' masks, sum - m, enter the first convolution: what it makes of the sum serves all.
         conv = self.value_encoder.input_conv
         shared, own_weight, shared_weight = image, conv.weight[:, 3:4], conv.weight[:, :3]
         if not self.config.single_object:
             of_others = conv.weight[:, 4:]
             shared = torch.cat([image, masks.sum(dim=1, keepdim=True)], dim=1)
             own_weight, shared_weight = own_weight - of_others, torch.cat([shared_weight, of_others], dim=1)
-        x = F.conv2d(shared, shared_weight, conv.bias, conv.stride, conv.padding)
-        values = []
-        for part in masks.split(object_chunk or masks.shape[1], dim=1):
-            of_masks = F.conv2d(part.flatten(0, 1).unsqueeze(1), own_weight, None, conv.stride, conv.padding)
-            of_objects = x.unsqueeze(1) + of_masks.unflatten(0, part.shape[:2])
-            f16, _, _ = self.value_encoder.after_input(of_objects.flatten(0, 1))
-            values.append(self.value_encoder.fuser(f16.unflatten(0, part.shape[:2]), query.f16))
+        of_frame = F.conv2d(shared, shared_weight, conv.bias, conv.stride, conv.padding)
+        features = encode_objects(self.value_encoder, of_frame, own_weight, masks, object_chunk=object_chunk)
+        values = [self.value_encoder.fuser(f16, query.f16) for f16 in features]
         return query.key.unsqueeze(1), values[0] if len(values) == 1 else torch.cat(values, dim=1)
 
     def decode(self, readout: Tensor, query: Query) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.backbones import BACKBONES, build_backbone, new_input_channels
+from model.backbones import BACKBONES, build_backbone, encode_objects, new_input_channels
 from model.modules import ResBlock, conv_shared, upsample_and_add
 from model.network import Network, Query
 from model.variants import STMConfig
@@ -117,20 +117,17 @@ class STM(Network):
         ``image [B, 3, H, W], masks [B, K, H, W] in [0, 1] -> key [B, K, Ck, h, w], value [B, K, Cv, h, w]``.
         ``object_chunk`` bounds how many objects are encoded at a time.
         """
-        # As in STCN: the convolution of the others' masks, sum - m, is linear; that of the sum serves all objects.
+        # As in STCN: of the others' masks, sum - m, the convolution of the sum serves all objects.
         encoder = self.Encoder_M
-        conv, own_weight = encoder.input_conv, encoder.conv1_m.weight
-        x = conv(_normalised(image, encoder))
+        own_weight = encoder.conv1_m.weight
+        of_frame = encoder.input_conv(_normalised(image, encoder))
         if not self.config.single_object:
-            x = x + encoder.conv1_o(masks.sum(dim=1, keepdim=True))
+            of_frame = of_frame + encoder.conv1_o(masks.sum(dim=1, keepdim=True))
             own_weight = own_weight - encoder.conv1_o.weight
         keys, values = [], []
-        for part in masks.split(object_chunk or masks.shape[1], dim=1):
-            of_masks = F.conv2d(part.flatten(0, 1).unsqueeze(1), own_weight, None, conv.stride, conv.padding)
-            of_objects = x.unsqueeze(1) + of_masks.unflatten(0, part.shape[:2])
-            f16, _, _ = encoder.after_input(of_objects.flatten(0, 1))
-            for found, each in zip((keys, values), self.KV_M_r4(f16), strict=True):
-                found.append(each.unflatten(0, part.shape[:2]))
+        for f16 in encode_objects(encoder, of_frame, own_weight, masks, object_chunk=object_chunk):
+            for found, each in zip((keys, values), self.KV_M_r4(f16.flatten(0, 1)), strict=True):
+                found.append(each.unflatten(0, f16.shape[:2]))
         return (keys[0], values[0]) if len(keys) == 1 else (torch.cat(keys, dim=1), torch.cat(values, dim=1))
 
     def decode(self, readout: Tensor, query: Query) -> Tensor:

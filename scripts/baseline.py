@@ -3,12 +3,16 @@
 Nothing is shared by the objects but the key, no batch norm is folded, the memory is concatenated frame by frame, and
 the read multiplies a whole affinity matrix, zero but for the top k, with all values. The results are the paper's.
 """
+import logging
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.network import Query
+from model.network import Network, Query
 from model.stcn import STCN
+
+log = logging.getLogger(__name__)
 
 
 class StraightforwardSTCN(STCN):
@@ -42,10 +46,26 @@ class StraightforwardSTCN(STCN):
         return features.repeat_interleave(objects.shape[1], dim=0)
 
 
+def comparable(network: Network) -> bool:
+    """Whether this module has the network's formulation; says so where it has not."""
+    if isinstance(network, STCN) and network.similarity == 'l2' and not network.config.single_object:
+        return True
+    log.warning('nothing to compare with: expected an STCN of several objects and L2 similarity, found %s',
+                network.config)
+    return False
+
+
+def straightforward(network: STCN) -> StraightforwardSTCN:
+    """The same network in this formulation, with weights of its own."""
+    other = StraightforwardSTCN(network.config).train(network.training)
+    other.load_state_dict(network.state_dict())
+    return other.to(next(network.parameters()).device)
+
+
 class ConcatenatedMemory:
     """In place of a core's ``MemoryBank``: objects that are there from the first frame on, permanent memory frames."""
 
-    def __init__(self, *, top_k: int):
+    def __init__(self, *, top_k: int | None):
         self.top_k = top_k
         self.keys: Tensor | None = None         # [N, Ck]: positions are rows, the fastest arrangement of the read
         self.values: Tensor | None = None       # [N, K, Cv]
@@ -62,9 +82,9 @@ class ConcatenatedMemory:
         return readout.T.reshape(*self.values.shape[1:], *query_key.shape[1:])
 
 
-def dense_read(keys: Tensor, values: Tensor, query_key: Tensor, *, top_k: int) -> Tensor:
-    """``keys [N, Ck], values [N, K * Cv], query_key [Q, Ck] -> [Q, K * Cv]``."""
+def dense_read(keys: Tensor, values: Tensor, query_key: Tensor, *, top_k: int | None) -> Tensor:
+    """``keys [N, Ck], values [N, K * Cv], query_key [Q, Ck] -> [Q, K * Cv]``; ``top_k=None``: all positions."""
     similarity = (2 * query_key @ keys.T - keys.square().sum(dim=1)) / query_key.shape[1] ** 0.5
-    best, indices = similarity.topk(min(top_k, len(keys)), dim=1)
+    best, indices = similarity.topk(min(top_k or len(keys), len(keys)), dim=1)
     affinity = torch.zeros_like(similarity).scatter_(1, indices, best.softmax(dim=1))
     return affinity @ values

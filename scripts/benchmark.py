@@ -9,7 +9,7 @@ cost    parameters, and multiply-adds of key encoder, value encoder and decoder,
 stages  key encoder, value encoder, memory read and decoder: multiply-adds, bytes, and the time that they would take at
         the machine's own rates of a matrix product and a copy, beside the time that they take
 read    the sparse read against the dense one of the straightforward formulation (scripts/baseline.py)
-core    the whole core with a filled memory against the straightforward formulation
+core    the whole core with a filled memory against the straightforward formulation, in float32
 video   the whole core over a clip: FPS, and peak memory with and without the memory bank
 growth  milliseconds of a frame, and bytes of the memory, over memory frames and objects
 """
@@ -53,6 +53,7 @@ def main() -> int:
     add('--json', help='file for the numbers')
     add('--plot', help='PNG file for a plot of growth')
     args = parser.parse_args()
+    args.top = args.top or None
 
     import torch
 
@@ -95,17 +96,16 @@ def device_of(args: argparse.Namespace):
 
 
 def load(args: argparse.Namespace):
-    """The network to measure, on its device."""
+    """The network to measure, as it is trained, on its device."""
     import torch
 
-    from inference import load_model
-    from model import VARIANTS, build_network
+    from model import VARIANTS, build_network, load_network
     if args.model:
-        return load_model(args.model, device=device_of(args))
+        return load_network(args.model, device=device_of(args))
     if args.network not in VARIANTS:
         raise SystemExit(f'error: --arch: expected some of {", ".join(VARIANTS)}, found {args.network!r}')
     torch.manual_seed(0)
-    return build_network(VARIANTS[args.network]).eval().to(device_of(args)).optimized()
+    return build_network(VARIANTS[args.network]).eval().to(device_of(args))
 
 
 def timed(calls: dict[str, Callable[[], object]], *, repeat: int, device) -> dict[str, float]:
@@ -139,22 +139,23 @@ def peaks(calls: dict[str, Callable[[], object]], device) -> dict[str, float]:
     return found
 
 
-def random_memory(network, query_key, *, objects: int, frames: int):
-    """Keys ``[T, 1 or K, Ck, h, w]`` and values ``[T, K, Cv, h, w]`` for queries of this shape."""
+def fill(memory, network, size: tuple[int, int], *, objects: int, frames: int, device):
+    """The memory with random frames of this size added, one after the other: together they are large."""
     import torch
-    generator = torch.Generator(query_key.device).manual_seed(0)
-    random = {'generator': generator, 'device': query_key.device}
-    return (torch.randn(frames, 1 if network.shared_keys else objects, *query_key.shape, **random),
-            torch.randn(frames, objects, network.config.value_dim, *query_key.shape[1:], **random))
+    h, w = (side // 16 for side in padded(*size))
+    random = {'generator': torch.Generator(device).manual_seed(0), 'device': device}
+    with torch.inference_mode():
+        for _ in range(frames):
+            key = torch.randn(1 if network.shared_keys else objects, network.config.key_dim, h, w, **random)
+            memory.add(key, torch.randn(objects, network.config.value_dim, h, w, **random))
+    return memory
 
 
-def filled_bank(network, keys, values, *, top_k: int | None):
-    """A memory bank with these frames."""
+def filled_bank(network, args: argparse.Namespace, *, objects: int, frames: int):
+    """A memory bank with random frames."""
     from inference.memory_bank import MemoryBank
-    bank = MemoryBank(shared_keys=network.shared_keys, metric=network.similarity, top_k=top_k, capacity=len(keys))
-    for key, value in zip(keys, values, strict=True):
-        bank.add(key, value)
-    return bank
+    bank = MemoryBank(shared_keys=network.shared_keys, metric=network.similarity, top_k=args.top, capacity=frames)
+    return fill(bank, network, args.size, objects=objects, frames=frames, device=device_of(args))
 
 
 def stripes(size: tuple[int, int], objects: int):
@@ -188,9 +189,9 @@ def padded(height: int, width: int) -> tuple[int, int]:
 def measure_cost(args: argparse.Namespace) -> list[dict]:
     """Of the convolutions; the read is not among them, it depends on the memory."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     from model import build_network
+    from scripts.roofline import Work
     config = load(args).config
     with torch.device('meta'):      # anew, with its batch norm
         network = build_network(config).eval()
@@ -206,9 +207,9 @@ def measure_cost(args: argparse.Namespace) -> list[dict]:
                  'decoder': lambda readout=readout: network.decode(readout, query)}
         counts = {}
         for name, call in calls.items():
-            with FlopCounterMode(display=False) as counter:
+            with Work() as work:
                 call()
-            counts[name] = counter.get_total_flops() / 2e9
+            counts[name] = work.multiply_adds / 1e9
         frame = counts['key encoder'] + counts['decoder'] + counts['value encoder'] / args.mem_every
         rows.append({'objects': objects, 'parameters (M)': parameters / 1e6,
                      **{f'{name} (G multiply-adds)': count for name, count in counts.items()},
@@ -220,8 +221,8 @@ def measure_stages(args: argparse.Namespace) -> list[dict]:
     import torch
 
     from scripts.roofline import Work
-    network, device = load(args), device_of(args)
-    dtype = (torch.float32 if args.precision == 'float32' else half(device))
+    network, device = load(args).optimized(), device_of(args)
+    dtype = torch.float32 if args.precision == 'float32' else half(device)
     multiply_adds, copied = rates(device, dtype)
     log.info('this machine: %.1f G multiply-adds/s (product of matrices), %.1f GB/s (copy)',
              multiply_adds / 1e9, copied / 1e9)
@@ -232,9 +233,7 @@ def measure_stages(args: argparse.Namespace) -> list[dict]:
         for objects in args.objects:
             masks = torch.rand(1, objects, *image.shape[2:], device=device) / objects
             for frames in args.memory_frames:
-                keys, values = random_memory(network, query.key[0], objects=objects, frames=frames)
-                bank = filled_bank(network, keys, values, top_k=args.top or None)
-                del keys, values
+                bank = filled_bank(network, args, objects=objects, frames=frames)
                 readout = bank.read(query.key[0])[None]
                 calls = {'key encoder': lambda: network.encode_query(image),
                          'value encoder': lambda masks=masks: network.encode_memory(image, query, masks),
@@ -256,22 +255,21 @@ def measure_stages(args: argparse.Namespace) -> list[dict]:
 def measure_read(args: argparse.Namespace) -> list[dict]:
     import torch
 
-    from scripts.baseline import dense_read
-    network, device = load(args), device_of(args)
-    h, w = (side // 16 for side in padded(*args.size))
+    from scripts.baseline import ConcatenatedMemory, comparable
+    network, device = load(args).optimized(), device_of(args)
+    if not comparable(network):
+        return []
     rows = []
     with torch.inference_mode():
-        query_key = torch.randn(network.config.key_dim, h, w, device=device)
+        query_key = torch.randn(network.config.key_dim, *(side // 16 for side in padded(*args.size)), device=device)
         for objects in args.objects:
             for frames in args.memory_frames:
-                keys, values = random_memory(network, query_key, objects=objects, frames=frames)
-                bank = filled_bank(network, keys, values, top_k=args.top)
-                keys = keys[:, 0].flatten(2).transpose(1, 2).flatten(0, 1)
-                values = values.flatten(3).permute(0, 3, 1, 2).flatten(0, 1).flatten(1)
-                queries = query_key.flatten(1).T.contiguous()
-                calls = {'sparse': lambda bank=bank: bank.read(query_key),
-                         'dense': lambda k=keys, v=values, q=queries: dense_read(k, v, q, top_k=args.top)}
-                difference = float((calls['sparse']().flatten(0, 1).flatten(1).T - calls['dense']()).abs().max())
+                sparse = filled_bank(network, args, objects=objects, frames=frames)
+                dense = fill(ConcatenatedMemory(top_k=args.top), network, args.size, objects=objects, frames=frames,
+                             device=device)
+                calls = {'sparse': lambda memory=sparse: memory.read(query_key),
+                         'dense': lambda memory=dense: memory.read(query_key)}
+                difference = float((calls['sparse']() - calls['dense']()).abs().max())
                 times = timed(calls, repeat=args.repeat, device=device)
                 rows.append({'objects': objects, 'memory frames': frames, 'sparse (ms)': times['sparse'],
                              'dense (ms)': times['dense'], 'dense / sparse': times['dense'] / times['sparse'],
@@ -280,55 +278,40 @@ def measure_read(args: argparse.Namespace) -> list[dict]:
 
 
 def measure_core(args: argparse.Namespace) -> list[dict]:
-    """Milliseconds of a frame: the mean over ``mem_every`` frames, one of which goes into the memory."""
+    """Milliseconds of a frame in float32: the mean over ``mem_every`` frames, one of which goes into the memory."""
     import torch
 
     from inference.core import InferenceCore
-    from model import VARIANTS
-    from scripts.baseline import ConcatenatedMemory, StraightforwardSTCN
-    device, config = device_of(args), VARIANTS[args.network]
-    torch.manual_seed(0)
-    straightforward = StraightforwardSTCN(config).eval().to(device)
-    ours = load(args)
+    from scripts.baseline import ConcatenatedMemory, comparable, straightforward
+    network, device = load(args), device_of(args)
+    if not comparable(network):
+        return []
+    networks = {'straightforward': straightforward(network), 'ours': network.optimized()}
     multiply_adds, _ = rates(device, torch.float32)
-    image, mask = stripes(args.size, max(args.objects))
     rows = []
     for objects in args.objects:
-        labels = mask.clamp(max=objects)
+        image, mask = stripes(args.size, objects)
         for frames in args.memory_frames:
-            cores = {}
-            for name, network in (('straightforward', straightforward), ('ours', ours)):
-                cores[name] = core = InferenceCore(network, top_k=args.top, mem_every=args.mem_every,
-                                                   num_frames=args.mem_every * (frames + args.repeat + 2))
-                if name == 'straightforward':
-                    core.memory = ConcatenatedMemory(top_k=args.top)
-                core.step(image, labels)
-                fill(core, config, args.size, objects=objects, frames=frames - 1)
+            cores = {name: InferenceCore(network, top_k=args.top, mem_every=args.mem_every,
+                                         num_frames=args.mem_every * (frames + args.repeat + 2))
+                     for name, network in networks.items()}
+            cores['straightforward'].memory = ConcatenatedMemory(top_k=args.top)
+            for core in cores.values():
+                core.step(image, mask)
+                fill(core.memory, network, args.size, objects=objects, frames=frames - 1, device=device)
             probs = {}
 
-            def run(name: str, cores=cores, probs=probs) -> None:
+            def run(name: str, cores=cores, probs=probs, image=image) -> None:
                 for _ in range(args.mem_every):
                     probs[name] = cores[name].step(image)
             times = timed({name: lambda name=name: run(name) for name in cores}, repeat=args.repeat, device=device)
             difference = float((probs['ours'] - probs['straightforward']).abs().max())
+            encoders = encoder_rate(networks['straightforward'], objects, args)
             rows.append({'objects': objects, 'memory frames': frames,
                          **{f'{name} (ms)': value / args.mem_every for name, value in times.items()},
                          'straightforward / ours': times['straightforward'] / times['ours'],
-                         'largest difference': difference,
-                         'its encoders / matrix rate': encoder_rate(straightforward, objects, args)
-                         / multiply_adds})
+                         'largest difference': difference, 'its encoders / matrix rate': encoders / multiply_adds})
     return rows
-
-
-def fill(core, config, size: tuple[int, int], *, objects: int, frames: int) -> None:
-    """Random memory frames, one after the other: together they are large."""
-    import torch
-    h, w = (side // 16 for side in padded(*size))
-    with torch.inference_mode():
-        for number in range(frames):
-            random = {'generator': torch.Generator(core.device).manual_seed(number), 'device': core.device}
-            core.memory.add(torch.randn(1, config.key_dim, h, w, **random),
-                            torch.randn(objects, config.value_dim, h, w, **random))
 
 
 def encoder_rate(network, objects: int, args: argparse.Namespace) -> float:
@@ -352,7 +335,7 @@ def encoder_rate(network, objects: int, args: argparse.Namespace) -> float:
 def measure_growth(args: argparse.Namespace) -> list[dict]:
     """Of a frame that is not memorised: one object over all memory frames, all objects over the shortest memory."""
     import torch
-    network, device = load(args), device_of(args)
+    network, device = load(args).optimized(), device_of(args)
     rows = []
     pairs = [(1, frames) for frames in args.memory_frames] + [(objects, min(args.memory_frames))
                                                              for objects in args.objects if objects > 1]
@@ -360,8 +343,7 @@ def measure_growth(args: argparse.Namespace) -> list[dict]:
         image = torch.randn(1, 3, *padded(*args.size), device=device)
         query = network.encode_query(image)
         for objects, frames in pairs:
-            bank = filled_bank(network, *random_memory(network, query.key[0], objects=objects, frames=frames),
-                               top_k=args.top or None)
+            bank = filled_bank(network, args, objects=objects, frames=frames)
 
             def frame(bank=bank) -> None:
                 query = network.encode_query(image)
@@ -413,10 +395,10 @@ def measure_video(args: argparse.Namespace, objects: int, frames: int) -> dict:
 
     from inference.core import InferenceCore
     from inference.run import peak_memory
-    network, device = load(args), device_of(args)
+    network, device = load(args).optimized(), device_of(args)
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
-    core = InferenceCore(network, top_k=args.top or None, mem_every=args.mem_every, include_last=args.include_last,
+    core = InferenceCore(network, top_k=args.top, mem_every=args.mem_every, include_last=args.include_last,
                          amp=args.precision == 'amp', num_frames=frames)
     image, mask = stripes(args.size, objects)
     images = [image, 255 - image]       # in turn, so that not every frame is like the last
@@ -433,6 +415,8 @@ def measure_video(args: argparse.Namespace, objects: int, frames: int) -> dict:
 
 def print_table(name: str, rows: list[dict]) -> None:
     """As Markdown."""
+    if not rows:
+        return
     print(f'\n{name}\n\n| {" | ".join(rows[0])} |\n|{"---:|" * len(rows[0])}')
     for row in rows:
         print('| ' + ' | '.join(f'{value:.3g}' if isinstance(value, float) and value < 100

@@ -7,7 +7,6 @@ The model runs the network on fake tensors, which have shapes and no data, and a
 of what libraries allocate besides (workspaces of cuDNN, packed weights of oneDNN) nor of fragmentation.
 """
 import argparse
-import logging
 import multiprocessing
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -17,8 +16,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from util.cli import run_main
 
-log = logging.getLogger(__name__)
-
 # Of inference: height, width, objects, memory frames.
 PAPER = [(480, 854, 1, 200), (480, 854, 5, 200), (480, 854, 10, 200), (480, 854, 5, 2000)]
 CHECKED = [(240, 432, 1, 20), (240, 432, 5, 100), (480, 854, 3, 40)]
@@ -26,8 +23,7 @@ CHECKED = [(240, 432, 1, 20), (240, 432, 5, 100), (480, 854, 3, 40)]
 TRAINING = [(0, 8), (3, 4)]
 
 
-def inference_peak(arch: str, height: int, width: int, objects: int, frames: int, *, amp: bool = False,
-                   object_chunk: int | None = None) -> int:
+def inference_peak(arch: str, height: int, width: int, objects: int, frames: int, *, amp: bool = False) -> int:
     """Bytes at the peak of a frame that is segmented and goes into a memory of ``frames`` frames."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -36,19 +32,19 @@ def inference_peak(arch: str, height: int, width: int, objects: int, frames: int
     from scripts.roofline import Allocations
     with torch.inference_mode(), FakeTensorMode(), Allocations() as allocations:
         network = build_network(VARIANTS[arch]).eval()
-        memorised_frame(network, height, width, objects, frames, amp=amp, object_chunk=object_chunk)
+        memorised_frame(network, height, width, objects, frames, amp=amp)
     return allocations.peak
 
 
-def memorised_frame(network, height: int, width: int, objects: int, frames: int, *, amp: bool = False,
-                    object_chunk: int | None = None) -> None:
+def memorised_frame(network, height: int, width: int, objects: int, frames: int, *, amp: bool = False) -> None:
     """What a core does to a frame, with a memory that holds ``frames`` frames after it."""
     import torch
 
     from inference.core import InferenceCore
+    from scripts.benchmark import padded
     device = next(network.parameters()).device
-    height, width = height + -height % 16, width + -width % 16
-    core = InferenceCore(network, num_frames=5 * frames - 5, amp=amp, object_chunk=object_chunk)
+    height, width = padded(height, width)
+    core = InferenceCore(network, num_frames=5 * frames - 5, amp=amp)
     h, w, config = height // 16, width // 16, network.config
     dtype = torch.bfloat16 if amp else torch.float32
     for _ in range(frames - 1):
@@ -58,7 +54,7 @@ def memorised_frame(network, height: int, width: int, objects: int, frames: int,
         image = torch.zeros(1, 3, height, width, device=device)
         query = network.encode_query(image)
         prob = core._segment(query)
-        key, value = network.encode_memory(image, query, prob[None, 1:], object_chunk=object_chunk)
+        key, value = network.encode_memory(image, query, prob[None, 1:])
         core.memory.add(key[0], value[0])
 
 

@@ -1,5 +1,4 @@
 """Counts what operations do, by looking at each of them: multiply-adds, bytes moved, bytes alive."""
-import math
 import weakref
 
 import torch
@@ -9,13 +8,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
-GATHERS = {aten.gather, aten.index, aten.embedding, aten._embedding_bag, aten._embedding_bag_forward_only}
+BAGS = {aten._embedding_bag, aten._embedding_bag_forward_only}
 
 
 class Work(TorchDispatchMode):
     """Multiply-adds and bytes of the operations in its ``with`` block.
 
-    An operation reads its inputs and writes its outputs once; of a gather, the rows that it takes. Views are free.
+    An operation reads its inputs and writes its outputs once; of what is gathered from, the rows or elements that are
+    taken. Views are free.
     """
 
     def __init__(self):
@@ -45,20 +45,15 @@ class Work(TorchDispatchMode):
         result = function(*args, **kwargs)
         if any(value.alias_info is not None and not value.alias_info.is_write for value in function._schema.returns):
             return result
-        count = 0
-        if packet in flop_registry:
-            count = flop_registry[packet](*args, **kwargs, out_val=result) // 2
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        moved = sum(each.numel() * each.element_size() for each in outputs)
-        if packet in GATHERS:
-            source, *rest = inputs
-            rows = max(each.numel() for each in rest) if packet is not aten.gather else outputs[0].numel()
-            row = 1 if packet is aten.gather else math.prod(source.shape[1:])
-            moved += rows * row * source.element_size() + sum(each.nbytes for each in rest)
-            count = rows * row if 'bag' in str(packet) else 0
-        else:
-            moved += sum(each.numel() * each.element_size() for each in inputs)
+        count = flop_registry[packet](*args, **kwargs, out_val=result) // 2 if packet in flop_registry else 0
+        inputs, outputs = tensors((args, kwargs)), tensors(result)
+        moved = sum(each.nbytes for each in inputs + outputs)
+        if packet in BAGS:
+            source, indices, *_ = inputs
+            count = indices.numel() * source.shape[1]
+            moved += count * source.element_size() - source.nbytes
+        elif packet is aten.gather:
+            moved += outputs[0].nbytes - inputs[0].nbytes
         self.operations.append((count, moved))
         return result
 
@@ -74,9 +69,7 @@ class Allocations(TorchDispatchMode):
         self.alive = self.peak = 0
         self.known = weakref.WeakSet()
 
-    def add(self, tensor: Tensor) -> None:
-        """Count a tensor that is there already, until it is freed."""
-        storage = tensor.untyped_storage()
+    def _add(self, storage: torch.UntypedStorage) -> None:
         if storage in self.known:
             return
         self.known.add(storage)
@@ -89,7 +82,11 @@ class Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self.add(leaf)
+        for tensor in tensors(result):
+            self._add(tensor.untyped_storage())
         return result
+
+
+def tensors(tree: object) -> list[Tensor]:
+    """Those in nested arguments or results."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

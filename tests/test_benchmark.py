@@ -52,14 +52,16 @@ def test_baseline_propagates_as_published(straightforward, clip, first_mask):
 def test_work():
     a, b, rows = torch.zeros(8, 32), torch.zeros(32, 16), torch.tensor([[0, 1], [2, 3]])
     image, kernel = torch.zeros(1, 4, 10, 10), torch.zeros(6, 4, 3, 3)
-    weights = torch.ones(2, 2)
+    weights, places = torch.ones(2, 2), torch.zeros(1, 4, 3, dtype=torch.long)
     with torch.inference_mode(), Work() as work:
         (a @ b).T[:1]
         F.conv2d(image, kernel, padding=1)
+        image.flatten(2).gather(2, places)
         F.embedding_bag(rows, b, mode='sum', per_sample_weights=weights)
-    product, convolution, *_, bag = work.operations
+    product, convolution, gather, *_, bag = work.operations
     assert product == (8 * 32 * 16, 4 * (8 * 32 + 32 * 16 + 8 * 16))
     assert convolution == (100 * 4 * 6 * 9, 4 * (400 + 216 + 600))
+    assert gather == (0, 12 * (4 + 8 + 4))
     assert bag[0] == 4 * 16
     assert work.seconds(1e30, 4.) == pytest.approx(work.bytes / 4)
 
@@ -90,10 +92,13 @@ def test_memory_model_grows_with_the_memory(monkeypatch):
 @pytest.mark.parametrize('flags', [
     ['--measure', 'stages', 'read', 'core', 'growth', '--memory_frames', '5', '--objects', '1', '2'],
     ['--measure', 'cost', 'video', '--video_frames', '6', '--objects', '1'],
+    ['--measure', 'read', 'core', '--top', '0', '--memory_frames', '2', '--objects', '2'],
+    ['--measure', 'read', 'core', '--model', 'SMALL', '--memory_frames', '5', '--objects', '2'],
     ['--measure', 'video', '--arch', 'stm_light', '--top', '0', '--include_last', '--video_frames', '6'],
 ])
-def test_measurements(monkeypatch, tmp_path, capsys, flags):
+def test_measurements(monkeypatch, tmp_path, capsys, small_checkpoint, flags):
     arch = [] if '--arch' in flags else ['--arch', 'stcn_light']
+    flags = [str(small_checkpoint) if flag == 'SMALL' else flag for flag in flags]
     monkeypatch.setattr('sys.argv', ['benchmark.py', *flags, *arch, '--size', '64x96', '--repeat', '1', '--device',
                                      'cpu', '--json', str(tmp_path / 'found.json'),
                                      '--plot', str(tmp_path / 'plot.png')])
@@ -106,6 +111,16 @@ def test_measurements(monkeypatch, tmp_path, capsys, flags):
     for name in found.keys() - {'machine', 'precision'}:
         assert f'\n{name}\n' in printed
         assert all(value >= 0 for row in found[name] for value in row.values() if not isinstance(value, str))
+
+
+def test_what_has_no_straightforward_formulation_is_left_out(monkeypatch, capsys, caplog):
+    flags = ['--arch', 'stm_light', '--size', '64x96', '--objects', '1', '--memory_frames', '2', '--repeat', '1']
+    monkeypatch.setattr('sys.argv', ['benchmark.py', '--measure', 'read', 'core', 'growth', *flags])
+    assert benchmark.main() == 0
+    assert caplog.text.count('nothing to compare with') == 2
+    printed = capsys.readouterr().out
+    assert '\ngrowth\n' in printed
+    assert '\nread\n' not in printed
 
 
 def test_training_step(monkeypatch, capsys, tmp_path):

@@ -12,6 +12,7 @@ from model import STM, VARIANTS, CheckpointError, build_network, load_network, s
 from model.clip import segment_clip
 from model.losses import clip_loss
 from model.modules import ASPP
+from model.variants import config_from
 from tests.conftest import GOLDEN, golden, state_dict
 from tests.test_golden import assert_close
 from training.state import initial_network
@@ -165,6 +166,8 @@ def test_a_variant_trains_comes_back_and_joins_an_ensemble(name, similarity, tmp
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in network.parameters())
     torch.optim.SGD(network.parameters(), lr=1e-3).step()
 
+    content = json.loads(json.dumps(dataclasses.asdict(network.config)))        # nothing but plain data
+    assert config_from(content) == network.config
     save_network(tmp_path / 'trained.pth', network)
     loaded = load_network(tmp_path / 'trained.pth')
     assert type(loaded) is type(network)
