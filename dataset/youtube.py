@@ -57,8 +57,8 @@ def _read_meta(path: Path) -> list[tuple[str, dict[int, str], set[str]]]:
                       for label, thing in sorted(video['objects'].items(), key=lambda item: int(item[0]))}
             if (not listed or len(listed) < len(video['objects']) or not all(listed.values())
                     or not all(0 < label < 256 for label in listed)):
-                raise DataError(f'{path}: video {name!r}: expected objects 1 to 255, each once and with a frame, '
-                                f'found {listed}')
+                raise DataError(f'{path}: video {name!r}: expected objects 1 to 255, each once and with at '
+                                f'least one frame, found {listed}')
             found.append((check_name(name, path), {label: frames[0] for label, frames in listed.items()},
                           {frame for frames in listed.values() for frame in frames}))
     except OSError as error:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dataset.io import read_image, read_mask
-from model import STCN, STCNConfig, save_network
+from model import STCN, VARIANTS, STCNConfig, save_network
 
 REPOSITORY = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / 'golden'
@@ -54,6 +54,26 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope='module')
+def roots(tmp_path_factory) -> dict[str, Path]:
+    from tests.trees import make_roots
+    return make_roots(tmp_path_factory.mktemp('roots'))
+
+
+@pytest.fixture
+def learn(roots, tmp_path, monkeypatch):
+    """Runs train.py in this process and an empty folder, with a tiny network; returns the exit status."""
+    import train
+    from tests.tiny import TINY, training_flags
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(VARIANTS, 'tiny', TINY)
+
+    def learn(*flags):
+        monkeypatch.setattr(sys, 'argv', ['train.py', *training_flags(roots), '--num_workers', '0', *map(str, flags)])
+        return train.main()
+    return learn
 
 
 @pytest.fixture(scope='session')

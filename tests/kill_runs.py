@@ -36,7 +36,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from model import VARIANTS, CheckpointError, build_network, save_network
 from model.checkpoint import read_checkpoint
 from tests.tiny import TINY as TINY_CONFIG
-from tests.trees import make_roots, write_video
+from tests.tiny import training_flags
+from tests.trees import make_davis, make_roots
 
 REPOSITORY = Path(__file__).parents[1]
 TINY = [sys.executable, str(REPOSITORY / 'tests' / 'tiny.py')]
@@ -238,15 +239,11 @@ def kill_until_finished(
 
 def kill_evaluation(folder: Path, *, kills: int, rng: random.Random, fresh_share: float = FRESH) -> Tally:
     """Three videos of five frames, with probabilities and archive."""
-    davis = folder / 'DAVIS' / 'trainval'
-    for name in ('cat', 'dog', 'goat'):
-        write_video(davis / 'JPEGImages' / '480p', davis / 'Annotations' / '480p', name, frames=5, labels=(1, 2))
-    (davis / 'ImageSets' / '2017').mkdir(parents=True)
-    (davis / 'ImageSets' / '2017' / 'val.txt').write_text('cat\ndog\ngoat\n')
+    make_davis(folder / 'DAVIS', 'cat', 'dog', 'goat', frames=5)
     torch.manual_seed(0)
     save_network(folder / 'tiny.pth', build_network(TINY_CONFIG))
     script = str(REPOSITORY / 'eval_davis.py')
-    flags = ['--model', str(folder / 'tiny.pth'), '--davis_path', str(davis.parent), '--device', 'cpu',
+    flags = ['--model', str(folder / 'tiny.pth'), '--davis_path', str(folder / 'DAVIS'), '--device', 'cpu',
              '--num_threads', '1', '--size', '48', '--mem_every', '2', '--save_probs', '--zip', '--output', 'out']
     tally = Tally('evaluation')
 
@@ -290,19 +287,15 @@ def files(folder: Path) -> dict[str, bytes]:
 # Training
 
 
-def flags(roots: dict[str, Path]) -> list[str]:
-    places = [part for name, root in roots.items() for part in (f'--{name}', str(root))]
-    return ['--arch', 'tiny', '--backbone_weights', 'none', '--crop_size', '48', '-b', '2', '--device', 'cpu', *places]
-
-
 def kill_training(
     folder: Path, *, kills: int, rng: random.Random, fresh_share: float = FRESH, iterations: int = 12,
 ) -> Tally:
     """Stage 3 with two workers on seven samples, two an iteration, and a checkpoint every other one: epochs end often,
     and max-skip changes five times."""
     script = str(REPOSITORY / 'train.py')
-    command = [*flags(make_roots(folder / 'roots')), '--stage', '3', '-i', str(iterations), '--num_workers', '2',
-               '--save_every', '2', '--log_every', '1', '--images_every', '3', '--id', 'run', '--resume']
+    command = [*training_flags(make_roots(folder / 'roots')), '--stage', '3', '-i', str(iterations),
+               '--num_workers', '2', '--save_every', '2', '--log_every', '1', '--images_every', '3', '--id', 'run',
+               '--resume']
     tally = Tally('training')
     states: dict[int, str] = {}     # iteration -> digest of its state
 

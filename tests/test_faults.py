@@ -30,8 +30,8 @@ from inference.run import BackgroundWriter
 from model import VARIANTS, STCNConfig, build_network, save_network
 from scripts import check_data, convert, evaluate
 from tests.conftest import REPOSITORY, tree
-from tests.tiny import TINY
-from tests.trees import make_roots, write_video
+from tests.tiny import TINY, training_flags
+from tests.trees import make_davis
 from training.report import Report
 from training.run import Run
 from util import cli
@@ -45,13 +45,7 @@ FULL_VIDEO = r'cannot write the video \((?:No space left on device|File too larg
 SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Two threads that share a busy machine's cores wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 @contextmanager
@@ -152,14 +146,6 @@ def write_overlay(path):
     with VideoWriter(path, 200, 200, time_base=Fraction(1, 25), frame_rate=Fraction(25)) as writer:
         for pts in range(5):
             writer.write(np.random.default_rng(pts).integers(0, 255, (200, 200, 3), np.uint8), pts)
-
-
-def make_davis(root, *names, frames=4):
-    base = root / 'trainval'
-    for name in names:
-        write_video(base / 'JPEGImages' / '480p', base / 'Annotations' / '480p', name, frames=frames, labels=(1, 2))
-    (base / 'ImageSets' / '2017').mkdir(parents=True)
-    (base / 'ImageSets' / '2017' / 'val.txt').write_text('\n'.join(names))
 
 
 noise = np.random.default_rng(0).integers(0, 255, (200, 200), np.uint8)
@@ -467,21 +453,15 @@ def test_a_second_signal_does_not_wait():
 # Training
 
 
-@pytest.fixture(scope='module')
-def roots(tmp_path_factory):
-    return make_roots(tmp_path_factory.mktemp('roots'))
-
-
 @pytest.fixture
 def learn(run, roots, monkeypatch):
     """train.py for six iterations, with a checkpoint after every second one."""
     monkeypatch.setitem(VARIANTS, 'tiny', TINY)
-    places = [part for name, root in roots.items() for part in (f'--{name}', root)]
 
     def learn(folder, *flags):
         monkeypatch.chdir(folder)
-        return run(train, '--arch', 'tiny', '--backbone_weights', 'none', '--crop_size', 48, '-b', 2, '--device',
-                   'cpu', '--num_workers', 0, '--stage', 3, '-i', 6, '--save_every', 2, '--id', 'a', *places, *flags)
+        return run(train, *training_flags(roots), '--num_workers', 0, '--stage', 3, '-i', 6, '--save_every', 2,
+                   '--id', 'a', *flags)
     return learn
 
 

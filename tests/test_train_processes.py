@@ -9,15 +9,10 @@ import pytest
 from dataset.io import read_mask
 from model.checkpoint import read_checkpoint
 from tests.conftest import REPOSITORY
-from tests.kill_runs import ENVIRONMENT, TINY, flags, kill_training
-from tests.trees import make_roots
+from tests.kill_runs import ENVIRONMENT, TINY, kill_training
+from tests.tiny import training_flags
 
 LIMIT = 240     # seconds
-
-
-@pytest.fixture(scope='module')
-def roots(tmp_path_factory):
-    return make_roots(tmp_path_factory.mktemp('roots'))
 
 
 def execute(command, folder, **environment):
@@ -37,7 +32,7 @@ def test_killed_and_resumed_is_as_uninterrupted(tmp_path):
 
 def test_two_processes_give_the_gradients_of_one_and_restart_by_themselves(roots, tmp_path):
     """Both are killed in the last iteration; torchrun starts them again, and they go on where they were."""
-    run = [REPOSITORY / 'train.py', *flags(roots), '-b', 4, '--stage', 3, '-i', 3, '--num_workers', 1,
+    run = [REPOSITORY / 'train.py', *training_flags(roots), '-b', 4, '--stage', 3, '-i', 3, '--num_workers', 1,
            '--save_every', 1, '--log_every', 1, '--seed', 3]
     torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', 2,
                 '--max_restarts', 1]
@@ -57,7 +52,7 @@ def test_two_processes_give_the_gradients_of_one_and_restart_by_themselves(roots
 
 
 def test_chain_from_images_to_masks(roots, tmp_path):
-    chain = ['bash', REPOSITORY / 'scripts' / 'train_chain.sh', 's012', 'mine', *flags(roots), '-i', 2,
+    chain = ['bash', REPOSITORY / 'scripts' / 'train_chain.sh', 's012', 'mine', *training_flags(roots), '-i', 2,
              '--num_workers', 0, '--log_every', 1]
     launch = {'LAUNCH': ' '.join(TINY)}
     execute(chain, tmp_path, **launch)
@@ -90,7 +85,7 @@ def test_wrong_chain(arguments):
 
 def test_missing_imagenet_weights_offline(roots, tmp_path):
     """No network: the error names the file and its place, soon, and no run is begun."""
-    command = [*TINY, REPOSITORY / 'train.py', *flags(roots), '--stage', '3', '--id', 'a', '--arch', 'stcn']
+    command = [*TINY, REPOSITORY / 'train.py', *training_flags(roots), '--stage', '3', '--id', 'a', '--arch', 'stcn']
     command = [part for part in command if part not in ('--backbone_weights', 'none')]
     result = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=False,
                             timeout=60, env=ENVIRONMENT | {'TORCH_HOME': str(tmp_path / 'torch'),

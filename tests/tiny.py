@@ -17,6 +17,12 @@ TINY = STCNConfig('mobilenet_v2', 'mobilenet_v2', key_dim=16, value_dim=32, deco
 hardest_fraction = loop.hardest_fraction
 
 
+def training_flags(roots: dict[str, Path]) -> list[str]:
+    """Of train.py, on the trees of ``tests.trees.make_roots``."""
+    places = [part for name, root in roots.items() for part in (f'--{name}', str(root))]
+    return ['--arch', 'tiny', '--backbone_weights', 'none', '--crop_size', '48', '-b', '2', '--device', 'cpu', *places]
+
+
 def die_at(iteration: int, *bootstrap: int) -> float:
     if iteration == int(os.environ['STCN_TEST_DIE_AT']) and os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') == '0':
         os.kill(os.getpid(), signal.SIGKILL)
