@@ -292,7 +292,7 @@ def image_files() -> dict[str, bytes]:
 
 
 @pytest.mark.filterwarnings('ignore:Corrupt EXIF data')
-@cases(400)
+@cases(250)
 @given(st.sampled_from(sorted(image_files())), DAMAGE, st.booleans())
 def test_damaged_images_and_masks(name, damage, checksums_fit):
     whole = image_files()[name]
@@ -550,7 +550,7 @@ def test_roots_with_pieces_missing_or_doubled(reader, change, expected, tmp_path
     assert str(tmp_path / 'root') in str(error.value)
 
 
-@cases(80)
+@cases(50)
 @given(DAMAGE | st.binary(max_size=30))
 def test_damaged_lists_of_videos(damage):
     with scratch('root') as root:
@@ -580,7 +580,7 @@ def spoiled(content: object, rng: np.random.Generator, junk: object) -> object:
                    else {key: spoiled(content[key], rng, junk)})
 
 
-@cases(250)
+@cases(150)
 @given(DAMAGE | st.tuples(JUNK, SEEDS))
 def test_damaged_and_odd_meta_files(change):
     with scratch('root') as root:
@@ -620,7 +620,7 @@ def test_static_folders_with_pieces_missing_or_doubled(change, expected, tmp_pat
     assert (len(found) if found else expected) == expected
 
 
-@cases(60)
+@cases(30)
 @given(SIZES, st.sampled_from(['as it is', 'a pixel off', 'empty', 'full']), SEEDS)
 def test_training_samples_of_images_of_any_size(size, kind, seed):
     with scratch('mine/1.jpg') as path:
@@ -695,7 +695,7 @@ def same(content: object, other: object) -> bool:
 
 
 @pytest.mark.filterwarnings('ignore:Detected pickle protocol')
-@cases(250)
+@cases(150)
 @given(DAMAGE, st.sampled_from(['zip', 'from before PyTorch 1.6']))
 def test_damaged_checkpoints(damage, form):
     content = content_of(checkpoint())
@@ -767,7 +767,7 @@ OPTIONS = st.fixed_dictionaries({}, optional={
 KINDS_OF_LABELS = (torch.uint8, torch.int16, torch.int64, torch.uint16)
 
 
-@cases(60)
+@cases(40)
 @example((32, 24), {0: [*range(50, 0, -1)], 1: [7, 200, 3], 2: [*range(1, 51, 2)]}, {}, torch.uint8, 0)
 @given(st.tuples(st.integers(1, 33), st.integers(1, 33)) | st.sampled_from([(1, 1), (1, 300), (300, 1), (2, 150)]),
        annotations(), OPTIONS, st.sampled_from(KINDS_OF_LABELS), SEEDS)

@@ -5,7 +5,6 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -174,21 +173,11 @@ def test_evaluating_twice_gives_the_same_bytes(davis_root, small_checkpoint, tmp
     expected = evaluate('first')
     assert sum(name.endswith('.png') for name in expected) == 12
     assert sum(name.endswith('.npz') for name in expected) == 12
-    assert evaluate('second') == expected
     monkeypatch.setattr(run_module, 'READERS', 1)
     monkeypatch.setattr(run_module.BackgroundWriter.__init__, '__kwdefaults__', {'threads': 4})
     assert evaluate('other threads') == expected
     subprocess.run([sys.executable, *map(str, words('fresh'))], cwd=REPOSITORY, check=True, capture_output=True)
     assert tree(tmp_path / 'fresh') == expected
-
-    # Parts of another size round differently; the masks are the same.
-    found = evaluate('chunks', '--object_chunk', 2)
-    for name, content in expected.items():
-        if name.endswith('.png'):
-            assert found[name] == content
-        elif name.endswith('.npz'):
-            probs = [np.load(tmp_path / output / name)['prob'] for output in ('first', 'chunks')]
-            np.testing.assert_allclose(*probs, atol=2e-3)
 
 
 def test_training_twice_gives_the_same_bits(learn):

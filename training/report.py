@@ -1,7 +1,6 @@
 """Progress of a run: a bar on a terminal, else lines; curves and images in TensorBoard."""
 import logging
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,7 +34,6 @@ class Report:
             from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
             self.writer = SummaryWriter(str(folder), purge_step=start + 1)
-        self.thread_hook = threading.excepthook
         self.on_terminal = sys.stderr.isatty()
         self.bar = tqdm(total=iterations, initial=start, disable=rank() != 0 or not self.on_terminal,
                         dynamic_ncols=True)
@@ -103,20 +101,11 @@ class Report:
             raise OSError(f'{self.writer.log_dir}: events for TensorBoard cannot be written ({error.strerror}). Make '
                           'room, and continue with --resume.') from error
 
-    def _show_error(self, error: threading.ExceptHookArgs) -> None:
-        """Of a thread; that of TensorBoard's is raised by ``_writing``, and need not be shown twice."""
-        if not (issubclass(error.exc_type, OSError) and type(error.thread).__name__ == '_AsyncWriterThread'):
-            self.thread_hook(error)
-
     def __enter__(self) -> 'Report':
-        threading.excepthook = self._show_error
         return self
 
     def __exit__(self, error_type, *_) -> None:
         self.bar.close()
-        try:
-            if self.writer:
-                with suppress(OSError) if error_type else self._writing():
-                    self.writer.close()
-        finally:
-            threading.excepthook = self.thread_hook
+        if self.writer:
+            with suppress(OSError) if error_type else self._writing():
+                self.writer.close()
