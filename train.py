@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 # A run may continue with others of these, but not unnoticed: they change what comes out.
 RECIPE = ('batch_size', 'iterations', 'steps', 'lr', 'gamma', 'warmup', 'clip_norm', 'bootstrap', 'seed', 'crop_size',
           'crop_scale', 'synthetic_root', 'hold_aside', 'no_amp', 'amp_dtype')
+OUT_OF_MEMORY = ('out of GPU memory; --accumulation N computes the batch in N parts, with the same result; a smaller '
+                 '-b/--batch_size or --crop_size takes less, too. --resume continues from the last checkpoint')
 SESSION = ('resume', 'debug', 'device')     # not kept for the next one
 
 
@@ -122,7 +124,7 @@ def main() -> int:
     from dataset.training import open_training_set
     from training.loop import train
     from training.report import Report
-    from training.run import Run, start_worker
+    from training.run import Run, loading_errors, start_worker
     from training.state import TrainingState, initial_network
     from util.distributed import broadcast, choose_device, process_group, rank, world_size
 
@@ -170,12 +172,16 @@ def main() -> int:
             dataset, batch_sampler=sampler, num_workers=args.num_workers, worker_init_fn=start_worker,
             pin_memory=device.type == 'cuda')
         run.write_configuration(configuration(args, stage, network.config))
-        with Report(run.folder, start=state.iteration, iterations=stage.iterations) as report:
-            signal = train(
-                state, iter(loader), stage, run, report, device=device, accumulation=args.accumulation,
-                amp_dtype=amp_dtype, clip_norm=args.clip_norm, recompute=args.recompute,
-                log_every=1 if args.debug else args.log_every, images_every=args.images_every,
-                save_every=args.save_every)
+        with (loading_errors(),
+              Report(run.folder, start=state.iteration, iterations=stage.iterations) as report):
+            try:
+                signal = train(
+                    state, iter(loader), stage, run, report, device=device, accumulation=args.accumulation,
+                    amp_dtype=amp_dtype, clip_norm=args.clip_norm, recompute=args.recompute,
+                    log_every=1 if args.debug else args.log_every, images_every=args.images_every,
+                    save_every=args.save_every)
+            except torch.OutOfMemoryError as error:
+                raise MemoryError(f'{OUT_OF_MEMORY} ({str(error).partition(chr(10))[0]})') from error
         if signal:
             log.warning('stopped by signal %d after iteration %d; --resume continues', signal, state.iteration)
             return 128 + signal

@@ -33,7 +33,7 @@ def davis_videos(root: str | Path, *, year: int, split: str) -> tuple[Path, list
         videos of DAVIS 2016 those that are there, with a logged line on the others.
 
     Raises:
-        DataError: for a root without these folders, a missing or empty list, or videos without frames.
+        DataError: for a root without these folders, and for a missing or empty list.
     """
     if (year, split) not in [(2016, 'val'), *((2017, subset) for subset in SUBSETS)]:
         raise DataError(f'DAVIS {year} has no split {split!r} that could be evaluated: '
@@ -54,7 +54,7 @@ def davis_videos(root: str | Path, *, year: int, split: str) -> tuple[Path, list
         return base, names
     image_set = base / 'ImageSets' / '2017' / {'testdev': 'test-dev.txt'}.get(split, f'{split}.txt')
     try:
-        names = sorted(set(image_set.read_text(encoding='utf-8').split()))
+        names = sorted(set(image_set.read_text(encoding='utf-8-sig').split()))
     except OSError as error:
         raise DataError(f'{image_set}: cannot read the list of videos ({error.strerror})') from error
     except UnicodeDecodeError as error:
@@ -74,7 +74,8 @@ def davis(root: str | Path, *, year: int = 2017, split: str = 'val') -> list[Vid
     """The videos of a split to segment, from the annotation of the first frame.
 
     Every frame of ``val`` has its ground truth on disk; only the first frame's is handed on.
-    Arguments and errors as of :func:`davis_videos`.
+    Arguments and errors as of :func:`davis_videos`, which finds no frame missing: here an annotation without its
+    frame is an error, too.
     """
     base, names = davis_videos(root, year=year, split=split)
     videos = []
@@ -85,6 +86,9 @@ def davis(root: str | Path, *, year: int = 2017, split: str = 'val') -> list[Vid
         first_mask = base / ANNOTATIONS / name / f'{images[0].stem}.png'
         if not first_mask.is_file():
             raise DataError(f'{first_mask}: the annotation of the first frame is missing')
+        lost = {path.stem for path in list_frames(first_mask.parent)} - {path.stem for path in images}
+        if lost:
+            raise DataError(f'{base / IMAGES / name}: annotated frames are missing: {", ".join(sorted(lost)[:5])}')
         frames = [Frame(images[0].stem, images[0], mask=first_mask)]
         frames += [Frame(image.stem, image) for image in images[1:]]
         videos.append(Video(name, name, tuple(frames), binary=year == 2016))

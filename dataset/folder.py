@@ -1,7 +1,7 @@
 """Videos of one's own: ``ROOT/JPEGImages/<video>/`` and ``ROOT/Annotations/<video>/``, or one video without names."""
 from pathlib import Path
 
-from dataset.io import DataError, list_frames, natural_key
+from dataset.io import DataError, check_path, list_frames, natural_key
 from dataset.sequence import Frame, Video
 
 
@@ -22,8 +22,8 @@ def folder(root: str | Path) -> list[Video]:
                             'each in a folder a video, or directly for a single video')
     if list_frames(images):
         return [_video(root.resolve().name, images, annotations)]
-    names = sorted((path.name for path in images.iterdir() if path.is_dir() and not path.name.startswith('.')),
-                   key=natural_key)
+    folders = [path for path in images.iterdir() if path.is_dir() and not path.name.startswith('.')]
+    names = sorted((check_path(path).name for path in folders), key=natural_key)
     if not names:
         raise DataError(f'{images}: neither frames nor folders of frames')
     return [_video(name, images / name, annotations / name) for name in names]

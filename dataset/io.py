@@ -9,9 +9,8 @@ import struct
 from contextlib import suppress
 from pathlib import Path
 
-import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from util.files import atomic_path
 
@@ -22,6 +21,27 @@ IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 
 FRAME_SUFFIXES = ('.jpg', '.jpeg', '.png')
+MAX_NAME = 240          # bytes: a file system's 255 without what is put around a name
+
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP')
+"""What PIL may take a file for, whatever its suffix. It knows 50 more, one of which starts Ghostscript."""
+
+MAX_PIXELS, MAX_SIDE = 2**27, 2**15 - 1
+"""Of an image: one of 16K video has 15360 x 8640, just below 2**27; OpenCV's remap takes no longer sides."""
+
+# What PIL raises depends on where in which format the damage is.
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What each EXIF orientation asks for."""
 
 # The share of the pixels along edges in labels that exist nowhere else. Over 50 masks, as they are: 0;
 # resized with interpolation, blurred, or compressed by JPEG up to quality 90: 0.117 and more.
@@ -57,6 +77,8 @@ def read_image(path: str | Path) -> np.ndarray:
     if (image := _read_jpeg(path)) is not None:
         return image
     image = _open(path)
+    if image.mode == 'P' and image.palette is None:
+        raise DataError(f'{path}: expected an image, found palette indices without a palette. Replace the file.')
     if image.mode.startswith('I'):  # PIL would clip 16 bits to 255 instead of scaling them
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     return np.array(image.convert('RGB'))
@@ -140,21 +162,24 @@ def list_frames(folder: str | Path) -> list[Path]:
     Numbers within names sort as numbers, so 2.jpg comes before 10.jpg.
 
     Raises:
-        DataError: the folder is missing, or two files have the same stem (which one is the frame?).
+        DataError: the folder is missing, two files have the same stem (which one is the frame?), or a file has a name
+            that no mask can have.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f'{folder}: expected a folder of frames, found none. Check the path.')
     frames: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in FRAME_SUFFIXES or path.name.startswith('.') or not path.is_file():
+        if path.suffix.lower() not in FRAME_SUFFIXES or path.name.startswith('.'):
+            continue
+        if not path.is_file() and not path.is_symlink():        # a link to nothing is a frame that is missing
             continue
         if path.stem in frames:
             raise DataError(
                 f'{folder}: expected one file a frame, found {frames[path.stem].name} and {path.name}. '
                 'Remove one of them.'
             )
-        frames[path.stem] = path
+        frames[check_path(path).stem] = path
     return sorted(frames.values(), key=natural_key)
 
 
@@ -162,11 +187,29 @@ def check_name(name: str, source: str | Path) -> str:
     """A name of a video or frame from a list, checked to be no path: output files are named after it.
 
     Raises:
-        DataError: it could leave the folder that it is put in. ``source``, the list's file, is for the message.
+        DataError: it could leave the folder that it is put in, or is too long for a file. ``source``, the list's
+            file, is for the message.
     """
-    if not name or name.startswith('.') or any(character in name for character in '/\\:\0\n'):
-        raise DataError(f'{source}: expected the name of a video, found {name!r}')
+    if not name or name.startswith('.') or '/' in name or ':' in name or not _is_plain(name):
+        raise DataError(f'{source}: expected the name of a video, found {name[:80]!r}')
     return name
+
+
+def check_path(path: Path) -> Path:
+    """A frame's file or a video's folder, after which output files are named.
+
+    Raises:
+        DataError: elsewhere its name means a path, would break a line of a list, or is too long for our files.
+    """
+    if not _is_plain(path.stem):
+        raise DataError(f'{str(path)!r}: expected a name of up to {MAX_NAME} bytes, without backslashes and control '
+                        'characters, since the masks get it, too. Rename it.')
+    return path
+
+
+def _is_plain(name: str) -> bool:
+    return ('\\' not in name and all(' ' <= character != '\x7f' for character in name)
+            and len(name.encode(errors='surrogatepass')) <= MAX_NAME)
 
 
 def natural_key(path: str | Path) -> tuple[list[str | int], str]:
@@ -177,12 +220,17 @@ def natural_key(path: str | Path) -> tuple[list[str | int], str]:
 
 
 def _read_jpeg(path: str | Path) -> np.ndarray | None:
-    """As PIL reads it, nearly twice as fast: OpenCV decodes an RGB JPEG that ends as it should. Else ``None``."""
-    with suppress(OSError, cv2.error):
+    """As PIL reads it, nearly twice as fast: OpenCV decodes an upright RGB JPEG that ends well. Else ``None``."""
+    import cv2  # only where it is used, for --help does without
+
+    with suppress(cv2.error, *UNREADABLE), Image.open(path, formats=['JPEG']) as header:
+        _check_size(header)
+        if header.mode != 'RGB' or _orientation(header) in UPRIGHT:
+            return None
         data = np.fromfile(path, np.uint8)
-        if data[:2].tobytes() == b'\xff\xd8' and data[-2:].tobytes() == b'\xff\xd9':
-            image = cv2.imdecode(data, cv2.IMREAD_ANYCOLOR)     # upright
-            if image is not None and image.ndim == 3:
+        if data[-2:].tobytes() == b'\xff\xd9':
+            image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+            if image is not None:
                 return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     return None
 
@@ -190,13 +238,30 @@ def _read_jpeg(path: str | Path) -> np.ndarray | None:
 def _open(path: str | Path) -> Image.Image:
     """Decode a file completely, upright."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
+            _check_size(image)
+            image.verify()  # a PNG's checksums, at which decoding does not look: any damage could become labels
+        with Image.open(path, formats=FORMATS) as image:
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-    # What PIL raises depends on where in which format the damage is.
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+            turn = UPRIGHT.get(_orientation(image))
+            if turn is None:
+                return image
+            turned = image.transpose(turn)
+            turned.format = image.format
+            return turned
+    except UNREADABLE as error:
         raise DataError(f'{path}: expected an image, cannot read it ({error}). Replace the file.') from error
-    return image
+
+
+def _check_size(image: Image.Image) -> None:
+    """From the header, before anything is allocated. Raises ValueError."""
+    width, height = image.size
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise ValueError(f'its header says {width} x {height}; at most {MAX_PIXELS} pixels and sides of {MAX_SIDE}')
+
+
+def _orientation(image: Image.Image) -> int | None:
+    return image.getexif().get(ExifTags.Base.Orientation)
 
 
 def _labels_of_values(values: np.ndarray, path: str | Path) -> np.ndarray:
@@ -229,6 +294,8 @@ def _check_crisp(labels: np.ndarray, values: np.ndarray, path: str | Path) -> No
     An object fills a 3 x 3 window somewhere, or is thin. Interpolation makes labels that line edges, strictly
     between two neighbours; fine compression makes specks.
     """
+    import cv2
+
     window = np.ones((3, 3), np.uint8)
     solid = cv2.erode(labels, window) == cv2.dilate(labels, window)
     between = (cv2.erode(values, window) < values) & (values < cv2.dilate(values, window))

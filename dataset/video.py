@@ -133,7 +133,7 @@ def _annotated_frames(images: Path, masks: Path) -> tuple[str, ...]:
     annotated = {name[:-4] for name in os.listdir(masks) if name.endswith('.png') and not name.startswith('.')}
     names = {
         name.rpartition('.')[0]: sys.intern(name)  # most videos use the same names
-        for name in os.listdir(images)
+        for name in sorted(os.listdir(images))  # of 1.jpg and 1.png the same one everywhere
         if name.lower().endswith(FRAME_SUFFIXES)
     }
     return tuple(names[stem] for stem in sorted(annotated & names.keys(), key=lambda stem: (len(stem), stem)))
@@ -178,6 +178,9 @@ class VideoDataset(AddressedDataset):
             if rng.random() < 0.5:
                 names.reverse()
             images, annotations = zip(*(_read_frame(video, name) for name in names), strict=True)
+            if len({image.shape for image in images}) > 1:
+                raise DataError(f'{video.images}: expected frames of one size, found {names[0]}, {names[1]} and '
+                                f'{names[2]} to differ')
             height, width = images[0].shape[:2]
             augmentation = draw_video(rng, height, width, size=self.size, crop_scale=self.crop_scale)
             labels = np.stack([w.labels(a) for w, a in zip(augmentation.warps, annotations, strict=True)])

@@ -50,23 +50,33 @@ def youtube(root: str | Path, *, split: str = 'valid', output_all: bool = False)
 def _read_meta(path: Path) -> list[tuple[str, dict[int, str], set[str]]]:
     """Of each video its name, the first frame of every object, and all frames that are listed."""
     try:
-        videos = json.loads(path.read_text(encoding='utf-8'))['videos']
+        videos = json.loads(path.read_text(encoding='utf-8-sig'), object_pairs_hook=_once)['videos']
         found = []
         for name, video in sorted(videos.items()):
             listed = {int(label): [str(frame) for frame in thing['frames']]
                       for label, thing in sorted(video['objects'].items(), key=lambda item: int(item[0]))}
-            if not listed or not all(listed.values()) or not all(0 < label < 256 for label in listed):
-                raise DataError(f'{path}: video {name!r}: expected objects 1 to 255, each with at least one frame, '
-                                f'found {listed}')
+            if (not listed or len(listed) < len(video['objects']) or not all(listed.values())
+                    or not all(0 < label < 256 for label in listed)):
+                raise DataError(f'{path}: video {name!r}: expected objects 1 to 255, each once and with at '
+                                f'least one frame, found {listed}')
             found.append((check_name(name, path), {label: frames[0] for label, frames in listed.items()},
                           {frame for frames in listed.values() for frame in frames}))
     except OSError as error:
         raise DataError(f'{path}: cannot read it ({error.strerror})') from error
     except DataError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f'{path}: expected {{"videos": {{NAME: {{"objects": {{LABEL: {{"frames": [...]}}}}}}}}}}, '
                         f'found something else ({error!r})') from error
     if not found:
         raise DataError(f'{path}: lists no videos')
+    return found
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object; of two entries with one name Python would keep the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f'{next(name for name in names if names.count(name) > 1)!r} twice')
     return found

@@ -1,13 +1,14 @@
 """Streaming propagation: one frame in, its probabilities out."""
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import index
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dataset.io import IMAGE_MEAN, IMAGE_STD
+from dataset.io import IMAGE_MEAN, IMAGE_STD, MAX_SIDE
 from inference.memory_bank import MemoryBank
 from model.aggregate import aggregate
 from model.network import Network, Query
@@ -134,7 +135,7 @@ class InferenceCore:
         """
         shape = self._frame_shape
         for image in images:
-            shape = _check_frame(image, shape)
+            shape = self._check_frame(image, shape)
         return self._encode(images) if images else []
 
     @torch.inference_mode()
@@ -168,7 +169,7 @@ class InferenceCore:
         annotated = bool(objects)
         step = self.schedule.peek(annotated=annotated, wanted=wanted, last=last)
         if image is not None:
-            shape = _check_frame(image, self._frame_shape)
+            shape = self._check_frame(image, self._frame_shape)
             if mask is not None and tuple(mask.shape) != shape:
                 raise InputError(f'mask: expected the size of its image, {shape}, found {tuple(mask.shape)}')
             self._frame_shape = shape
@@ -202,6 +203,27 @@ class InferenceCore:
         """The most probable label of each pixel: what ``step`` returned ``-> [H, W]`` uint8."""
         labels = torch.tensor([0, *self.objects], dtype=torch.uint8, device=prob.device)
         return labels[prob.argmax(dim=0)]
+
+    def _check_frame(self, image: Tensor | EncodedFrame, shape: tuple[int, int] | None) -> tuple[int, int]:
+        """The size of a frame that ``step`` can take in a video whose frames have size ``shape``."""
+        if isinstance(image, EncodedFrame):
+            found = image.shape
+        else:
+            if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+                raise InputError(f'image: expected [3, H, W], found {_described(image)}')
+            if image.dtype != torch.uint8 and not image.is_floating_point():
+                raise InputError(f'image: expected uint8 or float in [0, 1], found {image.dtype}')
+            if image.is_floating_point():
+                low, high = torch.stack(image.aminmax()).tolist()
+                if not (low > -0.5 and high < 1.5):     # resampling overshoots a little; false for NaN
+                    raise InputError('image: expected uint8 or float in [0, 1], found values from '
+                                     f'{low:g} to {high:g}')
+            found = tuple(image.shape[1:])
+        if shape not in (None, found):
+            raise InputError(f'image: expected the size of the frames before, {shape}, found {found}')
+        if self.size is not None and self.size * max(found) > MAX_SIDE * min(found):
+            raise InputError(f'image: {found} at a shorter side of {self.size}: the longer one exceeds {MAX_SIDE}')
+        return found
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, enabled=self.amp,
@@ -255,7 +277,7 @@ class InferenceCore:
         padding: tuple[int, int, int, int],
     ) -> Tensor:
         """Put the annotated masks of ``objects`` into the probabilities of a frame, which get channels ``known``."""
-        mask = mask.to(self.device)
+        mask = mask.to(self.device, torch.uint8)
         if self.size is not None:
             mask = F.interpolate(mask[None, None].float(), self._working_shape(mask.shape), mode='nearest')[0, 0]
         mask = F.pad(mask, padding)
@@ -281,27 +303,19 @@ def _unpadded(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
     return x[..., top:x.shape[-2] - bottom, left:x.shape[-1] - right]
 
 
-def _check_frame(image: Tensor | EncodedFrame, shape: tuple[int, int] | None) -> tuple[int, int]:
-    """The size of a frame that ``step`` can take in a video whose frames have size ``shape``."""
-    if isinstance(image, EncodedFrame):
-        found = image.shape
-    else:
-        if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
-            raise InputError(f'image: expected [3, H, W], found {list(image.shape)}')
-        if image.dtype != torch.uint8 and not image.is_floating_point():
-            raise InputError(f'image: expected uint8 or float in [0, 1], found {image.dtype}')
-        found = tuple(image.shape[1:])
-    if shape not in (None, found):
-        raise InputError(f'image: expected the size of the frames before, {shape}, found {found}')
-    return found
+def _described(found: object) -> str:
+    return f'{found.dtype} {list(found.shape)}' if isinstance(found, Tensor) else f'{type(found).__name__}, no tensor'
 
 
 def _check_labels(mask: Tensor, objects: list[int] | None) -> list[int]:
     """The labels that an annotation speaks of, without the background."""
-    if mask.ndim != 2 or mask.is_floating_point() or mask.is_complex():
-        raise InputError(f'mask: expected integer labels [H, W], found {mask.dtype} {list(mask.shape)}')
-    present = [label for label in mask.unique().tolist() if label != 0]
-    objects = present if objects is None else [int(label) for label in dict.fromkeys(objects)]
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.is_floating_point() or mask.is_complex():
+        raise InputError(f'mask: expected integer labels [H, W], found {_described(mask)}')
+    present = [int(label) for label in mask.unique().tolist() if label != 0]
+    try:
+        objects = present if objects is None else list(dict.fromkeys(index(label) for label in objects))
+    except TypeError as error:
+        raise InputError(f'objects: expected a list of labels, found {objects!r}') from error
     for label in (*present, *objects):
         if not 1 <= label <= 255:
             raise InputError(f'mask: labels are 1 to 255 (0 is the background), found {label}')

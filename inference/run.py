@@ -21,7 +21,8 @@ from dataset.sequence import Frame, Video
 from inference.core import InferenceCore, InputError
 from inference.ensemble import Ensemble, Member
 from util.distributed import gather, rank, use_device, world_size
-from util.files import atomic_path
+from util.files import atomic_path, check_writable
+from util.stop import Stopped, StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +79,9 @@ def run_dataset(
     """Segment videos and write a palette PNG for every wanted frame, ``output/folder/name.png``.
 
     A video whose masks are all there is skipped. One that fails (unreadable frame, wrong mask) is
-    reported and the others go on; an error while writing ends the run. Under torchrun every process
-    takes a share of the videos; the summary is that of all of them, on each.
+    reported and the others go on; an error while writing ends the run. SIGTERM and Ctrl-C end it after
+    the frame, with what is finished kept. Under torchrun every process takes a share of the videos; the
+    summary is that of all of them, on each.
 
     Args:
         members: what segments together, see :class:`Ensemble`; one network alone, or several.
@@ -95,15 +97,16 @@ def run_dataset(
     Raises:
         DataError: if ``output`` holds masks made with other settings and ``overwrite`` is false, or if masks
             would go where the videos' own files are.
-        OSError: if a mask cannot be written.
+        OSError: if a mask, the archive or the settings cannot be written.
+        Stopped: by SIGTERM or Ctrl-C.
     """
     output = Path(output).resolve()
     device = next(members[0].network.parameters()).device
     refusal = None
     if rank() == 0:                     # one process, so that it does not see what the others begin to write
         try:
-            _claim_output(output, videos, settings, overwrite=overwrite)
-        except DataError as error:
+            _claim_output(output, videos, settings, overwrite=overwrite, archive=archive)
+        except (DataError, OSError) as error:
             refusal = error
     [refusal, *_] = gather(refusal)
     if refusal is not None:
@@ -113,7 +116,8 @@ def run_dataset(
     summary = Summary()
     start = time.perf_counter()
     limit = WRITE_BEHIND_PROBS if save_probs else WRITE_BEHIND
-    with (BackgroundWriter(limit) as writer,
+    with (StopRequest('stopping after this frame; once more to stop at once') as stop,
+          BackgroundWriter(limit) as writer,
           ThreadPoolExecutor(READERS, initializer=use_device, initargs=(device,)) as readers):
         for video in _progress(share(videos, rank(), world_size())):
             if all(path.exists() for path in _outputs(output, video, save_probs)):
@@ -123,6 +127,9 @@ def run_dataset(
             stopwatch = _Stopwatch(device)
             try:
                 for frame, prob in propagate(core, video, readers, stopwatch, encode_batch=encode_batch):
+                    # Asked here, so that no exception falls between the locks of the threads.
+                    if stop.signal:
+                        raise Stopped(stop.signal)
                     if prob is None:
                         continue
                     writer.submit(_write_labels, _mask_path(output, video, frame), core.to_labels(prob))
@@ -140,6 +147,8 @@ def run_dataset(
             summary.videos += 1
             summary.frames += len(video.frames)
             summary.propagation += stopwatch.seconds()
+    if stop.signal:
+        raise Stopped(stop.signal)
     summary.wall_clock = time.perf_counter() - start
     summary.peak_memory = peak_memory(device)
     summary = Summary.merged(gather(summary))
@@ -247,9 +256,13 @@ def _write_prob(path: Path, prob: Tensor, objects: list[int]) -> None:
         np.savez_compressed(file, prob=prob.cpu().numpy(), objects=np.array(objects, np.uint8))
 
 
+def _archive_path(output: Path) -> Path:
+    return output.with_name(f'{output.name}.zip')
+
+
 def _write_archive(output: Path, videos: Sequence[Video]) -> None:
     """``output.zip`` with the masks as a server takes them: ``<video>/<frame>.png`` (DAVIS) or below Annotations."""
-    path = output.with_name(f'{output.name}.zip')
+    path = _archive_path(output)
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, 'w') as archive:
         for video in videos:
             for mask in _outputs(output, video, False):
@@ -258,7 +271,7 @@ def _write_archive(output: Path, videos: Sequence[Video]) -> None:
     log.info('archive: %s', path)
 
 
-def _claim_output(output: Path, videos: Sequence[Video], settings: dict, *, overwrite: bool) -> None:
+def _claim_output(output: Path, videos: Sequence[Video], settings: dict, *, overwrite: bool, archive: bool) -> None:
     """Make the output folder this run's, or refuse: it may hold ground truth, or another network's masks."""
     path = output / SETTINGS_FILE
     folders = {output / video.folder for video in videos}
@@ -269,7 +282,7 @@ def _claim_output(output: Path, videos: Sequence[Video], settings: dict, *, over
     if not overwrite:
         try:
             found = json.loads(path.read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             found = None
         except ValueError as error:
             raise DataError(f'{path}: no readable JSON ({error}); use --overwrite or another --output') from error
@@ -281,8 +294,13 @@ def _claim_output(output: Path, videos: Sequence[Video], settings: dict, *, over
                        for name in sorted({*found, *settings}) if found.get(name) != settings.get(name)]
             raise DataError(f'{output}: holds masks of other settings ({"; ".join(changes)}); '
                             'use --overwrite or another --output')
-    else:
+    check_writable(path)
+    if archive:     # it comes last, and lies beside the folder
+        check_writable(_archive_path(output))
+    if overwrite:
         # At once, so that an interrupted run leaves no mask of the old ones for a finished new one.
+        if archive:
+            _archive_path(output).unlink(missing_ok=True)
         for folder in folders:
             probabilities = output / PROBABILITIES / folder.relative_to(output)
             for written in (*folder.glob('*.png'), *probabilities.glob('*.npz')):
@@ -322,7 +340,8 @@ class BackgroundWriter:
         self.pending.append(self.pool.submit(write, *args))
 
     def __exit__(self, error_type, *_) -> None:
-        self.pool.shutdown(cancel_futures=error_type is not None)
+        # What waits when a stop comes may complete a video.
+        self.pool.shutdown(cancel_futures=error_type not in (None, Stopped))
         if error_type is None:
             for future in self.pending:
                 future.result()

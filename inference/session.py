@@ -1,6 +1,8 @@
 """A clip that a person and the network segment together; no user interface, and no more than a frame in memory."""
+import errno
 import math
 import shutil
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -16,7 +18,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from dataset.io import FRAME_SUFFIXES, DataError, check_name, list_frames, read_image, read_mask, write_mask
+from dataset.io import (
+    FRAME_SUFFIXES,
+    UNREADABLE,
+    DataError,
+    check_name,
+    list_frames,
+    read_image,
+    read_mask,
+    write_mask,
+)
 from dataset.overlay import draw_masks
 from inference.core import InferenceCore
 from util.files import atomic_path
@@ -24,6 +35,7 @@ from util.video_file import VideoReader, VideoWriter
 
 BAND = 0.02                     # of a frame's shorter side, around its objects
 IMAGE_RATE = Fraction(25)       # frames a second of a clip that came as images
+MAX_RATE = 240                  # of any clip, on average over the longest time that it may take
 MAX_PIXELS = 4096 * 2304        # of a frame
 STORE_FACTOR = 10               # bytes of all frames on disk, to those of the largest upload
 JPEG_QUALITY = 95
@@ -258,23 +270,28 @@ def _import_images(path: Path, folder: Path, *, max_seconds: float, limit: int) 
     """Names in the archive say nothing about where files go, nor its sizes how large they are."""
     try:
         with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                name = PurePosixPath(entry.filename).name
-                if name.startswith('.') or Path(name).suffix.lower() not in FRAME_SUFFIXES:
-                    continue
+            images = [(PurePosixPath(entry.filename).name, entry) for entry in archive.infolist()]
+            images = [(name, entry) for name, entry in images
+                      if not name.startswith('.') and Path(name).suffix.lower() in FRAME_SUFFIXES]
+            _check_length(path, len(images) / IMAGE_RATE, max_seconds)
+            for name, entry in images:
                 target = folder / check_name(name, path.name)
+                if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise NotImplementedError(f'{name}: compressed by method {entry.compress_type}')
                 if target.exists():
                     raise DataError(f'{path.name}: two frames are called {name}. Put one folder of frames into it.')
                 with archive.open(entry) as source, open(target, 'wb') as file:
                     while chunk := source.read(2**20):
                         limit -= file.write(chunk)
                         _check_store(path, limit)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, struct.error, UnicodeDecodeError,
+            RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:      # that of a place before the beginning
+            raise
         raise DataError(f'{path.name}: expected a zip of images, cannot read it ({error})') from error
     frames = list_frames(folder)
     if not frames:
         raise DataError(f'{path.name}: no images in it (.jpg, .jpeg or .png)')
-    _check_length(path, len(frames) / IMAGE_RATE, max_seconds)
     (width, height), *others = map(_image_size, frames)
     for frame, size in zip(frames[1:], others, strict=True):
         if size != (width, height):
@@ -289,7 +306,8 @@ def _import_video(path: Path, folder: Path, *, max_seconds: float, limit: int) -
         _check_pixels(path.name, video.width, video.height)
         for number, (image, pts) in enumerate(video):
             times.append(pts)
-            _check_length(path, (pts - times[0]) * video.time_base + 1 / video.frame_rate, max_seconds)
+            seconds = (pts - times[0]) * video.time_base + 1 / video.frame_rate
+            _check_length(path, max(seconds, Fraction(len(times), MAX_RATE)), max_seconds)
             frames.append(folder / f'{number:05d}.jpg')
             coded = cv2.imencode('.jpg', image[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1]
             limit -= coded.nbytes
@@ -303,7 +321,7 @@ def _import_video(path: Path, folder: Path, *, max_seconds: float, limit: int) -
 def _check_length(path: Path, seconds: Fraction, max_seconds: float) -> None:
     if seconds > max_seconds:
         raise DataError(f'{path.name}: longer than the {max_seconds:g} seconds that --max_seconds allows '
-                        f'(images count as {IMAGE_RATE} a second)')
+                        f'(images count as {IMAGE_RATE} a second, and no more than {MAX_RATE} frames as one)')
 
 
 def _check_store(path: Path, left: int) -> None:
@@ -322,7 +340,7 @@ def _image_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-    except (OSError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise DataError(f'{path.name}: expected an image, cannot read it ({error})') from error
     _check_pixels(path.name, width, height)
     return width, height

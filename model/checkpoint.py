@@ -11,6 +11,9 @@ each with or without the ``module.`` prefix of a parallel wrapper.
 """
 import dataclasses
 import pickle
+import struct
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -24,6 +27,10 @@ from model.variants import VARIANTS, STCNConfig, STMConfig, config_from
 from util.files import atomic_path
 
 NOT_COMPARED = 'num_batches_tracked'    # batch norm's counter; never used, absent from old files
+
+# What a damaged file raises depends on where in its zip directory, its pickle or its tensors the damage is.
+UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError,
+              struct.error, zipfile.BadZipFile, zlib.error)
 
 
 class CheckpointError(RuntimeError):
@@ -47,18 +54,29 @@ def read_checkpoint(path: str | Path) -> dict:
     """The content of a checkpoint file, on the CPU; nothing in it is executed (``weights_only``)."""
     try:
         content = torch.load(path, map_location='cpu', weights_only=True)
+        damaged = _damaged_record(path)
     except FileNotFoundError:
         raise CheckpointError(f'{path}: no such checkpoint file') from None
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f'{path}: not a checkpoint that can be loaded safely: {reason}') from error
-    except Exception as error:      # a damaged file can raise anything from within the unpickler
+    except UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f'{path}: unreadable; truncated, or not a PyTorch checkpoint ({reason})') from error
+    if damaged:
+        raise CheckpointError(f'{path}: damaged, the checksum of its record {damaged} is wrong; fetch it again')
     if not isinstance(content, dict):
         raise CheckpointError(f'{path}: expected a dictionary of tensors, found {type(content).__name__}')
     return content
+
+
+def _damaged_record(path: str | Path) -> str | None:
+    """The first record of a file whose checksum is wrong: ``torch.load`` does not look at them."""
+    if not zipfile.is_zipfile(path):
+        return None             # from before PyTorch 1.6, without checksums
+    with zipfile.ZipFile(path) as file:
+        return file.testzip()
 
 
 def network_from_checkpoint(
@@ -73,6 +91,7 @@ def network_from_checkpoint(
              for name, value in state.items() if isinstance(value, Tensor)}
     if not state:
         raise CheckpointError(f'{path}: holds no tensors, so no network')
+    _check_tensors(state, path)
 
     config = _config_of(content, state, path)
     network = _on_meta(config)
@@ -97,6 +116,22 @@ def save_network(path: str | Path, network: Network, *, dtype: torch.dtype | Non
              for name, value in network.state_dict().items()}
     with atomic_path(path) as temporary:
         torch.save({'config': dataclasses.asdict(network.config), 'network': state}, temporary)
+
+
+def _check_tensors(state: dict[str, Tensor], path: str | Path) -> None:
+    """Refuse what is no weights: before anything is allocated, since a small file can claim any size."""
+    for name, value in state.items():
+        if value.layout is not torch.strided or value.is_meta or value.is_quantized or value.is_complex():
+            raise CheckpointError(f'{path}: {name}: expected a plain tensor, found {value.dtype}, {value.layout}, on '
+                                  f'{value.device}')
+    storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in state.values()}
+    claimed = sum(value.numel() * value.element_size() for value in state.values())
+    if claimed > sum(storages.values()):
+        raise CheckpointError(f'{path}: its tensors claim {claimed} bytes, the file holds {sum(storages.values())}')
+    for name, value in state.items():
+        if value.is_floating_point() and not value.float().isfinite().all():
+            raise CheckpointError(f'{path}: {name}: expected numbers, found some that are not finite, as a training '
+                                  'that went wrong leaves them; take a checkpoint from before')
 
 
 def _config_of(content: dict, state: dict[str, Tensor], path: str | Path) -> STCNConfig | STMConfig:

@@ -22,7 +22,8 @@ def bootstrapped_cross_entropy(logits: Tensor, target: Tensor, selector: Tensor,
         logits: [B, K+1, H, W], aggregated: background and K objects.
         target: int64 [B, H, W], 0 .. K; never an object that the selector excludes.
         selector: [B, K], 1 where the sample has the object. The other logits count as if they were not there.
-        fraction: of the pixels of each sample, floor(fraction * H * W) of them; see ``hardest_fraction``.
+        fraction: of the pixels of each sample, floor(fraction * H * W) of them, but at least one; see
+            ``hardest_fraction``.
 
     Returns:
         A scalar.
@@ -31,7 +32,7 @@ def bootstrapped_cross_entropy(logits: Tensor, target: Tensor, selector: Tensor,
     logits = logits.float().masked_fill(absent[:, :, None, None], -torch.inf)
     losses = F.cross_entropy(logits, target, reduction='none').flatten(1)
     if fraction < 1:
-        losses = losses.topk(int(fraction * losses.shape[1]), dim=1, sorted=False).values
+        losses = losses.topk(max(1, int(fraction * losses.shape[1])), dim=1, sorted=False).values
     return losses.mean()
 
 

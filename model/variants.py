@@ -3,6 +3,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
+def _check_similarity(name: str) -> None:
+    if name not in ('l2', 'dot'):
+        raise ValueError(f"similarity: expected 'l2' or 'dot', found {name!r}")
+
+
 @dataclass(frozen=True)
 class STCNConfig:
     """Everything that shapes an :class:`model.stcn.STCN`."""
@@ -18,6 +23,7 @@ class STCNConfig:
     arch: str = field(default='stcn', init=False)
 
     def __post_init__(self):
+        _check_similarity(self.similarity)
         # JSON and older checkpoints hand over lists.
         object.__setattr__(self, 'decoder_widths', tuple(self.decoder_widths))
 
@@ -39,6 +45,9 @@ class STMConfig:
     single_object: bool = False                     # stage 0: no convolution of the other objects' masks
     similarity: str = 'dot'                         # or 'l2', the ablation
     arch: str = field(default='stm', init=False)
+
+    def __post_init__(self):
+        _check_similarity(self.similarity)
 
     @property
     def backbones(self) -> tuple[str, str]:
@@ -69,6 +78,7 @@ def config_from(stored: Mapping) -> STCNConfig | STMConfig:
     Raises:
         KeyError: an unknown ``arch``.
         TypeError: anything but fields of its configuration.
+        ValueError: an unknown similarity.
     """
     fields = dict(stored)
     return CONFIGS[fields.pop('arch', 'stcn')](**fields)

@@ -60,7 +60,9 @@ def main() -> int:
 
     import torch
 
-    from util.files import atomic_path
+    from util.files import atomic_path, check_writable
+    if args.json:
+        check_writable(args.json)
     networks = [args.model] if args.model else args.arch
     result = {'machine': machine(args), 'precision': args.precision}
     for name in args.measure:

@@ -14,37 +14,45 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-import cv2
-import numpy as np
-import torch
-from PIL import Image
-from torchvision import transforms
-from torchvision.transforms import InterpolationMode
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset.augment import FILL, IMAGENET_MEAN, IMAGENET_STD, init_worker, random_spline
-from dataset.sampling import Address
-from dataset.static import Pair, StaticDataset, find_pairs
-from dataset.video import TrainingVideo, VideoDataset, find_videos
+from util.cli import run_main
 
-BILINEAR, NEAREST = InterpolationMode.BILINEAR, InterpolationMode.NEAREST
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from dataset.static import Pair
+    from dataset.video import TrainingVideo
 
 
-def seeded(transform: Callable, image: Image.Image, seed: int) -> Image.Image:
+def seeded(transform: Callable, image: 'Image', seed: int) -> 'Image':
+    import torch
+
     torch.manual_seed(seed)
     return transform(image)
 
 
-def usual_static(size: int) -> Callable[[Pair], tuple[torch.Tensor, torch.Tensor]]:
+def usual_static(size: int) -> Callable[['Pair'], tuple['Tensor', 'Tensor']]:
     """Supplementary F.3.1 as a chain of transforms."""
+    import cv2
+    import numpy as np
+    import torch
+    from PIL import Image
+    from torchvision import transforms
+    from torchvision.transforms import InterpolationMode
+
+    from dataset.augment import FILL, IMAGENET_MEAN, IMAGENET_STD, random_spline
+
+    bilinear = InterpolationMode.BILINEAR
 
     def geometry(fill: tuple[int, ...] | int) -> tuple[Callable, Callable]:
-        zoom = transforms.RandomAffine(0, scale=(0.8, 1.5), interpolation=BILINEAR, fill=fill)
-        affine = transforms.RandomAffine(20, scale=(0.9, 1.1), shear=10, interpolation=BILINEAR, fill=fill)
+        zoom = transforms.RandomAffine(0, scale=(0.8, 1.5), interpolation=bilinear, fill=fill)
+        affine = transforms.RandomAffine(20, scale=(0.9, 1.1), shear=10, interpolation=bilinear, fill=fill)
         base = transforms.Compose([zoom, transforms.RandomHorizontalFlip()])
-        return base, transforms.Compose([affine, transforms.Resize(size, BILINEAR), transforms.RandomCrop(size)])
+        return base, transforms.Compose([affine, transforms.Resize(size, bilinear), transforms.RandomCrop(size)])
 
     (image_base, image_frame), (mask_base, mask_frame) = geometry(FILL), geometry(0)
     base_colour = transforms.Compose(
@@ -59,7 +67,7 @@ def usual_static(size: int) -> Callable[[Pair], tuple[torch.Tensor, torch.Tensor
             return image
         return Image.fromarray(cv2.remap(np.asarray(image), spline - 0.5, None, cv2.INTER_LINEAR))
 
-    def sample(pair: Pair) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample(pair: 'Pair') -> tuple[torch.Tensor, torch.Tensor]:
         image, mask = Image.open(pair.image).convert('RGB'), Image.open(pair.mask).convert('L')
         seed = random.getrandbits(32)
         image, mask = base_colour(seeded(image_base, image, seed)), seeded(mask_base, mask, seed)
@@ -73,22 +81,31 @@ def usual_static(size: int) -> Callable[[Pair], tuple[torch.Tensor, torch.Tensor
     return sample
 
 
-def usual_video(size: int) -> Callable[[TrainingVideo], tuple[torch.Tensor, torch.Tensor]]:
+def usual_video(size: int) -> Callable[['TrainingVideo'], tuple['Tensor', 'Tensor']]:
     """Supplementary F.3.2 as a chain of transforms."""
+    import numpy as np
+    import torch
+    from PIL import Image
+    from torchvision import transforms
+    from torchvision.transforms import InterpolationMode
+
+    from dataset.augment import FILL, IMAGENET_MEAN, IMAGENET_STD
+
+    bilinear, nearest = InterpolationMode.BILINEAR, InterpolationMode.NEAREST
 
     def geometry(interpolation: InterpolationMode, fill: tuple[int, ...] | int) -> tuple[Callable, Callable]:
         crop = transforms.RandomResizedCrop(size, (0.36, 1), (0.75, 1.25), interpolation)
         affine = transforms.RandomAffine(15, shear=10, interpolation=interpolation, fill=fill)
         return transforms.Compose([transforms.RandomHorizontalFlip(), crop]), affine
 
-    (image_clip, image_frame), (mask_clip, mask_frame) = geometry(BILINEAR, FILL), geometry(NEAREST, 0)
+    (image_clip, image_frame), (mask_clip, mask_frame) = geometry(bilinear, FILL), geometry(nearest, 0)
     clip_colour = transforms.Compose(
         [transforms.ColorJitter(0.1, 0.03, 0.03), transforms.RandomGrayscale(0.05)]
     )
     frame_colour = transforms.ColorJitter(0.01, 0.01, 0.01)
     finish = transforms.Compose([transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
 
-    def sample(video: TrainingVideo) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample(video: 'TrainingVideo') -> tuple[torch.Tensor, torch.Tensor]:
         clip_seed = random.getrandbits(32)
         rgb, masks = [], []
         for name in sorted(random.sample(video.frames, 3)):
@@ -118,7 +135,7 @@ def compare(name: str, ours: Callable[[int], object], usual: Callable[[int], obj
     )
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__.partition('\n')[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -126,8 +143,17 @@ def main() -> None:
     parser.add_argument('--davis_root', type=Path, default='../DAVIS', help='DAVIS; its 480p videos are read')
     parser.add_argument('--crop_size', type=int, default=384, help='side of a frame in pixels')
     parser.add_argument('--count', type=int, default=100, help='samples for each line')
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING)
+    args = parser.parse_args()      # --help must not wait for the imports below
+
+    import torch
+    from PIL import Image
+
+    from dataset.augment import init_worker
+    from dataset.sampling import Address
+    from dataset.static import StaticDataset, find_pairs
+    from dataset.video import VideoDataset, find_videos
+
+    logging.getLogger().setLevel(logging.WARNING)
     init_worker(0)
     torch.set_num_threads(1)
     random.seed(0)
@@ -160,7 +186,8 @@ def main() -> None:
             lambda i: usual(videos[i % len(videos)]),
             args.count,
         )
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    run_main(main)

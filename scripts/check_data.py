@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
@@ -28,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset.io import FRAME_SUFFIXES, DataError, read_image, read_mask
 from util.cli import positive, run_main
-from util.files import atomic_path
+from util.files import atomic_path, check_writable
 
 KINDS = ('absent', 'too short', 'no mask', 'no image', 'unreadable', 'bad mask', 'size')
 SHOWN = 5       # names in a line; --json has them all
@@ -145,6 +144,8 @@ def stems(folder: Path, suffixes: tuple[str, ...]) -> set[str]:
 
 def check(job: Job, *, quick: bool) -> list[Problem]:
     """The problems of a job's images and masks; ``quick`` reads only headers."""
+    import cv2  # --help must not wait for it
+
     cv2.setNumThreads(1)        # the processes are the parallelism
     mask_size = header_size if quick else (soft_mask_size if job.soft else labels_size)
     problems, sizes = [], {}
@@ -184,7 +185,7 @@ def header_size(path: str) -> Size:
     """As ``read_image`` would give it, without decoding. Raises DataError."""
     try:
         with Image.open(path) as image:
-            lies = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+            lies = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
             return image.size[::-1] if lies else image.size
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise DataError(f'{path}: expected an image, cannot read its header ({error})') from error
@@ -232,6 +233,8 @@ def main() -> int:
     chosen = {name: (plan, root) for name, (plan, root) in plans.items() if root is not None}
     if not chosen:
         parser.error('expected at least one of --static_root, --bl_root, --yv_root, --davis_root')
+    if args.json:
+        check_writable(args.json)
 
     jobs: list[Job] = []
     problems: list[Problem] = []

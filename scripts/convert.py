@@ -11,6 +11,7 @@ and mask pairs for stage 0 and for synthetic clips, where other images are few. 
 whole files are kept.
 """
 import argparse
+import io
 import logging
 import multiprocessing
 import os
@@ -22,7 +23,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
@@ -140,6 +140,8 @@ def read_soft_mask(path: Path) -> np.ndarray:
 
 
 def shrink(values: np.ndarray, size: Size) -> Image.Image:
+    import cv2  # --help must not wait for it
+
     return Image.fromarray(cv2.resize(values, size, interpolation=cv2.INTER_AREA))
 
 
@@ -156,8 +158,10 @@ def palette_of(mask: Path) -> bytes:
 
 
 def write(path: Path, image: Image.Image) -> None:
+    # Pillow does not notice when a file takes only the first half of a JPEG, so not straight to the disk.
+    image.save(content := io.BytesIO(), format='PNG' if path.suffix.lower() == '.png' else 'JPEG', quality=QUALITY)
     with atomic_path(path) as temporary:
-        image.save(temporary, format='PNG' if path.suffix.lower() == '.png' else 'JPEG', quality=QUALITY)
+        temporary.write_bytes(content.getvalue())
 
 
 def copy(source: Path, target: Path) -> None:
@@ -166,6 +170,8 @@ def copy(source: Path, target: Path) -> None:
 
 
 def convert_items(items: list[Item], *, resize: Callable[[Size], Size], soft: bool) -> Report:
+    import cv2
+
     cv2.setNumThreads(1)        # the processes are the parallelism
     done, problems = [], []
     for item in items:

@@ -7,9 +7,9 @@ After an interruption run it again: downloads continue, unpacking starts anew, w
 that were fetched by hand count, too: --list says where each one has to be. An archive is deleted once it is unpacked.
 """
 import argparse
+import errno
 import json
 import logging
-import lzma
 import os
 import shutil
 import ssl
@@ -28,7 +28,7 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlencode, urljoin
+from urllib.parse import urlencode, urljoin, urlsplit
 from urllib.request import Request, urlopen
 
 from tqdm import tqdm
@@ -50,6 +50,10 @@ TIMEOUT = 60        # seconds without a byte
 ATTEMPTS = 5        # in a row that bring no byte
 PAUSE = 2           # seconds before the second attempt; twice as long before each further one
 MAX_RATIO = 20      # of unpacked to packed; images and masks hardly shrink in an archive
+FEW_FILES = 10_000  # more of them have to take
+MIN_PACKED = 250    # bytes on average, which is hardly more than their names; each takes a block of the disk
+MAX_DEPTH = 32      # folders in each other
+MARGIN = 2 * 10**9  # bytes that stay free where nobody knows how much will come
 TRANSIENT = (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
 
@@ -110,28 +114,49 @@ class Source:
 
 
 def read_sources(path: Path, *, root: Path, saves: Path) -> dict[str, list[Source]]:
-    """Group -> its sources, from a file like scripts/sources.json."""
-    groups = json.loads(path.read_text(encoding='utf-8'))
+    """Group -> its sources, from a file like scripts/sources.json.
+
+    Raises:
+        DownloadError: the file is another one, or names places outside of the two folders.
+    """
     sources: dict[str, list[Source]] = {}
-    for group, entries in groups.items():
-        if group == 'note':
-            continue
-        base = saves if group == 'weights' else root
-        targets = [entry['to'] for entry in entries]
-        sources[group] = [
-            Source(
-                name=entry['name'],
-                url=DRIVE.format(entry['drive']) if 'drive' in entry else entry['url'],
-                page=DRIVE_PAGE.format(entry['drive']) if 'drive' in entry else entry.get('page', entry['url']),
-                target=base / entry['to'],
-                archive=base / entry['to'] / entry['archive'] if 'archive' in entry else None,
-                holds=tuple(entry.get('holds', ())),
-                disk=int(1e9 * entry.get('gigabytes', 0)),
-                shares_target=targets.count(entry['to']) > 1,
-            )
-            for entry in entries
-        ]
+    try:
+        for group, entries in json.loads(path.read_text(encoding='utf-8')).items():
+            if group == 'note':
+                continue
+            base = saves if group == 'weights' else root
+            targets = [entry['to'] for entry in entries]
+            sources[group] = [
+                Source(
+                    name=entry['name'],
+                    url=DRIVE.format(entry['drive']) if 'drive' in entry else entry['url'],
+                    page=DRIVE_PAGE.format(entry['drive']) if 'drive' in entry else entry.get('page', entry['url']),
+                    target=base / inside(entry['to']),
+                    archive=base / inside(entry['to']) / inside(entry['archive']) if 'archive' in entry else None,
+                    holds=tuple(map(inside, entry.get('holds', ()))),
+                    disk=int(1e9 * entry.get('gigabytes', 0)),
+                    shares_target=targets.count(entry['to']) > 1,
+                )
+                for entry in entries
+            ]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise DownloadError(f'{path}: expected a list as scripts/sources.json, found something else ({error!r})'
+                            ) from error
     return sources
+
+
+def inside(name: str) -> str:
+    """A relative name, of a file in a list or of a member of an archive, that stays in its folder.
+
+    Raises:
+        ValueError: it could lead out of it, or into a depth that no data set has.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or '..' in path.parts or any(character in name for character in '\\:\0'):
+        raise ValueError(f'the name {name!r} could lead out of the folder')
+    if len(path.parts) > MAX_DEPTH:
+        raise ValueError(f'the name {name[:40]!r} ... is {len(path.parts)} folders deep')
+    return name
 
 
 # From a server to a file
@@ -197,6 +222,8 @@ def fetch_rest(source: Source) -> None:
         bar = tqdm(total=total, initial=start, unit='B', unit_scale=True, desc=source.file.name, disable=None)
         with bar, source.part.open('ab' if start else 'wb') as file:
             while chunk := response.read1(CHUNK):      # what has arrived, not only whole chunks
+                if total is None:
+                    require_disk(source.part.parent, MARGIN, source.name)
                 file.write(chunk)
                 bar.update(len(chunk))
     if total is not None and file_size(source.part) != total:
@@ -211,6 +238,8 @@ def connect(url: str, *, start: int) -> HTTPResponse:
     """
     page = PageParser()
     for _ in range(2):
+        if urlsplit(url).scheme not in ('http', 'https'):       # urllib would also read local files
+            raise DownloadError(f'expected an address that begins with http, found {url}')
         request = Request(url, headers=HEADERS | ({'Range': f'bytes={start}-'} if start else {}))
         response = urlopen(request, timeout=TIMEOUT)
         if response.headers.get_content_type() != 'text/html':
@@ -275,7 +304,8 @@ def unpack(archive: Path, folder: Path) -> None:
     content count. A link, a device, an absolute name or one with ``..`` is refused as such, not made harmless.
 
     Raises:
-        ArchiveError: refused; damaged or incomplete; more than MAX_RATIO times as large unpacked.
+        ArchiveError: refused; damaged or incomplete; more than MAX_RATIO times as large unpacked, or so many files
+            that there is hardly a byte for each.
         OSError: the disk is full or cannot be written.
     """
     if is_page(archive):
@@ -285,6 +315,9 @@ def unpack(archive: Path, folder: Path) -> None:
         with zipfile.ZipFile(archive) if archive.suffix == '.zip' else tarfile.open(archive, 'r:') as opened:
             if isinstance(opened, zipfile.ZipFile):
                 total, members = sum(info.file_size for info in opened.infolist()), zip_members(opened)
+                count = len(opened.infolist())
+                if count > max(FEW_FILES, packed // MIN_PACKED):
+                    raise ArchiveError(f'{archive}: refused, {gigabytes(packed)} that unpack to {count:,} files')
             else:
                 check_tar_end(archive)
                 total, members = packed, tar_members(opened)    # without compression and holes
@@ -296,20 +329,22 @@ def unpack(archive: Path, folder: Path) -> None:
                 for member in members:
                     write_member(member, folder, archive)
                     bar.update(member.size)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, struct.error,
-            UnicodeDecodeError, NotImplementedError, RuntimeError) as error:    # the last two: compression, encryption
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, struct.error, UnicodeDecodeError,
+            RuntimeError, OSError) as error:                                    # RuntimeError: encryption
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:      # that of a place before the beginning
+            raise
         raise ArchiveError(
             f'{archive}: damaged, incomplete or of another kind ({error}). Delete it and run this again.'
         ) from error
 
 
 def write_member(member: Member, folder: Path, archive: Path) -> None:
-    path = PurePosixPath(member.name)
-    if path.is_absolute() or '..' in path.parts or any(character in member.name for character in '\\:\0'):
-        raise ArchiveError(f'{archive}: refused, the name {member.name!r} could lead out of the folder')
+    try:
+        target = folder / inside(member.name)
+    except ValueError as error:
+        raise ArchiveError(f'{archive}: refused, {error}') from error
     if member.kind not in ('file', 'folder'):
         raise ArchiveError(f'{archive}: refused, {member.name!r} is a {member.kind}, expected files and folders')
-    target = folder / path
     try:
         (target if member.kind == 'folder' else target.parent).mkdir(parents=True, exist_ok=True)
         if member.kind == 'file':
@@ -325,6 +360,8 @@ def zip_members(archive: zipfile.ZipFile) -> Iterator[Member]:
         mode = stat.S_IFMT(info.external_attr >> 16)    # 0: not made under Unix
         if mode not in (0, stat.S_IFREG, stat.S_IFDIR):
             kind = 'link' if mode == stat.S_IFLNK else 'special file'
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            kind = 'member of a rare compression'       # LZMA takes as much memory as its header says
         # A member never yields more than file_size, whatever its data say: the total above is a bound.
         yield Member(info.filename, info.file_size, kind, lambda info=info: archive.open(info))
 

@@ -21,7 +21,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -30,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataset.davis import ANNOTATIONS, davis_videos
 from dataset.io import DataError, list_frames, natural_key, read_mask
 from util.cli import run_main
-from util.files import atomic_path
+from util.files import atomic_path, check_writable
 from util.metrics import boundary_accuracy, region_similarity, statistics
 
 log = logging.getLogger(__name__)
@@ -104,7 +103,7 @@ def read_meta(root: Path) -> dict:
         meta = json.loads(path.read_text(encoding='utf-8'))
         objects = [item for video in meta['videos'].values() for item in video['objects'].items()]
         frames = [thing['frames'] for label, thing in objects if int(label)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f'{path}: expected the videos, objects and frames of a data set ({error!r})') from error
     if not frames:
         raise DataError(f'{path}: expected objects to score, found none')
@@ -141,6 +140,8 @@ def score(sequence: Sequence) -> Scores:
     Raises:
         DataError: sizes differ, the result has objects that the ground truth lacks, or no frame counts.
     """
+    import cv2
+
     cv2.setNumThreads(1)            # the processes are the parallelism
     scores: Scores = {}
     found: dict[int, Path] = {}     # label in the results -> where first
@@ -306,6 +307,8 @@ def main() -> None:
     add('--csv', type=Path, metavar='FILE', help='write a row an object')
     add('--num_workers', type=int, default=os.cpu_count(), help='processes (default: one a core)')
     args = parser.parse_args()
+    for path in filter(None, (args.json, args.csv)):
+        check_writable(path)
 
     numbers = evaluate(args.results, args.root, dataset=args.dataset, split=args.split, num_workers=args.num_workers)
     print_table(numbers)

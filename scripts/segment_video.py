@@ -29,12 +29,10 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from dataset.io import FRAME_SUFFIXES, DataError, fit_mask, list_frames, read_image, read_mask, write_mask
-from dataset.overlay import draw_masks
 from util.cli import cores, not_negative, positive, run_main
 from util.files import atomic_path
 from util.stop import StopRequest
@@ -98,6 +96,7 @@ def parse() -> argparse.Namespace:
     add('--mem_every', type=positive, default=5, help='every n-th frame goes into the memory (default: 5)')
     add('--max_memory_frames', type=not_negative, default=64, help='bound of the memory: the least used frame goes, '
         'never an annotated one; 0: no bound (default: 64)')
+    add('--object_chunk', type=positive, help='objects at a time, to save memory (default: all)')
     add('--amp', action='store_true', help='half precision; faster on a GPU, with slightly other masks')
     add('--device', help='e.g. cuda:1 or cpu (default: the GPU, if there is one)')
     add('--num_threads', type=positive, help='on a CPU (default: one a core)')
@@ -182,6 +181,8 @@ class CameraReader:
     time_base = Fraction(1, 1000)
 
     def __init__(self, device: str):
+        import cv2  # --help must not wait for it
+
         self.device = device
         self.capture = cv2.VideoCapture(int(device) if device.isdigit() else device)
         self.capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
@@ -193,6 +194,8 @@ class CameraReader:
         self.frame_rate = Fraction(self.capture.get(cv2.CAP_PROP_FPS) or 30).limit_denominator(1001)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
+        import cv2
+
         start, last = time.monotonic(), -1
         there, image = self.capture.read()
         while there:
@@ -299,6 +302,8 @@ class Output:
         shown = self.strip is not None and self.strip.takes(number)
         if self.video is None and not shown:
             return
+        from dataset.overlay import draw_masks
+
         image = draw_masks(image, labels.cpu().numpy())
         if self.video is not None:
             self.video.write(image, pts)
@@ -321,6 +326,8 @@ class Strip:
 
     def add(self, image: np.ndarray) -> None:
         """The picture [H, W, 3] of a frame that it takes."""
+        import cv2
+
         H, W = image.shape[:2]
         self.kept.append(cv2.resize(
             image, (max(1, round(W * STRIP_HEIGHT / H)), STRIP_HEIGHT), interpolation=cv2.INTER_AREA))
@@ -349,7 +356,7 @@ def segment(
 
     core = InferenceCore(
         network, top_k=args.top, mem_every=args.mem_every, size=args.size or None, amp=args.amp,
-        max_memory_frames=args.max_memory_frames or None, num_frames=reader.frames)
+        max_memory_frames=args.max_memory_frames or None, object_chunk=args.object_chunk, num_frames=reader.frames)
     if core.device.type == 'cpu':
         torch.set_num_threads(args.num_threads or cores())
     else:

@@ -10,9 +10,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from training.stages import STAGES
+from util.cli import run_main
+from util.files import atomic_path
+
+log = logging.getLogger(__name__)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__.partition('\n')[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -29,32 +33,27 @@ def main() -> None:
     parser.add_argument('--output', type=Path, default='samples.png', help='image file to write')
     args = parser.parse_args()      # --help must not wait for the imports below
 
-    import cv2
     import numpy as np
+    from PIL import Image
 
-    from dataset.io import DataError
     from dataset.overlay import overlay
     from dataset.sampling import Address, epoch_order
     from dataset.training import open_training_set
 
-    logging.basicConfig(level=logging.INFO, format='%(message)s')
-
-    try:
-        dataset = open_training_set(
-            STAGES[args.stage].data, size=args.crop_size, static_root=args.static_root, bl_root=args.bl_root,
-            yv_root=args.yv_root, davis_root=args.davis_root, synthetic_root=args.synthetic_root)
-        rows = []
-        for index in epoch_order(len(dataset), seed=args.seed, epoch=0)[: args.count]:
-            sample = dataset[Address(args.seed, 0, int(index), args.max_skip)]
-            logging.info('row %d: %s', len(rows) + 1, sample['name'])
-            frames = zip(sample['rgb'].numpy(), sample['target'].numpy(), strict=True)
-            rows.append(np.concatenate([overlay(rgb, target) for rgb, target in frames], axis=1))
-    except DataError as error:
-        parser.exit(1, f'{error}\n')
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(args.output), cv2.cvtColor(np.concatenate(rows), cv2.COLOR_RGB2BGR)):
-        parser.exit(1, f'{args.output}: could not be written\n')
+    dataset = open_training_set(
+        STAGES[args.stage].data, size=args.crop_size, static_root=args.static_root, bl_root=args.bl_root,
+        yv_root=args.yv_root, davis_root=args.davis_root, synthetic_root=args.synthetic_root)
+    rows = []
+    for index in epoch_order(len(dataset), seed=args.seed, epoch=0)[: args.count]:
+        sample = dataset[Address(args.seed, 0, int(index), args.max_skip)]
+        log.info('row %d: %s', len(rows) + 1, sample['name'])
+        frames = zip(sample['rgb'].numpy(), sample['target'].numpy(), strict=True)
+        rows.append(np.concatenate([overlay(rgb, target) for rgb, target in frames], axis=1))
+    with atomic_path(args.output) as temporary:
+        Image.fromarray(np.concatenate(rows)).save(
+            temporary, format='JPEG' if args.output.suffix.lower() in ('.jpg', '.jpeg') else 'PNG')
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    run_main(main)

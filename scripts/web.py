@@ -1,6 +1,7 @@
 """A page in the browser, on this computer only: paint objects on a clip, propagate, correct, take the masks along."""
 import argparse
 import base64
+import html
 import logging
 import os
 import shutil
@@ -14,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import cv2
 import numpy as np
 from PIL import Image
 
@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataset.io import PALETTE, DataError
 from util.cli import HelpFormatter, cores, not_negative, positive, run_main
 from util.files import atomic_path
+from util.offline import stay_local
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,11 @@ HOSTS = ('127.0.0.1', 'localhost')
 # Corners of the RGB cube: no mixture of two of these colours, as an anti-aliased brush leaves, is near a third.
 OBJECTS = ('red', 'green', 'olive', 'blue', 'purple', 'teal', 'grey')
 TOLERANCE = 8               # of a colour, in each channel
+UNUSED = ('/process_recording', '/dev/reload')      # of what gradio serves; the first one starts FFmpeg
 SHOWN_ALPHA = 128           # masks that are there already let the frame shine through; new strokes are opaque
 PREVIEW_SECONDS = 0.1       # between two frames of the preview, so that a fast network does not flood the browser
+OUT_OF_MEMORY = ('Out of GPU memory. The masks up to here are kept. What helps: fewer objects, a shorter clip, or to '
+                 'start the page anew with a smaller --size or with --device cpu.')
 HELP = """**1.** Upload a clip. **2.** Go to a frame, choose an object and paint it; the eraser makes background.
 **3.** Propagate. **4.** Go to a frame where the mask is wrong, correct it and propagate from there: the frames before
 keep their masks. A painting that is neither kept nor propagated is gone when you go to another frame. What you
@@ -60,8 +64,11 @@ def main() -> int:
         del os.environ[name]
     os.environ |= {'GRADIO_ANALYTICS_ENABLED': 'False', 'HF_HUB_OFFLINE': '1',
                    'NO_PROXY': ','.join([*HOSTS, os.environ.get('NO_PROXY', '')])}
-    # Ended by a signal, it cleans up as well.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stay_local()        # gradio would fetch the address that a request gives in place of a file
+    # Ended by a signal, it cleans up as well. The last one is that of a closed terminal, which nohup ignores.
+    for name in ('SIGTERM', 'SIGHUP'):
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix='stcn_web_', ignore_cleanup_errors=True) as root:
         os.environ['GRADIO_TEMP_DIR'] = str(Path(root, 'gradio'))
         try:
@@ -99,6 +106,7 @@ class Tab:
         self.shown = session.labels(0)      # the mask that the editor began with
         self.stop = threading.Event()
         self.busy = threading.Lock()        # while frames are propagated
+        self.closed = False
 
     def show(self, frame: int) -> dict:
         """A frame for the editor, its present mask as the layer to paint on.
@@ -141,17 +149,21 @@ class Tab:
             yield
         finally:
             self.busy.release()
+            if self.closed:             # and what was written since then made the folder anew
+                self.session.close()
 
     def status(self) -> str:
         session = self.session
         masks = sum(map(session.has_mask, range(len(session))))
         painted = ', '.join(map(str, sorted(session.painted))) or 'none'
         height, width = session.shape
-        return (f'**{self.name}**: {len(session)} frames, {width} x {height}. Painted frames: {painted}. '
+        name = self.name.replace('`', '')       # as code: it is the user's, and would otherwise be Markdown
+        return (f'`{name}`: {len(session)} frames, {width} x {height}. Painted frames: {painted}. '
                 f'Frames with a mask: {masks}.')
 
     def close(self) -> None:
         """Stop, and delete all files."""
+        self.closed = True
         self.stop.set()
         # It ends with the frame that it is at. Not so where its browser is gone; then nothing goes on.
         self.busy.acquire(timeout=5)
@@ -168,17 +180,24 @@ class Tabs:
         self.max_bytes = max_bytes
         self.core_options = core_options
         self.tabs: dict[str, Tab] = {}
+        self.opening: dict[str, Path] = {}      # the folder of the clip that a tab is waiting for
 
     def open(self, key: str, upload: str | Path) -> Tab:
-        """Replace the clip of a tab by an uploaded file, which is moved. After a ``DataError`` the old one stays."""
+        """Replace the clip of a tab by an uploaded file, which is moved. After a ``DataError`` the old one stays.
+
+        Raises:
+            DataError: the file is unusable, or the tab was closed meanwhile, or given another one.
+        """
         from inference.session import Session, import_clip
         self.folder.mkdir(exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        folder = self.opening[key] = Path(tempfile.mkdtemp(dir=self.folder))
         try:
             (folder / 'upload').mkdir()
             upload = Path(shutil.move(upload, folder / 'upload'))
             clip = import_clip(upload, folder, max_seconds=self.max_seconds, max_bytes=self.max_bytes)
             tab = Tab(Session(self.network, clip, folder, **self.core_options), upload.stem)
+            if self.opening.get(key) != folder:
+                raise DataError(f'{upload.name}: the page was closed, or another clip chosen, before it was there.')
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -194,6 +213,7 @@ class Tabs:
 
     def drop(self, key: str) -> None:
         """Close a tab and delete its files."""
+        self.opening.pop(key, None)
         if tab := self.tabs.pop(key, None):
             tab.close()
 
@@ -214,6 +234,8 @@ def labels_of(layer: np.ndarray) -> np.ndarray:
     where a brush or the eraser smoothed an outline: they become what the nearest pixel that is none is. So there are
     no objects but those that were painted.
     """
+    import cv2  # --help must not wait for it
+
     empty = layer[..., 3] < SHOWN_ALPHA // 2
     labels = np.zeros(layer.shape[:2], np.uint8)
     for label in range(1, len(OBJECTS) + 1):
@@ -233,6 +255,7 @@ def labels_of(layer: np.ndarray) -> np.ndarray:
 
 def build(tabs: Tabs):
     """The page, a ``gradio.Blocks``."""
+    import cv2
     import gradio as gr
     import torch
 
@@ -244,8 +267,10 @@ def build(tabs: Tabs):
         """What the user can mend becomes a message on the page; what follows the block then changes nothing."""
         try:
             yield
-        except (DataError, InputError, OSError, torch.OutOfMemoryError) as error:
-            gr.Warning(str(error).splitlines()[0])
+        except torch.OutOfMemoryError:
+            gr.Warning(OUT_OF_MEMORY)
+        except (DataError, InputError, OSError) as error:
+            gr.Warning(html.escape(str(error).splitlines()[0]))     # there may be names of the user's files in it
 
     def tools(label: int, shape: tuple[int, int] = (480, 854)) -> dict:
         """Brush and eraser for an object, their radius fit for a frame of this size."""
@@ -417,7 +442,8 @@ def build(tabs: Tabs):
 
 
 class LocalOnly:
-    """ASGI middleware: refuses what other web pages have a browser ask of this server, and to fetch from others."""
+    """ASGI middleware: refuses what other web pages have a browser ask of this server, to fetch from others, and what
+    the page does not need."""
 
     def __init__(self, app):
         self.app = app
@@ -430,7 +456,7 @@ class LocalOnly:
             headers = Headers(scope=scope)
             host = headers.get('host', '')
             foreign = urlsplit(f'//{host}').hostname not in HOSTS or headers.get('origin') not in (None, f'http://{host}')
-            if foreign or '=http' in scope['path']:
+            if foreign or '=http' in scope['path'] or scope['path'].rstrip('/').endswith(UNUSED):
                 answer = PlainTextResponse('refused', 403)
         await answer(scope, receive, send)
 

@@ -1,7 +1,10 @@
-"""Networks, clips and small dataset roots that several tests use."""
+"""Networks, clips and small dataset roots that several tests use; and no network for any of them."""
 import json
+import os
+import runpy
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dataset.io import read_image, read_mask
-from model import STCN, STCNConfig, save_network
+from model import STCN, VARIANTS, STCNConfig, save_network
 
 REPOSITORY = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / 'golden'
@@ -21,8 +24,56 @@ sys.path.insert(0, str(GOLDEN))
 from procedural_weights import make_state_dict  # noqa: E402
 
 
+def pytest_configure() -> None:
+    """This process and every Python that it starts reach this machine only; see tests/offline/sitecustomize.py."""
+    for name in [name for name in os.environ if name.lower() in ('http_proxy', 'https_proxy', 'all_proxy')]:
+        del os.environ[name]
+    guard = REPOSITORY / 'tests' / 'offline'
+    os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(guard), os.environ.get('PYTHONPATH')]))
+    with tempfile.NamedTemporaryFile(prefix='stcn_network_', suffix='.log', delete=False) as log:
+        os.environ['STCN_TEST_NETWORK_LOG'] = log.name
+    runpy.run_path(str(guard / 'sitecustomize.py'))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    attempts = Path(os.environ['STCN_TEST_NETWORK_LOG'])
+    if found := attempts.read_text():
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        print(f'\nthe network was asked for, against tests/offline/sitecustomize.py:\n{found}', file=sys.stderr)
+    attempts.unlink()
+
+
 def state_dict(layout: str) -> dict[str, Tensor]:
     return {name: torch.from_numpy(value) for name, value in make_state_dict(layout).items()}
+
+
+@pytest.fixture
+def one_thread():
+    """Two threads that share a busy machine's cores wait for each other. Scripts set their number, too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope='module')
+def roots(tmp_path_factory) -> dict[str, Path]:
+    from tests.trees import make_roots
+    return make_roots(tmp_path_factory.mktemp('roots'))
+
+
+@pytest.fixture
+def learn(roots, tmp_path, monkeypatch):
+    """Runs train.py in this process and an empty folder, with a tiny network; returns the exit status."""
+    import train
+    from tests.tiny import TINY, training_flags
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(VARIANTS, 'tiny', TINY)
+
+    def learn(*flags):
+        monkeypatch.setattr(sys, 'argv', ['train.py', *training_flags(roots), '--num_workers', '0', *map(str, flags)])
+        return train.main()
+    return learn
 
 
 @pytest.fixture(scope='session')

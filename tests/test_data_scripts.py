@@ -842,19 +842,3 @@ def test_quick_check_reads_headers(tmp_path, training_roots, monkeypatch):
     assert status == 1
     assert sorted(problem[1:3] for problem in found) == [
         ('size', 'BL30K/Annotations/bear/00000.png'), ('unreadable', 'BL30K/JPEGImages/bear/00010.jpg')]
-
-
-# All three
-
-
-@pytest.mark.parametrize('script', ['download', 'convert', 'check_data'])
-def test_help_is_quick(script):
-    """Nothing heavy is imported for it."""
-    code = (f'import sys; sys.argv = ["x", "--help"]; import runpy, atexit; '
-            f'atexit.register(lambda: print("torch" in sys.modules)); '
-            f'runpy.run_path("scripts/{script}.py", run_name="__main__")')
-    result = subprocess.run(
-        [sys.executable, '-c', code], cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT)
-    assert result.returncode == 0
-    assert result.stdout.startswith('usage')
-    assert result.stdout.endswith('False\n')

@@ -10,14 +10,9 @@ from dataset.static import find_pairs
 from dataset.synthetic import CutOuts, Layer, Mixture, SyntheticDataset
 from dataset.training import open_training_set
 from dataset.video import VideoDataset, find_davis
-from tests.trees import make_roots, write_pair
+from tests.trees import write_pair
 
 SIZE = 96
-
-
-@pytest.fixture(scope='module')
-def roots(tmp_path_factory):
-    return make_roots(tmp_path_factory.mktemp('roots'))
 
 
 @pytest.fixture(scope='module')

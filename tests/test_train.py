@@ -15,48 +15,24 @@ import torch
 import train
 from dataset.sampling import Address
 from dataset.training import open_training_set
-from model import VARIANTS, CheckpointError, load_network
+from model import CheckpointError, load_network
 from model.checkpoint import read_checkpoint
 from model.clip import segment_clip
 from model.losses import intersection_and_union, iou
 from tests.conftest import REPOSITORY, make_small_network
 from tests.tiny import TINY
-from tests.trees import make_roots
 from training import loop
 from training.report import Report
 from training.run import Run
 from training.stages import STAGES, Stage
 from training.state import TrainingState, initial_network
 
-FLAGS = ['--arch', 'tiny', '--backbone_weights', 'none', '--crop_size', '48', '-b', '2', '--num_workers', '0',
-         '--device', 'cpu']
-
-
-@pytest.fixture(autouse=True, scope='module')
-def _one_thread():
-    """Two threads that share a busy machine's cores wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope='module')
-def roots(tmp_path_factory):
-    return make_roots(tmp_path_factory.mktemp('roots'))
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 @pytest.fixture
-def run(roots, tmp_path, monkeypatch):
-    """Runs the script in this process and an empty folder; returns the exit status."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(VARIANTS, 'tiny', TINY)
-    places = [part for name, root in roots.items() for part in (f'--{name}', str(root))]
-
-    def run(*flags):
-        monkeypatch.setattr(sys, 'argv', ['train.py', *FLAGS, *places, *map(str, flags)])
-        return train.main()
-    return run
+def run(learn):
+    return learn
 
 
 def checkpoint(name, iteration):

@@ -1,5 +1,6 @@
 """train.py in processes of its own: killed, under torchrun, in a chain, and as a command."""
 import json
+import random
 import subprocess
 import sys
 
@@ -8,15 +9,10 @@ import pytest
 from dataset.io import read_mask
 from model.checkpoint import read_checkpoint
 from tests.conftest import REPOSITORY
-from tests.kill_training import ENVIRONMENT, TINY, flags, kill_and_compare
-from tests.trees import make_roots
+from tests.kill_runs import ENVIRONMENT, TINY, kill_training
+from tests.tiny import training_flags
 
 LIMIT = 240     # seconds
-
-
-@pytest.fixture(scope='module')
-def roots(tmp_path_factory):
-    return make_roots(tmp_path_factory.mktemp('roots'))
 
 
 def execute(command, folder, **environment):
@@ -27,14 +23,16 @@ def execute(command, folder, **environment):
 
 
 def test_killed_and_resumed_is_as_uninterrupted(tmp_path):
-    result = kill_and_compare(tmp_path, kills=3, iterations=12)
-    assert result['kills'] >= 2
-    assert result['largest difference'] <= 1e-6
+    """Bit for bit, at every checkpoint; python tests/kill_runs.py does it more often."""
+    tally = kill_training(tmp_path, kills=3, rng=random.Random(0), fresh_share=1)
+    assert tally.signals.total() == 3
+    assert tally.finished > 0
+    assert not tally.differences
 
 
 def test_two_processes_give_the_gradients_of_one_and_restart_by_themselves(roots, tmp_path):
     """Both are killed in the last iteration; torchrun starts them again, and they go on where they were."""
-    run = [REPOSITORY / 'train.py', *flags(roots), '-b', 4, '--stage', 3, '-i', 3, '--num_workers', 1,
+    run = [REPOSITORY / 'train.py', *training_flags(roots), '-b', 4, '--stage', 3, '-i', 3, '--num_workers', 1,
            '--save_every', 1, '--log_every', 1, '--seed', 3]
     torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', 2,
                 '--max_restarts', 1]
@@ -54,7 +52,7 @@ def test_two_processes_give_the_gradients_of_one_and_restart_by_themselves(roots
 
 
 def test_chain_from_images_to_masks(roots, tmp_path):
-    chain = ['bash', REPOSITORY / 'scripts' / 'train_chain.sh', 's012', 'mine', *flags(roots), '-i', 2,
+    chain = ['bash', REPOSITORY / 'scripts' / 'train_chain.sh', 's012', 'mine', *training_flags(roots), '-i', 2,
              '--num_workers', 0, '--log_every', 1]
     launch = {'LAUNCH': ' '.join(TINY)}
     execute(chain, tmp_path, **launch)
@@ -87,7 +85,7 @@ def test_wrong_chain(arguments):
 
 def test_missing_imagenet_weights_offline(roots, tmp_path):
     """No network: the error names the file and its place, soon, and no run is begun."""
-    command = [*TINY, REPOSITORY / 'train.py', *flags(roots), '--stage', '3', '--id', 'a', '--arch', 'stcn']
+    command = [*TINY, REPOSITORY / 'train.py', *training_flags(roots), '--stage', '3', '--id', 'a', '--arch', 'stcn']
     command = [part for part in command if part not in ('--backbone_weights', 'none')]
     result = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=False,
                             timeout=60, env=ENVIRONMENT | {'TORCH_HOME': str(tmp_path / 'torch'),

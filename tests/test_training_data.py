@@ -305,7 +305,8 @@ def test_contact_sheet(static_root, tmp_path, monkeypatch):
     script = Path(__file__).parents[1] / 'scripts' / 'show_samples.py'
     flags = ['--stage', '0', '--static_root', static_root, '--crop_size', SIZE, '--count', 2, '--output', output]
     monkeypatch.setattr(sys, 'argv', [str(script), *map(str, flags)])
-    runpy.run_path(str(script), run_name='__main__')
+    with pytest.raises(SystemExit, match='0'):
+        runpy.run_path(str(script), run_name='__main__')
     assert read_image(output).shape == (2 * SIZE, 3 * SIZE, 3)
 
 

@@ -75,13 +75,6 @@ def test_layer_of_mixtures_only():
     assert not labels_of(np.full((5, 5, 4), 200, np.uint8)).any()
 
 
-def test_help_waits_for_nothing_heavy():
-    result = subprocess.run([sys.executable, '-X', 'importtime', 'scripts/web.py', '--help'], cwd=REPOSITORY,
-                            capture_output=True, text=True, check=True)
-    assert '--max_megabytes' in result.stdout
-    assert not re.search(r'\| +(torch|gradio)$', result.stderr, re.MULTILINE)
-
-
 def test_without_gradio_it_says_what_to_install(tmp_path):
     (tmp_path / 'gradio.py').write_text("raise ModuleNotFoundError('no', name='gradio')")
     result = subprocess.run([sys.executable, 'scripts/web.py'], cwd=REPOSITORY, capture_output=True, text=True,

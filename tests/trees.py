@@ -37,6 +37,15 @@ def write_video(images, annotations, name, *, frames=8, step=1, labels=(1, 4, 7)
         write(annotations / name / f'{t:05d}.png', mask, palette=True)
 
 
+def make_davis(root: Path, *names: str, frames: int = 4) -> None:
+    """A root with these validation videos, two objects each."""
+    base = root / 'trainval'
+    for name in names:
+        write_video(base / 'JPEGImages' / '480p', base / 'Annotations' / '480p', name, frames=frames, labels=(1, 2))
+    (base / 'ImageSets' / '2017').mkdir(parents=True)
+    (base / 'ImageSets' / '2017' / 'val.txt').write_text('\n'.join(names))
+
+
 def make_roots(folder: Path) -> dict[str, Path]:
     """All training data in miniature, and a validation video of DAVIS; the roots by the name of their flag."""
     for place in ('fss/cat', 'fss/dog', 'DUTS-TR', 'BIG_small'):

@@ -2,6 +2,8 @@
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +65,9 @@ class Report:
         values = {'loss': loss.item()} | overlap | scalars
         self._begin(iteration)
         if self.writer:
-            for name, value in values.items() | {('iterations_per_second', rate)}:
-                self.writer.add_scalar(f'train/{name}', value, iteration)
+            with self._writing():
+                for name, value in values.items() | {('iterations_per_second', rate)}:
+                    self.writer.add_scalar(f'train/{name}', value, iteration)
         shown = {name: f'{value:.4g}' for name, value in values.items()}
         if self.on_terminal:
             self.bar.set_postfix(shown, refresh=False)
@@ -86,12 +89,23 @@ class Report:
                                         strict=True):
             rows.append(np.concatenate([overlay(*frame) for frame in zip(frames, truth, strict=True)]
                                        + [overlay(*frame) for frame in zip(frames[1:], guess, strict=True)], axis=1))
-        self.writer.add_image('train/target_and_prediction', np.concatenate(rows), iteration, dataformats='HWC')
+        with self._writing():
+            self.writer.add_image('train/target_and_prediction', np.concatenate(rows), iteration, dataformats='HWC')
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """An error of TensorBoard's thread comes out at a later call, and says of no file."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(f'{self.writer.log_dir}: events for TensorBoard cannot be written ({error.strerror}). Make '
+                          'room, and continue with --resume.') from error
 
     def __enter__(self) -> 'Report':
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, error_type, *_) -> None:
         self.bar.close()
         if self.writer:
-            self.writer.close()
+            with suppress(OSError) if error_type else self._writing():
+                self.writer.close()

@@ -4,11 +4,14 @@ import logging
 import os
 import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from dataset.augment import init_worker
+from dataset.io import DataError
 from model import STCN, CheckpointError, save_network
 from model.checkpoint import read_checkpoint
 from util.files import atomic_path
@@ -97,6 +100,21 @@ def start_worker(worker_id: int) -> None:
     """
     init_worker(worker_id)
     os.setpgid(0, 0)
+
+
+@contextmanager
+def loading_errors() -> Iterator[None]:
+    """Errors of the DataLoader's processes in one line: what they raised, or that one of them has died."""
+    try:
+        yield
+    except (DataError, OSError, RuntimeError) as error:
+        text = str(error)
+        if text.startswith('Caught '):      # with the process's traceback; the message is its end
+            raise type(error)(text.rpartition(f'{type(error).__name__}: ')[2].rstrip()) from error
+        if text.startswith('DataLoader worker'):
+            raise ChildProcessError(f'{text} A process that loads data has died, for want of memory perhaps: fewer '
+                                    '--num_workers take less. Continue with --resume.') from error
+        raise
 
 
 def code_version() -> str | None:

@@ -1,11 +1,13 @@
 """All that changes while training, in one object: what a checkpoint holds."""
 import dataclasses
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from model import VARIANTS, CheckpointError, Network, build_network, load_network
 from model.checkpoint import network_from_checkpoint
@@ -41,24 +43,42 @@ class TrainingState:
         files have no scaler: it finds its scale again. Raises ``CheckpointError``.
         """
         iteration = content.get('iteration', content.get('it'))
-        if not isinstance(iteration, int) or 'optimizer' not in content:
+        if not isinstance(iteration, int) or iteration < 0 or 'optimizer' not in content:
             raise CheckpointError(f'{path}: expected a training checkpoint with an iteration and an optimizer, found '
                                   f'{", ".join(map(str, list(content)[:5]))}; use --load_network for weights alone')
         self.iteration = iteration
         try:
-            moments = content['optimizer']['state']
-            for index, parameter in enumerate(self.network.parameters()):
-                if moments and moments[index]['exp_avg'].shape != parameter.shape:
-                    raise ValueError(f'moments {index} are {tuple(moments[index]["exp_avg"].shape)}, '
-                                     f'the parameter is {tuple(parameter.shape)}')
+            moments = dict(content['optimizer']['state'])
+            for index, parameter in enumerate(self.network.parameters() if moments else ()):
+                _check_moments(moments[index], index, parameter)
             self.optimizer.load_state_dict(self.optimizer.state_dict() | {'state': moments})
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
+        except (TypeError, LookupError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f'{path}: its optimizer does not fit the network: {error!r}') from error
         if self.scaler.is_enabled():
-            if content.get('scaler'):
-                self.scaler.load_state_dict(content['scaler'])
-            else:
-                log.warning('%s: holds no gradient scaler; it may skip some steps until it has found its scale', path)
+            self._restore_scaler(content.get('scaler'), path)
+
+    def _restore_scaler(self, found: dict | None, path: str | Path) -> None:
+        if found is None or found == {}:
+            log.warning('%s: holds no gradient scaler; it may skip some steps until it has found its scale', path)
+            return
+        expected = self.scaler.state_dict()
+        try:
+            fits = found.keys() == expected.keys() and found['scale'] > 0 and all(
+                0 <= value < (2**31 if isinstance(value, int) else math.inf) for value in found.values())
+            if not fits:
+                raise ValueError(f'expected something like {expected}, found {found}')
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(f'{path}: its gradient scaler is not understood: {error}') from error
+        self.scaler.load_state_dict(found)
+
+
+def _check_moments(moments: dict, index: int, parameter: Tensor) -> None:
+    """Before Adam takes them as they are, and fails at the first step."""
+    float(moments['step'])
+    for name in ('exp_avg', 'exp_avg_sq'):
+        if moments[name].shape != parameter.shape or not moments[name].is_floating_point():
+            raise ValueError(f'{name} {index} is {tuple(moments[name].shape)} of {moments[name].dtype}, the parameter '
+                             f'{tuple(parameter.shape)} of {parameter.dtype}')
 
 
 def initial_network(

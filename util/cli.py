@@ -4,10 +4,12 @@ import hashlib
 import logging
 import math
 import os
+import signal
 import sys
 from pathlib import Path
 
 from util.presets import PRESETS, flags_text, presets_text
+from util.stop import stop_on_sigterm, stopped_by
 
 log = logging.getLogger(__name__)
 
@@ -186,13 +188,20 @@ def sha256(path: str | Path) -> str:
 
 
 def run_main(main) -> None:
-    """Call ``main() -> exit status``; what the user can mend becomes one line and status 1 or 2."""
+    """Call ``main() -> exit status``; what the user can mend becomes one line and status 1 or 2.
+
+    Ctrl-C and SIGTERM end it with 130 and 143.
+    """
     logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stderr)
+    stop_on_sigterm()
     try:
         sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit('interrupted; what is finished is kept')
-    except Exception as error:
+    except (KeyboardInterrupt, Exception) as error:
+        if number := stopped_by(error):
+            for each in (signal.SIGINT, signal.SIGTERM):    # a second one ends what still runs
+                signal.signal(each, signal.SIG_DFL)
+            print('interrupted; what is finished is kept', file=sys.stderr)
+            sys.exit(128 + number)
         if os.environ.get('STCN_TRACEBACK') or not _is_for_the_user(error):
             raise
         sys.exit(f'error: {error}')
@@ -200,8 +209,9 @@ def run_main(main) -> None:
 
 def _is_for_the_user(error: Exception) -> bool:
     """Looks only at what is imported already: an error of ours comes from a module that is."""
-    kinds = [OSError, FloatingPointError]
-    for module, name in (('dataset.io', 'DataError'), ('model.checkpoint', 'CheckpointError')):
+    kinds = [OSError, FloatingPointError, MemoryError]
+    for module, name in (('dataset.io', 'DataError'), ('model.checkpoint', 'CheckpointError'),
+                         ('torch', 'OutOfMemoryError')):
         if module in sys.modules:
             kinds.append(getattr(sys.modules[module], name))
     return isinstance(error, tuple(kinds))

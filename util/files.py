@@ -1,8 +1,12 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and errors that say which file and what to do."""
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PROBE = 1 << 20     # bytes
 
 
 @contextmanager
@@ -11,12 +15,58 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     The parent folder is created. On an exception nothing is left and ``path`` is as it was; a process
     killed inside the block leaves a hidden ``.NAME.part``, which the next one replaces.
+
+    Raises:
+        OSError: the disk is full, the folder is read-only or none; the message names ``path``.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.part')
+    temporary = _temporary(path)
+    with _speaking_of(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        except RuntimeError:        # all that torch.save says of a full disk
+            _probe(temporary)
+            raise
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | Path) -> None:
+    """Raises ``OSError`` as ``atomic_path``, before the hours of work that lead to the file."""
+    path = Path(path)
+    with _speaking_of(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _temporary(path).touch()
+        _temporary(path).unlink()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f'.{path.name}.part')
+
+
+@contextmanager
+def _speaking_of(path: Path) -> Iterator[None]:
+    """What the system says of the temporary file, of its folder or of no file becomes a message on ``path``."""
     try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        places = {str(place) for place in (error.filename, error.filename2) if place is not None}
+        if error.errno is None or (places and places.isdisjoint(map(str, (path, _temporary(path), *path.parents)))):
+            raise       # it speaks for itself, or of another file: an input that is missing
+        cause = error.strerror
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            cause = f'{path.parent} has to be a folder'
+        advice = 'Make room' if error.errno in FULL else 'Choose another place or make this one writable'
+        told = OSError(f'{path}: cannot be written ({cause}). {advice}, and run this again.')
+        told.errno = error.errno
+        raise told from error
+
+
+def _probe(temporary: Path) -> None:
+    """Raises ``OSError`` if the disk takes no more."""
+    with open(temporary, 'ab') as file:
+        file.write(bytes(PROBE))

@@ -6,7 +6,6 @@ with the definitions of the official toolkit to the last digit.
 import math
 from functools import lru_cache
 
-import cv2
 import numpy as np
 
 
@@ -25,6 +24,8 @@ def boundary_accuracy(truth: np.ndarray, result: np.ndarray, *, tolerance: float
     Args:
         truth, result: bool masks [H, W].
     """
+    import cv2  # only where it is used, for --help does without
+
     radius = math.ceil(tolerance * np.linalg.norm(truth.shape))
     # Only boundary pixels are dilated and only boundary pixels are looked up: the box around both is enough.
     x, y, width, height = cv2.boundingRect((truth | result).view(np.uint8))

@@ -1,8 +1,33 @@
-"""Ctrl-C and SIGTERM as a wish."""
+"""Ctrl-C and SIGTERM: as an exception, or as a wish."""
 import logging
 import signal
+import threading
 
 log = logging.getLogger(__name__)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended the work. As with Ctrl-C alone, what is half written goes and what is finished stays."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.signal = number
+
+
+def stop_on_sigterm() -> None:
+    """From now on SIGTERM raises :class:`Stopped`, where it would have ended the process on the spot."""
+    signal.signal(signal.SIGTERM, _stop)
+
+
+def _stop(number: int, _frame) -> None:
+    raise Stopped(number)
+
+
+def stopped_by(error: BaseException | None) -> int:
+    """The signal behind an error, 0 for none: a library may have stumbled over it and raised an error of its own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return 0 if error is None else getattr(error, 'signal', signal.SIGINT)
 
 
 class StopRequest:
@@ -16,12 +41,14 @@ class StopRequest:
         self.message = message
 
     def __enter__(self) -> 'StopRequest':
-        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        # Signals reach the main thread only, and no other one may ask for them.
+        numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+        self.before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def _note(self, number: int, _frame) -> None:
         if self.signal:
-            raise KeyboardInterrupt
+            raise Stopped(number)
         self.signal = number
         if self.message:
             log.warning(self.message)

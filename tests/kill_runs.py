@@ -1,0 +1,399 @@
+"""Kills evaluations and trainings at random moments, runs them again until they are finished, and compares what comes
+out with undisturbed ones.
+
+    python tests/kill_runs.py --evaluation 70 --training 40
+
+Most runs are forked from this process, which has imported everything: they can be killed within a second of work.
+Every sixth starts an interpreter of its own. Half of the forked ones write slowly, so that many kills hit a write.
+"""
+import argparse
+import hashlib
+import importlib
+import itertools
+import json
+import os
+import random
+import re
+import resource
+import runpy
+import select
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from model import VARIANTS, CheckpointError, build_network, save_network
+from model.checkpoint import read_checkpoint
+from tests.tiny import TINY as TINY_CONFIG
+from tests.tiny import training_flags
+from tests.trees import make_davis, make_roots
+
+REPOSITORY = Path(__file__).parents[1]
+TINY = [sys.executable, str(REPOSITORY / 'tests' / 'tiny.py')]
+ENVIRONMENT = os.environ | {'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1'}
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+LIMIT = 300             # seconds that a run may take
+SLOW = 0.1              # seconds that a file is half written; a checkpoint five times as long
+FRESH = 1 / 6           # share of the runs that start an interpreter of their own
+
+# How a run ends that a signal ends, before and after it can take note of it.
+STATUSES = {signal.SIGKILL: (-signal.SIGKILL,), signal.SIGTERM: (-signal.SIGTERM, 128 + signal.SIGTERM),
+            signal.SIGINT: (-signal.SIGINT, 128 + signal.SIGINT)}
+
+
+@dataclass
+class Tally:
+    """What was done to the runs of one kind, and what was found."""
+
+    kind: str
+    signals: Counter = field(default_factory=Counter)
+    interpreters: int = 0           # kills of a run with an interpreter of its own
+    half_written: int = 0           # kills that left a temporary file
+    finished: int = 0               # runs that were killed until they were finished, and compared
+    slowest_stop: float = 0.0       # seconds from SIGTERM or SIGINT to the end
+    differences: list[str] = field(default_factory=list)
+
+    def row(self) -> str:
+        by_signal = ' | '.join(str(self.signals[number]) for number in SIGNALS)
+        return (f'| {self.kind} | {self.signals.total()} | {by_signal} | {self.interpreters} | {self.half_written} '
+                f'| {self.slowest_stop:.1f} s | {self.finished} | {len(self.differences)} |')
+
+
+HEADER = ('| runs | kills | SIGKILL | SIGTERM | SIGINT | own interpreter | half-written file left | slowest stop '
+          '| finished and compared | differences |\n|---|' + 9 * '---:|')
+
+
+# A run
+
+
+def start(script: str, flags: list[str], folder: Path, *, fresh: bool = False, slow: bool = False) -> int:
+    """The id of a process that runs a script in ``folder``; what it says goes to ``folder/log``."""
+    # Else Ctrl-C could come to the child while it still is this program.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    process = os.fork()
+    if process == 0:
+        run_script(script, flags, folder, fresh=fresh, slow=slow)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    return process
+
+
+def run_script(script: str, flags: list[str], folder: Path, *, fresh: bool, slow: bool) -> None:
+    """In the child: never returns."""
+    status = 1
+    try:
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)    # a shell's background ignores it
+        log = os.open(folder / 'log', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for descriptor in (1, 2):
+            os.dup2(log, descriptor)
+        os.chdir(folder)
+        if fresh:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            os.execve(sys.executable, [*TINY, script, *flags], ENVIRONMENT)
+        if slow:
+            write_slowly()
+        sys.argv = [script, *flags]
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        runpy.run_path(script, run_name='__main__')
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        else:
+            status = end.code or 0
+    except KeyboardInterrupt:       # before the script could take note of it
+        status = -signal.SIGINT
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        raise
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if status < 0:
+            signal.signal(-status, signal.SIG_DFL)
+            os.kill(os.getpid(), -status)
+        os._exit(status)
+
+
+def write_slowly() -> None:
+    """Masks, probabilities and checkpoints are half there for a moment, an archive for one each mask."""
+    import zipfile
+    png, npz, member, tensors = Image.Image.save, np.savez_compressed, zipfile.ZipFile.writestr, torch.save
+
+    def write(path: str | Path, content: bytes, seconds: float) -> None:
+        with open(path, 'wb', buffering=0) as file:
+            file.write(content[:len(content) // 2])
+            time.sleep(seconds)
+            file.write(content[len(content) // 2:])
+
+    def slow_png(image: Image.Image, target: Path | BytesIO, **options: object) -> None:
+        png(image, buffer := BytesIO() if isinstance(target, Path) else target, **options)
+        if isinstance(target, Path):        # TensorBoard's go to memory
+            write(target, buffer.getvalue(), SLOW)
+
+    def slow_npz(file: BytesIO, **arrays: np.ndarray) -> None:
+        npz(buffer := BytesIO(), **arrays)
+        write(file.name, buffer.getvalue(), SLOW)
+
+    def slow_member(archive: zipfile.ZipFile, *args: object) -> None:
+        member(archive, *args)
+        archive.fp.flush()
+        time.sleep(SLOW)
+
+    def slow_tensors(content: dict, path: Path) -> None:
+        tensors(content, buffer := BytesIO())
+        write(path, buffer.getvalue(), 5 * SLOW)
+
+    Image.Image.save, np.savez_compressed, zipfile.ZipFile.writestr, torch.save = (
+        slow_png, slow_npz, slow_member, slow_tensors)
+
+
+def ended(process: int, seconds: float) -> bool:
+    """Whether it ends within this time."""
+    descriptor = os.pidfd_open(process)
+    try:
+        return bool(select.select([descriptor], [], [], max(0, seconds))[0])
+    finally:
+        os.close(descriptor)
+
+
+def status_of(process: int, folder: Path) -> int:
+    """Its exit status, when it has ended; a run that does not end is an error."""
+    if not ended(process, LIMIT):
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        raise TimeoutError(f'{folder}: goes on and on\n{(folder / "log").read_text()}')
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def undisturbed(script: str, flags: list[str], folder: Path, **how: bool) -> float:
+    """Run it to its end; the seconds it took."""
+    begin = time.monotonic()
+    if status := status_of(start(script, flags, folder, **how), folder):
+        raise RuntimeError(f'status {status}\n{(folder / "log").read_text()}')
+    return time.monotonic() - begin
+
+
+def kill_until_finished(
+    tally: Tally, kills: int, script: str, flags: list[str], folder: Path, *, lengths: dict[tuple[bool, bool], float],
+    rng: random.Random, fresh_share: float, look: Callable[[], set[str]],
+) -> None:
+    """Start a run, kill it at a random moment of its length, again and again until one comes through.
+
+    ``lengths`` are the seconds of an undisturbed run, for ``fresh`` and ``slow``; they follow the machine. ``look``
+    checks what lies there after each of them and returns the names of temporary files. After ``kills`` in all nothing
+    is killed any more.
+    """
+    before: set[str] = set()
+    for attempt in itertools.count():
+        fresh = rng.random() < fresh_share
+        slow = not fresh and rng.random() < 0.5
+        [number] = rng.choices(SIGNALS, (2, 1, 1))
+        moment = rng.uniform(0, lengths[fresh, slow])
+        begin = time.monotonic()
+        process = start(script, flags, folder, fresh=fresh, slow=slow)
+        kill = tally.signals.total() < kills and not ended(process, moment)
+        if kill:
+            sent = time.monotonic()
+            # Ctrl-C goes to the group of the terminal, the others to the process.
+            (os.killpg if number == signal.SIGINT else os.kill)(process, number)
+        status = status_of(process, folder)
+        if status == 0:
+            if attempt == 0:
+                lengths[fresh, slow] = time.monotonic() - begin
+            break
+        log = (folder / 'log').read_text()
+        # Where Ctrl-C interrupts an import, Python may end in another way.
+        stumbled = number == signal.SIGINT and fresh and status == 1 and 'KeyboardInterrupt' in log
+        if not kill or not (status in STATUSES[number] or stumbled):
+            raise RuntimeError(f'{folder}: ended with {status} after {number if kill else "nothing"}\n{log}')
+        left = look()
+        tally.signals[number] += 1
+        tally.interpreters += fresh
+        tally.half_written += bool(left - before)
+        if number != signal.SIGKILL:
+            tally.slowest_stop = max(tally.slowest_stop, time.monotonic() - sent)
+        if status > 0 and not stumbled:     # it took note of the signal
+            if 'Traceback' in log:
+                tally.differences.append(f'{folder.name}: a traceback after {number.name}:\n{log}')
+            if left - before:
+                tally.differences.append(f'{folder.name}: {number.name} left {left - before}')
+        before = left
+    if left := look():
+        tally.differences.append(f'{folder.name}: finished, and left {left}')
+    tally.finished += 1
+
+
+# Evaluation
+
+
+def kill_evaluation(folder: Path, *, kills: int, rng: random.Random, fresh_share: float = FRESH) -> Tally:
+    """Three videos of five frames, with probabilities and archive."""
+    make_davis(folder / 'DAVIS', 'cat', 'dog', 'goat', frames=5)
+    torch.manual_seed(0)
+    save_network(folder / 'tiny.pth', build_network(TINY_CONFIG))
+    script = str(REPOSITORY / 'eval_davis.py')
+    flags = ['--model', str(folder / 'tiny.pth'), '--davis_path', str(folder / 'DAVIS'), '--device', 'cpu',
+             '--num_threads', '1', '--size', '48', '--mem_every', '2', '--save_probs', '--zip', '--output', 'out']
+    tally = Tally('evaluation')
+
+    lengths, expected = {}, None
+    for fresh, slow in ((False, False), (False, True), (True, False)):
+        run = folder / f'undisturbed_{fresh:d}{slow:d}'
+        run.mkdir()
+        lengths[fresh, slow] = undisturbed(script, flags, run, fresh=fresh, slow=slow)
+        found = files(run)
+        expected = expected or found
+        if found != expected:
+            tally.differences.append(f'{run.name}: differs from another undisturbed run')
+
+    while tally.signals.total() < kills:
+        run = folder / f'killed_{tally.finished}'
+        run.mkdir()
+
+        def look(run: Path = run) -> set[str]:
+            found = files(run)
+            parts = {name for name in found if re.search(r'(^|/)\.[^/]+\.part$', name)}
+            # All that has its own name is whole.
+            tally.differences.extend(f'{run.name}: {name} differs' for name, content in found.items()
+                                     if name not in parts and content != expected.get(name))
+            if len(parts) > 4:
+                tally.differences.append(f'{run.name}: {len(parts)} temporary files: {sorted(parts)}')
+            return parts
+
+        kill_until_finished(tally, kills, script, flags, run, lengths=lengths, rng=rng, fresh_share=fresh_share,
+                            look=look)
+        if missing := expected.keys() - files(run).keys():
+            tally.differences.append(f'{run.name}: {sorted(missing)} missing')
+    return tally
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """All that lies there, but for what the run said."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*')
+            if path.is_file() and path.name != 'log'}
+
+
+# Training
+
+
+def kill_training(
+    folder: Path, *, kills: int, rng: random.Random, fresh_share: float = FRESH, iterations: int = 12,
+) -> Tally:
+    """Stage 3 with two workers on seven samples, two an iteration, and a checkpoint every other one: epochs end often,
+    and max-skip changes five times."""
+    script = str(REPOSITORY / 'train.py')
+    command = [*training_flags(make_roots(folder / 'roots')), '--stage', '3', '-i', str(iterations),
+               '--num_workers', '2', '--save_every', '2', '--log_every', '1', '--images_every', '3', '--id', 'run',
+               '--resume']
+    tally = Tally('training')
+    states: dict[int, str] = {}     # iteration -> digest of its state
+
+    def look(run: Path) -> set[str]:
+        """Every checkpoint can be read and is the one of its iteration in all other runs."""
+        saves = run / 'saves' / 'run'
+        parts = {path.name for path in saves.glob('.*')}
+        paths = {path for path in saves.glob('[!.]*') if 'tfevents' not in path.name}
+        for path in paths:
+            try:
+                if path.name == 'config.json':
+                    json.loads(path.read_text())
+                elif match := re.fullmatch(r'(checkpoint_(\d+)|run)\.pth', path.name):
+                    iteration = int(match[2]) if match[2] else -1       # the final weights
+                    state = digest(read_checkpoint(path))
+                    if states.setdefault(iteration, state) != state:
+                        tally.differences.append(f'{run.name}: {path.name} differs')
+                else:
+                    tally.differences.append(f'{run.name}: found {path.name}')
+            except (ValueError, CheckpointError) as error:
+                tally.differences.append(f'{run.name}: {path.name} cannot be read: {error}')
+        if len(parts) > 3:
+            tally.differences.append(f'{run.name}: {len(parts)} temporary files: {sorted(parts)}')
+        return parts
+
+    lengths = {}
+    modes = ((True, False),) if fresh_share == 1 else ((False, False), (False, True), (True, False))
+    for fresh, slow in modes:
+        run = folder / f'undisturbed_{fresh:d}{slow:d}'
+        run.mkdir()
+        lengths[fresh, slow] = undisturbed(script, command, run, fresh=fresh, slow=slow)
+        look(run)
+    while tally.signals.total() < kills:
+        run = folder / f'killed_{tally.finished}'
+        run.mkdir()
+        kill_until_finished(tally, kills, script, command, run, lengths=lengths, rng=rng, fresh_share=fresh_share,
+                            look=lambda run=run: look(run))
+        found = sorted(re.sub(r'.*tfevents.*', 'events', path.name) for path in (run / 'saves' / 'run').iterdir())
+        if set(found) != {'config.json', 'events', 'run.pth'} | {
+                f'checkpoint_{iteration:08d}.pth' for iteration in saved_last(found)} or iterations not in states:
+            tally.differences.append(f'{run.name}: finished with {found}')
+    return tally
+
+
+def saved_last(names: list[str]) -> list[int]:
+    """The iterations of the checkpoints that are kept, at most three."""
+    found = [int(match[1]) for name in names if (match := re.fullmatch(r'checkpoint_(\d+)\.pth', name))]
+    return found[-3:]
+
+
+def digest(content: object) -> str:
+    """Of all tensors and numbers, bit for bit."""
+    state = hashlib.sha256()
+
+    def add(value: object) -> None:
+        if isinstance(value, torch.Tensor):
+            state.update(value.numpy().tobytes())
+        elif isinstance(value, dict):
+            for name, each in value.items():
+                state.update(str(name).encode())
+                add(each)
+        elif isinstance(value, list | tuple):
+            for each in value:
+                add(each)
+        else:
+            state.update(repr(value).encode())
+
+    add(content)
+    return state.hexdigest()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--evaluation', type=int, default=70, help='kills of evaluations; default: %(default)s')
+    parser.add_argument('--training', type=int, default=40, help='kills of trainings; default: %(default)s')
+    parser.add_argument('--seed', type=int, default=0, help='of signals and moments; default: %(default)s')
+    args = parser.parse_args()
+    # What the forked runs need is imported here, once; threads that a fork would lose are not started.
+    torch.set_num_threads(1)
+    for name in ('torch.utils.tensorboard', 'dataset.davis', 'dataset.training', 'inference.run', 'training.loop'):
+        importlib.import_module(name)
+    VARIANTS['tiny'] = TINY_CONFIG
+
+    begin, rng, tallies = time.monotonic(), random.Random(args.seed), []
+    for kill, kills in ((kill_evaluation, args.evaluation), (kill_training, args.training)):
+        if kills:
+            with tempfile.TemporaryDirectory() as folder:
+                tallies.append(kill(Path(folder), kills=kills, rng=rng))
+                print(tallies[-1].kind, 'done', file=sys.stderr, flush=True)
+    print(HEADER)
+    for tally in tallies:
+        print(tally.row())
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    print(f'{time.monotonic() - begin:.0f} s, {sum(each.ru_utime + each.ru_stime for each in used):.0f} s of CPU time')
+    for tally in tallies:
+        print(*tally.differences, sep='\n')
+    return 1 if any(tally.differences for tally in tallies) else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

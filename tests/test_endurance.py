@@ -1,0 +1,192 @@
+"""Long videos add nothing up, too little memory ends what does not fit and no more, and the same gives the same."""
+import logging
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+import eval_davis
+from dataset.davis import davis
+from inference import run as run_module
+from inference.core import InferenceCore
+from inference.ensemble import Member
+from inference.run import run_dataset
+from inference.session import Clip, Session
+from model.checkpoint import read_checkpoint
+from scripts import segment_video, web
+from tests import long_run
+from tests.conftest import FRAMES, GOLDEN, REPOSITORY, tree
+from tests.test_web import needs_gradio
+from training import loop
+from util import cli
+from util.video_file import VideoReader
+
+pytestmark = pytest.mark.usefixtures('one_thread')
+
+CUDA = 'CUDA out of memory. Tried to allocate 9.00 GiB.\nGPU 0 has a total capacity of 8.00 GiB.'
+THREE = ('--stage', 3, '-i', 3)      # iterations
+
+
+@pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='needs /proc')
+def test_a_long_video_adds_nothing_up():
+    """In little: the whole is ``python tests/long_run.py``, which also looks at memory and speed."""
+    taken = long_run.samples(frames=201, warm_up=60, size=32, max_memory_frames=8, events=4, count_every=20)
+    found = {name: (before, after, limit)
+             for name, before, after, limit in long_run.compare(taken, warm_up=60, window=60)}
+    for name in ('files', 'threads', 'tensors', 'memory_frames', 'memory_bytes'):
+        before, after, limit = found[name]
+        assert after <= limit, f'{name}: {before} became {after}'
+    assert found['memory_frames'][1] == 8
+
+
+# Too little memory
+
+
+@contextmanager
+def too_little_memory(monkeypatch, *, frame: int, cores: range = range(1000)):
+    """The GPU is full at a frame of these cores, in the order in which they were made."""
+    step, made = InferenceCore.step, []
+
+    def fail(self, *args, **options):
+        if self not in made:
+            made.append(self)
+        if made.index(self) in cores and self.schedule.time == frame - 1:
+            raise torch.OutOfMemoryError(CUDA)
+        return step(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InferenceCore, 'step', fail)
+        yield
+
+
+def test_finished_videos_are_kept_and_others_go_on(davis_root, small_network, tmp_path, monkeypatch, caplog):
+    arguments = ([Member(small_network)], davis(davis_root), tmp_path / 'out')
+    with too_little_memory(monkeypatch, frame=3, cores=range(1, 2)):
+        summary = run_dataset(*arguments, settings={}, core_options={})
+    [(name, cause)] = summary.failures.items()
+    assert (name, summary.videos) == ('goat', 1)            # the longer one, dog, came first
+    for flag in ('--object_chunk', '--max_memory_frames', '--amp', '--size'):
+        assert flag in cause
+    assert len(cause.splitlines()) == 1
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == [f'goat: {cause}']
+    finished = tree(tmp_path / 'out' / 'dog')
+    assert len(finished) == 7
+    again = run_dataset(*arguments, settings={}, core_options={})
+    assert (again.skipped, again.videos, again.failures) == (1, 1, {})
+    assert tree(tmp_path / 'out' / 'dog') == finished
+
+    (tmp_path / 'out' / 'dog' / '00004.png').unlink()
+    (tmp_path / 'out' / 'goat' / '00004.png').unlink()
+    with too_little_memory(monkeypatch, frame=3, cores=range(1)):
+        summary = run_dataset(*arguments, settings={}, core_options={})
+    assert (list(summary.failures), summary.videos) == (['dog'], 1)     # what comes after it is segmented
+
+
+def test_a_video_ends_where_memory_does(small_checkpoint, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(sys, 'argv', [
+        'segment_video.py', '--input', str(GOLDEN / 'clip'), '--mask', str(GOLDEN / 'first_mask.png'), '--strip', '2',
+        '--output', str(tmp_path / 'out'), '--model', str(small_checkpoint), '--size', '0', '--device', 'cpu',
+        '--num_threads', '1'])
+    with too_little_memory(monkeypatch, frame=7):
+        assert segment_video.main() == 1
+    [message] = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert message.startswith('error at frame 7: out of GPU memory')
+    for flag in ('--object_chunk', '--max_memory_frames', '--amp', '--size'):
+        assert flag in message
+    assert sorted(tree(tmp_path / 'out' / 'masks')) == [f'{frame:05d}.png' for frame in range(7)]
+    assert (tmp_path / 'out' / 'strip.png').exists()
+    if (tmp_path / 'out' / 'overlay.mp4').exists():         # PyAV is optional
+        assert len(list(VideoReader(tmp_path / 'out' / 'overlay.mp4'))) == 7
+
+
+@needs_gradio
+def test_a_page_says_that_memory_is_out_and_goes_on(small_network, first_mask, tmp_path, monkeypatch):
+    import gradio
+
+    tabs = web.Tabs(small_network, tmp_path, max_seconds=9, max_bytes=10**7, core_options={})
+    tab = tabs.tabs['key'] = web.Tab(Session(small_network, Clip.of_images(FRAMES), tmp_path / 'clip'), 'clip')
+    monkeypatch.setattr(web, 'OBJECTS', web.OBJECTS[:3])
+    tab.session.paint(0, first_mask.numpy())
+    drawn = {'background': tab.session.read_image(0), 'layers': [web.layer_of(first_mask.numpy())]}
+    told = []
+    monkeypatch.setattr(gradio, 'Warning', told.append)
+    [propagate] = [event.fn for event in web.build(tabs).fns.values() if event.name == 'propagate']
+    request = type('Request', (), {'session_hash': 'key'})
+    with too_little_memory(monkeypatch, frame=7):
+        list(propagate(drawn, request))
+    assert told == [web.OUT_OF_MEMORY]
+    assert '--size' in told[0]
+    assert [frame for frame in range(12) if tab.session.has_mask(frame)] == list(range(7))
+    list(propagate(drawn, request))             # the clip is not busy for ever
+    assert all(tab.session.has_mask(frame) for frame in range(12))
+    assert len(told) == 1
+
+
+def test_training_says_what_takes_less_memory(learn, monkeypatch):
+    loss, iterations = loop.clip_loss, []
+
+    def fail(*args, **options):
+        iterations.append(1)
+        if len(iterations) == 3:
+            raise torch.OutOfMemoryError(CUDA)
+        return loss(*args, **options)
+
+    monkeypatch.setattr(loop, 'clip_loss', fail)
+    monkeypatch.setattr(cli, 'stop_on_sigterm', lambda: None)
+    with pytest.raises(SystemExit) as end:
+        cli.run_main(lambda: learn(*THREE, '--id', 'a', '--save_every', 1))
+    message = end.value.code
+    assert message.startswith('error: out of GPU memory')
+    assert len(message.splitlines()) == 1
+    for flag in ('--accumulation', '-b', '--crop_size', '--resume'):
+        assert flag in message
+    assert read_checkpoint('saves/a/checkpoint_00000002.pth')['iteration'] == 2
+    assert learn('--id', 'a', '--resume') == 0
+
+
+def test_other_scripts_say_it_without_a_traceback(monkeypatch):
+    def fail():
+        raise torch.OutOfMemoryError(CUDA)
+
+    monkeypatch.setattr(cli, 'stop_on_sigterm', lambda: None)
+    with pytest.raises(SystemExit, match='error: CUDA out of memory'):
+        cli.run_main(fail)
+
+
+# The same again
+
+
+def test_evaluating_twice_gives_the_same_bytes(davis_root, small_checkpoint, tmp_path, monkeypatch):
+    """Masks and probabilities: again, in a process of its own, with other numbers of threads that read and write."""
+    def words(output, *flags):
+        return ['eval_davis.py', '--model', small_checkpoint, '--davis_path', davis_root, '--device', 'cpu',
+                '--num_threads', 1, '--save_probs', '--output', tmp_path / output, *flags]
+
+    def evaluate(output, *flags):
+        monkeypatch.setattr(sys, 'argv', list(map(str, words(output, *flags))))
+        assert eval_davis.main() == 0
+        return tree(tmp_path / output)
+
+    expected = evaluate('first')
+    assert sum(name.endswith('.png') for name in expected) == 12
+    assert sum(name.endswith('.npz') for name in expected) == 12
+    monkeypatch.setattr(run_module, 'READERS', 1)
+    monkeypatch.setattr(run_module.BackgroundWriter.__init__, '__kwdefaults__', {'threads': 4})
+    assert evaluate('other threads') == expected
+    subprocess.run([sys.executable, *map(str, words('fresh'))], cwd=REPOSITORY, check=True, capture_output=True)
+    assert tree(tmp_path / 'fresh') == expected
+
+
+def test_training_twice_gives_the_same_bits(learn):
+    """Whatever the number of processes that load data."""
+    for name, flags in (('a', ()), ('b', ()), ('c', ('--num_workers', 2)), ('other', ('--seed', 1))):
+        assert learn(*THREE, '--id', name, *flags) == 0
+    [a, b, c, other] = (read_checkpoint(f'saves/{name}/checkpoint_00000003.pth') for name in ('a', 'b', 'c', 'other'))
+    for found in (b, c):
+        assert all(torch.equal(found['network'][name], value) for name, value in a['network'].items())
+        for index, moments in a['optimizer']['state'].items():
+            assert all(torch.equal(found['optimizer']['state'][index][name], value) for name, value in moments.items())
+    assert not all(torch.equal(other['network'][name], value) for name, value in a['network'].items())

@@ -1,0 +1,70 @@
+"""What happens before anything is asked for: ``--help`` waits for nothing heavy, no import reaches for the network."""
+import importlib
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+SCRIPTS = sorted(str(path.relative_to(REPOSITORY)) for folder in ('', 'scripts')
+                 for path in (REPOSITORY / folder).glob('*.py') if "__name__ == '__main__'" in path.read_text())
+MODULES = sorted(path.relative_to(REPOSITORY).with_suffix('').as_posix().replace('/', '.')
+                 for folder in ('', 'dataset', 'inference', 'model', 'scripts', 'training', 'util')
+                 for path in (REPOSITORY / folder).glob('*.py') if path.stem != '__init__')
+# Seconds each on a cold disk; cv2 also fails on a machine without libGL, which --help should survive.
+HEAVY = {'torch', 'torchvision', 'cv2', 'gradio', 'av', 'matplotlib', 'tensorboard', 'progressbar'}
+
+
+def test_all_scripts_are_known():
+    assert {'train.py', 'eval_davis.py', 'eval_youtube.py', 'scripts/web.py', 'scripts/download.py'} <= set(SCRIPTS)
+    assert len(SCRIPTS) >= 15
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_help_waits_for_nothing_heavy(script):
+    result = subprocess.run([sys.executable, '-X', 'importtime', script, '--help'], cwd=REPOSITORY, text=True,
+                            capture_output=True, check=True, timeout=60)
+    assert result.stdout.startswith('usage: ')
+    imported = set(re.findall(r'\| +(\w+)$', result.stderr, re.MULTILINE))
+    assert 'argparse' in imported
+    assert not HEAVY & imported
+
+
+def test_imports_need_no_network():
+    """The guard of this process refuses what a module would ask for."""
+    for module in MODULES:
+        importlib.import_module(module)
+
+
+REACH = """
+import socket
+for reach in (lambda: socket.create_connection(('192.0.2.1', 80), timeout=1),
+              lambda: socket.getaddrinfo('test.invalid', 80),
+              lambda: socket.gethostbyname('test.invalid'),
+              lambda: socket.socket(type=socket.SOCK_DGRAM).sendto(b'', ('192.0.2.1', 53))):
+    try:
+        reach()
+    except AssertionError as error:
+        assert 'the tests need no network' in str(error)
+    else:
+        raise SystemExit('reached')
+"""
+
+
+def test_the_suite_reaches_this_machine_only(tmp_path):
+    exec(REACH)
+    subprocess.run([sys.executable, '-c', REACH], check=True, timeout=60)
+    for family, address in ((socket.AF_INET, ('127.0.0.1', 0)), (socket.AF_UNIX, str(tmp_path / 'socket'))):
+        with socket.socket(family) as server, socket.socket(family) as client:
+            server.bind(address)
+            server.listen()
+            accepting = threading.Thread(target=lambda server=server: server.accept()[0].close())
+            accepting.start()
+            client.connect(server.getsockname())
+            accepting.join(60)
+    assert not {'http_proxy', 'https_proxy', 'all_proxy'} & {name.lower() for name in os.environ}
