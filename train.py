@@ -65,6 +65,8 @@ def training_parser() -> argparse.ArgumentParser:
         "video as a fraction of the frame's (default: 0.36 1; 0.25 1 in stage 1)")
     add('--crop_size', type=positive, default=384, help='side of a training frame (default: %(default)s)')
     add('--num_workers', type=int, default=8, help='that load data, for each process (default: %(default)s)')
+    add('--cache_stills', metavar='FOLDER', help='keep image and mask pairs decoded in it, up to 4 bytes a pixel '
+        '(default: none)')
     add('--seed', type=int, default=0, help='of samples and initial weights (default: %(default)s)')
 
     add = parser.add_argument_group('network').add_argument
@@ -149,7 +151,7 @@ def main() -> int:
         dataset = open_training_set(
             stage.data, size=args.crop_size, static_root=args.static_root, bl_root=args.bl_root,
             yv_root=args.yv_root, davis_root=args.davis_root, synthetic_root=args.synthetic_root,
-            hold_aside=args.hold_aside, crop_scale=args.crop_scale)
+            hold_aside=args.hold_aside, crop_scale=args.crop_scale, cache_dir=args.cache_stills)
         network = initial_network(
             arch=args.arch, similarity=args.similarity, single_object=args.stage == 0, checkpoint=checkpoint,
             weights=args.load_network, backbone_files=args.backbone_weights)

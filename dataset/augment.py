@@ -7,7 +7,7 @@ them.
 Coordinates are continuous: pixel i covers [i, i + 1], so the centre of an image is (W / 2, H / 2). A matrix is
 float64 [3, 3] and takes (x, y, 1) of the source to (x, y, 1) of the frame.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -27,6 +27,9 @@ FRAMES = 3
 
 MAX_STEP = 1.5
 """Source pixels between neighbouring frame pixels beyond which linear interpolation would alias visibly."""
+
+REDUCTIONS = (8, 4, 2)
+"""At which a JPEG can be decoded."""
 
 LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -48,10 +51,12 @@ class Warp:
     size: int
     spline: np.ndarray | None = None
     """float32 [size, size, 2]: where each frame pixel looks before the spline, (x, y); None for no spline."""
+    reduction: int = 1
+    """Images come at 1/reduction of the size that ``matrix`` speaks of; masks do not."""
 
     def image(self, image: np.ndarray) -> np.ndarray:
-        """uint8 [H, W, 3] -> uint8 [S, S, 3], linear; ImageNet's mean colour outside of the source."""
-        return self._resample(image, cv2.INTER_LINEAR, FILL)
+        """uint8 [H / reduction, W / reduction, 3] -> uint8 [S, S, 3], linear; ImageNet's mean colour outside."""
+        return self._resample(image, cv2.INTER_LINEAR, FILL, reduction=self.reduction)
 
     def coverage(self, coverage: np.ndarray) -> np.ndarray:
         """uint8 [H, W], 255 inside -> uint8 [S, S], linear; 0 outside of the source."""
@@ -69,8 +74,14 @@ class Warp:
         """
         return self._resample(labels, cv2.INTER_NEAREST, 0)
 
-    def _resample(self, source: np.ndarray, interpolation: int, fill: int | tuple[int, ...]) -> np.ndarray:
-        inverse = np.linalg.inv(self.matrix)
+    def steps(self) -> np.ndarray:
+        """Source pixels between neighbouring frame pixels: float64 [2], along x and y of the source."""
+        return _steps(np.linalg.inv(self.matrix))
+
+    def _resample(
+        self, source: np.ndarray, interpolation: int, fill: int | tuple[int, ...], *, reduction: int = 1
+    ) -> np.ndarray:
+        inverse = scaling(1 / reduction, 1 / reduction) @ np.linalg.inv(self.matrix)
         if interpolation != cv2.INTER_NEAREST:
             source = _prefilter(source, inverse)
         # OpenCV counts from the centre of the first pixel.
@@ -89,12 +100,16 @@ def _prefilter(source: np.ndarray, inverse: np.ndarray) -> np.ndarray:
     The Gaussian has the variance of the triangle filter of torchvision's antialiased resize. ``inverse``: frame ->
     source. The bending of a spline is too weak to matter here.
     """
-    steps = np.hypot(inverse[:2, 0], inverse[:2, 1])
+    steps = _steps(inverse)
     if steps.max() <= MAX_STEP:
         return source
     sigmas = np.where(steps > MAX_STEP, steps / np.sqrt(6), 0)
     sizes = 2 * np.ceil(2.5 * sigmas).astype(int) + 1
     return cv2.GaussianBlur(source, sizes.tolist(), sigmaX=sigmas[0], sigmaY=sigmas[1])
+
+
+def _steps(inverse: np.ndarray) -> np.ndarray:
+    return np.hypot(inverse[:2, 0], inverse[:2, 1])
 
 
 def translation(x: float, y: float) -> np.ndarray:
@@ -280,7 +295,7 @@ class Augmentation:
     """What was drawn for one sample."""
 
     warps: tuple[Warp, ...]
-    """One per frame."""
+    """One per frame, with a common ``reduction``."""
     colour: ColourOps
     """The same for all frames, on the source; comes first."""
     frame_colours: tuple[ColourOps, ...]
@@ -303,7 +318,7 @@ def draw_static(rng: np.random.Generator, height: int, width: int, *, size: int)
         matrix = translation(-left, -top) @ scaling(ratio, ratio) @ affine @ base
         warps.append(Warp(matrix, size, random_spline(rng, size)))
     own = [random_jitter(rng, brightness=0.1, contrast=0.05, saturation=0.05) for _ in range(FRAMES)]
-    return Augmentation(tuple(warps), colour, tuple(own))
+    return Augmentation(reduced(warps), colour, tuple(own))
 
 
 def draw_video(
@@ -318,4 +333,11 @@ def draw_video(
     centre = (size / 2, size / 2)
     warps = [Warp(random_affine(rng, centre, degrees=15, shear=10) @ base, size) for _ in range(FRAMES)]
     own = [random_jitter(rng, brightness=0.01, contrast=0.01, saturation=0.01) for _ in range(FRAMES)]
-    return Augmentation(tuple(warps), colour, tuple(own))
+    return Augmentation(reduced(warps), colour, tuple(own))
+
+
+def reduced(warps: list[Warp]) -> tuple[Warp, ...]:
+    """The warps for images of the smallest size (``read_image``) that none of them has to enlarge."""
+    step = min(warp.steps().min() for warp in warps)
+    reduction = next((factor for factor in REDUCTIONS if factor <= step), 1)
+    return tuple(replace(warp, reduction=reduction) for warp in warps)

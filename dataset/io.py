@@ -6,7 +6,8 @@ Everything here speaks numpy: an image is uint8 [H, W, 3] RGB, a mask uint8 [H, 
 import logging
 import re
 import struct
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,9 @@ UPRIGHT = {
 }
 """What each EXIF orientation asks for."""
 
+LYING = (5, 6, 7, 8)
+"""Orientations that swap height and width."""
+
 # The share of the pixels along edges in labels that exist nowhere else. Over 50 masks, as they are: 0;
 # resized with interpolation, blurred, or compressed by JPEG up to quality 90: 0.117 and more.
 MAX_FRINGE = 0.1
@@ -65,23 +69,35 @@ PALETTE = _voc_palette()
 """uint8 [256, 3]: the colours of PASCAL VOC and DAVIS, made by rule and never read from a video."""
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(H, W) of what ``read_image`` makes of a file, from its header. Raises ``DataError`` as that does."""
+    with _open_file(path) as image:
+        width, height = image.size
+        return (width, height) if _orientation(image) in LYING else (height, width)
+
+
+def read_image(path: str | Path, *, reduction: int = 1) -> np.ndarray:
     """Read a frame as uint8 [H, W, 3] RGB, upright.
 
     An EXIF orientation is applied, to masks as well: files agree when they agree in a viewer (and in OpenCV).
     Grayscale, palette and CMYK become RGB, 16 bits keep their upper 8, alpha is dropped.
 
+    Args:
+        reduction: 1, 2, 4 or 8; 1/``reduction`` of the size, rounded up, is made. A JPEG is decoded at that size,
+            several times as fast.
+
     Raises:
         DataError: the file is missing, truncated or not an image.
     """
-    if (image := _read_jpeg(path)) is not None:
+    if (image := _read_jpeg(path, reduction)) is not None:
         return image
     image = _open(path)
     if image.mode == 'P' and image.palette is None:
         raise DataError(f'{path}: expected an image, found palette indices without a palette. Replace the file.')
     if image.mode.startswith('I'):  # PIL would clip 16 bits to 255 instead of scaling them
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    return np.array(image.convert('RGB'))
+    image = image.convert('RGB')
+    return np.array(image if reduction == 1 else image.reduce(reduction))
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -219,7 +235,7 @@ def natural_key(path: str | Path) -> tuple[list[str | int], str]:
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
-def _read_jpeg(path: str | Path) -> np.ndarray | None:
+def _read_jpeg(path: str | Path, reduction: int) -> np.ndarray | None:
     """As PIL reads it, nearly twice as fast: OpenCV decodes an upright RGB JPEG that ends well. Else ``None``."""
     import cv2  # only where it is used, for --help does without
 
@@ -229,7 +245,9 @@ def _read_jpeg(path: str | Path) -> np.ndarray | None:
             return None
         data = np.fromfile(path, np.uint8)
         if data[-2:].tobytes() == b'\xff\xd9':
-            image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+            flag = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
+                    8: cv2.IMREAD_REDUCED_COLOR_8}[reduction]
+            image = cv2.imdecode(data, flag | cv2.IMREAD_IGNORE_ORIENTATION)
             if image is not None:
                 return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     return None
@@ -237,18 +255,25 @@ def _read_jpeg(path: str | Path) -> np.ndarray | None:
 
 def _open(path: str | Path) -> Image.Image:
     """Decode a file completely, upright."""
+    with _open_file(path) as image:
+        image.verify()  # a PNG's checksums, at which decoding does not look: any damage could become labels
+    with _open_file(path) as image:
+        image.load()
+        turn = UPRIGHT.get(_orientation(image))
+        if turn is None:
+            return image
+        turned = image.transpose(turn)
+        turned.format = image.format
+        return turned
+
+
+@contextmanager
+def _open_file(path: str | Path) -> Iterator[Image.Image]:
+    """With its header read and found plausible; what PIL raises inside the block becomes a ``DataError``."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             _check_size(image)
-            image.verify()  # a PNG's checksums, at which decoding does not look: any damage could become labels
-        with Image.open(path, formats=FORMATS) as image:
-            image.load()
-            turn = UPRIGHT.get(_orientation(image))
-            if turn is None:
-                return image
-            turned = image.transpose(turn)
-            turned.format = image.format
-            return turned
+            yield image
     except UNREADABLE as error:
         raise DataError(f'{path}: expected an image, cannot read it ({error}). Replace the file.') from error
 

@@ -1,6 +1,10 @@
 """Pre-training clips: three augmented views of one image with one object (stage 0, supplementary F.3.1)."""
+import hashlib
 import logging
 import os
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +13,7 @@ import numpy as np
 import torch
 
 from dataset.augment import draw_static, normalise, recolour
-from dataset.io import DataError, fit_mask, read_image
+from dataset.io import DataError, fit_mask, image_size, read_image
 from dataset.sampling import AddressedDataset
 
 log = logging.getLogger(__name__)
@@ -20,11 +24,17 @@ REPEATS = {'BIG_small': 5, 'HRSOD_small': 5}
 
 
 class Pair(NamedTuple):
+    """Files of an image and its mask."""
+
     image: str
     mask: str
+    cache_dir: str | None = None
+    """The folder that keeps them decoded."""
 
 
-def find_pairs(root: str | Path, *, flag: str = '--static_root') -> list[Pair]:
+def find_pairs(
+    root: str | Path, *, flag: str = '--static_root', cache_dir: str | Path | None = None
+) -> list[Pair]:
     """All images with masks below ``root``: N.jpg + N.png in a folder of it or, as in fss/<class>, one level deeper.
 
     Pairs of a folder named in REPEATS appear that often (as references, not copies). Which of the published folders
@@ -32,6 +42,7 @@ def find_pairs(root: str | Path, *, flag: str = '--static_root') -> list[Pair]:
 
     Args:
         flag: that chooses ``root``, for the error message.
+        cache_dir: folder to keep decoded images and masks in, see ``read_pair``.
 
     Raises:
         DataError: not a single pair.
@@ -54,7 +65,7 @@ def find_pairs(root: str | Path, *, flag: str = '--static_root') -> list[Pair]:
             f"{root}: expected image and mask pairs N.jpg + N.png in its folders ({', '.join(FOLDERS)} or any other), "
             f"found none. Check {flag}."
         )
-    return pairs
+    return [pair._replace(cache_dir=cache_dir and str(cache_dir)) for pair in pairs]
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -88,10 +99,48 @@ def read_coverage(path: str | Path) -> np.ndarray:
     return cv2.convertScaleAbs(coverage, alpha=255 / brightest) if 0 < brightest < 255 else coverage
 
 
-def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
-    """Image, uint8 [H, W, 3], and coverage of the object, uint8 [H, W] from 0 to 255. Raises ``DataError``."""
-    image = read_image(pair.image)
-    return image, fit_mask(read_coverage(pair.mask), image.shape[:2], pair.mask)
+def read_pair(pair: Pair, *, reduction: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Image and coverage of the object: uint8 [H / reduction, W / reduction, 3] and, from 0 to 255, uint8 [H, W].
+
+    With a cache, a file is decoded once for as long as its path, size and time of change are the same; every process
+    then reads the pixels, as they were decoded.
+
+    Raises:
+        DataError: a file cannot be used.
+    """
+    image = _cached(pair.cache_dir, pair.image, partial(read_image, reduction=reduction), f'image {reduction}')
+    coverage = _cached(pair.cache_dir, pair.mask, read_coverage, 'coverage')
+    return image, fit_mask(coverage, image_size(pair.image), pair.mask)
+
+
+def _cached(folder: str | None, path: str, decode: Callable[[str], np.ndarray], kind: str) -> np.ndarray:
+    """What ``decode`` makes of a file, from ``folder`` if it is there."""
+    if folder is None or not os.path.exists(path):
+        return decode(path)
+    status = os.stat(path)
+    key = f'{kind} {status.st_size} {status.st_mtime_ns} {os.path.abspath(path)}'
+    name = hashlib.sha256(os.fsencode(key)).hexdigest()
+    stored = Path(folder, name[:2], f'{name}.npy')
+    with suppress(OSError, ValueError, EOFError):       # not there yet, or damaged
+        return np.load(stored)
+    array = decode(path)
+    temporary = stored.with_name(f'.{name}.{os.getpid()}.part')     # other workers may decode the same file
+    try:
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, 'wb') as file:
+                np.save(file, array)
+            os.replace(temporary, stored)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        _warn_once(f'{folder}: training goes on, but not all images can be kept decoded ({error.strerror})')
+    return array
+
+
+@cache
+def _warn_once(message: str) -> None:
+    log.warning(message)
 
 
 class StaticDataset(AddressedDataset):
@@ -114,8 +163,8 @@ class StaticDataset(AddressedDataset):
     def sample(self, index: int, rng: np.random.Generator, *, max_skip: int = 0) -> dict[str, Any]:
         """``max_skip`` has no meaning here."""
         pair = self.pairs[index]
-        image, coverage = read_pair(pair)
-        augmentation = draw_static(rng, *image.shape[:2], size=self.size)
+        augmentation = draw_static(rng, *image_size(pair.image), size=self.size)
+        image, coverage = read_pair(pair, reduction=augmentation.warps[0].reduction)
         base = recolour(image, augmentation.colour)
         views = zip(augmentation.warps, augmentation.frame_colours, strict=True)
         rgb = normalise([warp.image(recolour(base, colour)) for warp, colour in views])

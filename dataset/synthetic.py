@@ -23,6 +23,7 @@ from dataset.augment import (
     spline_map,
     translation,
 )
+from dataset.io import image_size
 from dataset.sampling import AddressedDataset, choose_objects
 from dataset.static import Pair, read_pair
 
@@ -117,8 +118,8 @@ class SyntheticDataset(AddressedDataset):
     def sample(self, index: int, rng: np.random.Generator, *, max_skip: int = 0) -> dict[str, Any]:
         """``max_skip`` has no meaning here."""
         pair = self.pairs[index]
-        image, coverage = read_pair(pair)
-        augmentation = draw_static(rng, *image.shape[:2], size=self.size)
+        augmentation = draw_static(rng, *image_size(pair.image), size=self.size)
+        image, coverage = read_pair(pair, reduction=augmentation.warps[0].reduction)
         views = zip(augmentation.warps, augmentation.frame_colours, strict=True)
         frames = [warp.image(recolour(image, augmentation.colour + own)) for warp, own in views]
         labels = np.stack([warp.mask(coverage) for warp in augmentation.warps]).astype(np.uint8)

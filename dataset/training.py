@@ -19,21 +19,23 @@ def open_training_set(
     synthetic_root: str | Path | None = None,
     hold_aside: Sequence[str] = (),
     crop_scale: tuple[float, float] | None = None,
+    cache_dir: str | Path | None = None,
 ) -> AddressedDataset:
     """``'static'``: stage 0; ``'bl30k'``: stage 1; ``'main'``: DAVIS and YouTubeVOS, stages 2 and 3.
 
     Frames are ``size`` x ``size``. Only the roots that the set needs are looked at. With ``synthetic_root``, a folder
     of image and mask pairs, clips composed of these stand in for BL30K, and for half of the clips of ``'main'``,
     whose other half gets some of their objects pasted in. ``hold_aside`` concerns ``'main'``, ``crop_scale`` (default:
-    the paper's) all videos.
+    the paper's) all videos, ``cache_dir`` all image and mask pairs.
 
     Raises:
         DataError: there is nothing to train on.
         KeyError: an unknown name.
     """
     if name == 'static':
-        return StaticDataset(find_pairs(static_root), size=size)
-    pairs = find_pairs(synthetic_root, flag='--synthetic_root') if synthetic_root else None
+        return StaticDataset(find_pairs(static_root, cache_dir=cache_dir), size=size)
+    pairs = (find_pairs(synthetic_root, flag='--synthetic_root', cache_dir=cache_dir)
+             if synthetic_root else None)
     if name == 'bl30k':
         if pairs:
             return SyntheticDataset(pairs, size=size)

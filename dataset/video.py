@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dataset.augment import draw_video, recolour
-from dataset.io import FRAME_SUFFIXES, DataError, fit_mask, read_image, read_mask
+from dataset.io import FRAME_SUFFIXES, DataError, fit_mask, image_size, read_image, read_mask
 from dataset.sampling import AddressedDataset, choose_objects, sample_frames
 from dataset.synthetic import CutOuts, video_sample
 
@@ -177,11 +177,8 @@ class VideoDataset(AddressedDataset):
             names = [video.frames[place] for place in places]
             if rng.random() < 0.5:
                 names.reverse()
-            images, annotations = zip(*(_read_frame(video, name) for name in names), strict=True)
-            if len({image.shape for image in images}) > 1:
-                raise DataError(f'{video.images}: expected frames of one size, found {names[0]}, {names[1]} and '
-                                f'{names[2]} to differ')
-            height, width = images[0].shape[:2]
+            height, width = _common_size(video, names)
+            annotations = [_read_annotation(video, name, (height, width)) for name in names]
             augmentation = draw_video(rng, height, width, size=self.size, crop_scale=self.crop_scale)
             labels = np.stack([w.labels(a) for w, a in zip(augmentation.warps, annotations, strict=True)])
             layers = self.cut_outs.draw(rng, self.size) if self.cut_outs and rng.random() < 0.5 else []
@@ -191,15 +188,27 @@ class VideoDataset(AddressedDataset):
             if objects:
                 break
 
-        views = zip(images, augmentation.warps, augmentation.frame_colours, strict=True)
-        frames = [warp.image(recolour(image, augmentation.colour + own)) for image, warp, own in views]
+        views = zip(names, augmentation.warps, augmentation.frame_colours, strict=True)
+        frames = [warp.image(recolour(read_image(_image_path(video, name), reduction=warp.reduction),
+                                      augmentation.colour + own)) for name, warp, own in views]
         for layer in layers:
             layer.paste(frames)
         return video_sample(frames, labels, objects, name=f"{video.images} {' '.join(names)}")
 
 
-def _read_frame(video: TrainingVideo, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """A frame's image, uint8 [H, W, 3], and labels, uint8 [H, W]."""
-    image = read_image(os.path.join(video.images, name))
+def _image_path(video: TrainingVideo, name: str) -> str:
+    return os.path.join(video.images, name)
+
+
+def _common_size(video: TrainingVideo, names: list[str]) -> tuple[int, int]:
+    """(H, W) of the frames. Raises ``DataError`` if they differ."""
+    sizes = [image_size(_image_path(video, name)) for name in names]
+    if len(set(sizes)) > 1:
+        raise DataError(f'{video.images}: expected frames of one size, found {", ".join(names)} to differ')
+    return sizes[0]
+
+
+def _read_annotation(video: TrainingVideo, name: str, size: tuple[int, int]) -> np.ndarray:
+    """The labels of a frame of this size, uint8 [H, W]."""
     path = os.path.join(video.masks, os.path.splitext(name)[0] + '.png')
-    return image, fit_mask(read_mask(path), image.shape[:2], path)
+    return fit_mask(read_mask(path), size, path)

@@ -11,7 +11,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import struct
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -20,12 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import ExifTags, Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset.io import FRAME_SUFFIXES, DataError, read_image, read_mask
+from dataset.io import FRAME_SUFFIXES, DataError, image_size, read_image, read_mask
 from util.cli import positive, run_main
 from util.files import atomic_path, check_writable
 
@@ -65,7 +63,7 @@ Plan = tuple[list[Job], list[Problem]]
 def plan_static(root: Path) -> Plan:
     from dataset.static import find_pairs  # imports torch, which --help must not wait for
 
-    pairs = list(dict.fromkeys(map(tuple, find_pairs(root))))       # it repeats those of some folders
+    pairs = list(dict.fromkeys(pair[:2] for pair in find_pairs(root)))      # it repeats those of some folders
     jobs = [
         Job('static', len(batch), partial(tuple, batch), soft=True)
         for batch in (pairs[i : i + 64] for i in range(0, len(pairs), 64))
@@ -182,13 +180,7 @@ def soft_mask_size(path: str) -> Size:
 
 
 def header_size(path: str) -> Size:
-    """As ``read_image`` would give it, without decoding. Raises DataError."""
-    try:
-        with Image.open(path) as image:
-            lies = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-            return image.size[::-1] if lies else image.size
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise DataError(f'{path}: expected an image, cannot read its header ({error})') from error
+    return image_size(path)[::-1]
 
 
 def check_all(jobs: list[Job], *, quick: bool, num_workers: int) -> list[Problem]:

@@ -11,6 +11,7 @@ from dataset.io import (
     PALETTE,
     DataError,
     fit_mask,
+    image_size,
     list_frames,
     read_image,
     read_mask,
@@ -83,6 +84,24 @@ def test_jpegs_are_read_as_pil_reads_them(tmp_path):
         with Image.open(path) as image:
             expected = ImageOps.exif_transpose(image).convert('RGB')
         np.testing.assert_array_equal(read_image(path), expected)
+
+
+@pytest.mark.parametrize('reduction', [2, 4, 8])
+@pytest.mark.parametrize('name', ['a.jpg', 'turned.jpg', 'gray.jpg', 'a.png'])
+def test_reduced_images(tmp_path, name, reduction):
+    """1 / reduction of the size, rounded up, whatever the format: means of blocks, or nearly."""
+    with Image.open(Path(__file__).parent / 'golden' / 'clip' / '00000.png') as image:
+        photo = image.convert('L' if name == 'gray.jpg' else 'RGB').resize((151, 99))
+    exif = Image.Exif()
+    if name == 'turned.jpg':
+        exif[0x0112] = 6
+    photo.save(tmp_path / name, exif=exif)
+    full = read_image(tmp_path / name)
+    assert image_size(tmp_path / name) == full.shape[:2] == ((151, 99) if name == 'turned.jpg' else (99, 151))
+    expected = np.array(Image.fromarray(full).reduce(reduction)).astype(int)
+    found = read_image(tmp_path / name, reduction=reduction)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).mean() < 4
 
 
 def test_exif_orientation_turns_image_and_mask(tmp_path):

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dataset import video
-from dataset.augment import FILL, IMAGENET_MEAN, IMAGENET_STD, init_worker
+from dataset import augment, static, video
+from dataset.augment import FILL, IMAGENET_MEAN, IMAGENET_STD, draw_video, init_worker
 from dataset.io import DataError, read_image
 from dataset.sampling import Address, AddressSampler, sample_frames
-from dataset.static import StaticDataset, find_pairs, read_coverage
+from dataset.static import StaticDataset, find_pairs, read_coverage, read_pair
+from dataset.synthetic import SyntheticDataset
 from dataset.training import open_training_set
 from dataset.video import VideoDataset, find_bl30k, find_davis, find_main, find_videos, find_youtube, read_split
 from tests.trees import write, write_pair, write_video
@@ -312,3 +313,90 @@ def test_contact_sheet(static_root, tmp_path, monkeypatch):
 
 def test_fill_is_zero_after_normalisation():
     assert np.abs(np.array(FILL) / 255 - IMAGENET_MEAN).max() < 0.5 / 255
+
+
+# Large images, and decoding once
+
+
+@pytest.fixture
+def large_root(tmp_path):
+    write_pair(tmp_path / 'static' / 'mine', '1', size=(600, 801))
+    return tmp_path / 'static'
+
+
+def test_large_images_are_decoded_at_a_reduced_size(large_root, monkeypatch):
+    """And look as if they had not been: what moves or blurs them differs more."""
+    [pair] = find_pairs(large_root)
+    reductions = []
+    monkeypatch.setattr(static, 'read_pair', lambda pair, *, reduction: (
+        reductions.append(reduction) or read_pair(pair, reduction=reduction)))
+    dataset = StaticDataset([pair], size=SIZE)
+    found = [dataset[Address(0, epoch, 0)] for epoch in range(4)]
+    assert set(reductions) <= {2, 4, 8}
+    assert reductions
+    monkeypatch.setattr(augment, 'REDUCTIONS', ())
+    for epoch, sample in enumerate(found):
+        expected = dataset[Address(0, epoch, 0)]
+        assert torch.equal(sample['masks'], expected['masks'])
+        difference = (sample['rgb'] - expected['rgb']).abs().mean()
+        moved = (expected['rgb'][..., 1:] - expected['rgb'][..., :-1]).abs().mean()
+        assert difference < 0.25 * moved
+    assert reductions[-1] == 1
+
+
+def test_no_frame_enlarges_what_was_reduced():
+    rng = np.random.default_rng(0)
+    for height, width in ((90, 120), (480, 854), (1080, 1920), (4000, 3000)):
+        warps = draw_video(rng, height, width, size=384, crop_scale=(0.36, 1.0)).warps
+        step = min(warp.steps().min() for warp in warps)
+        assert {warp.reduction for warp in warps} == {max(factor for factor in (1, 2, 4, 8) if factor <= max(step, 1))}
+
+
+def test_frames_of_a_video_are_read_once(yv_root, monkeypatch):
+    """However often a clip is drawn anew for want of an object."""
+    [first, *_] = find_main(yv_root / 'none', yv_root)
+    read = []
+    monkeypatch.setattr(video, 'choose_objects', lambda *args, **options: [])
+    monkeypatch.setattr(video, 'read_image', lambda path, **options: read.append(path) or read_image(path, **options))
+    VideoDataset([first], size=SIZE)[Address(0, 0, 0, 5)]
+    assert len(read) == 3
+
+
+def test_stills_that_are_kept_are_the_same(static_root, tmp_path, monkeypatch):
+    folder = tmp_path / 'decoded'
+    for dataset in (StaticDataset, SyntheticDataset):
+        kept = dataset(find_pairs(static_root, cache_dir=folder), size=SIZE)
+        plain = dataset(find_pairs(static_root), size=SIZE)
+        for _ in range(2):
+            assert_equal(kept[Address(0, 0, 1)], plain[Address(0, 0, 1)])
+
+    def fail(path, **options):
+        raise AssertionError(f'{path} was decoded again')
+    monkeypatch.setattr(static, 'read_image', fail)
+    monkeypatch.setattr(static, 'read_coverage', fail)
+    kept[Address(0, 0, 1)]
+
+
+def test_a_still_that_changed_or_is_damaged_is_decoded_again(tmp_path):
+    write_pair(tmp_path / 'static' / 'mine', '1')
+    folder = tmp_path / 'decoded'
+    [pair] = find_pairs(tmp_path / 'static', cache_dir=folder)
+    image, coverage = read_pair(pair)
+    for path in folder.rglob('*.npy'):
+        truncate(path)
+    for _ in range(2):
+        again, coverage_again = read_pair(pair)
+        assert np.array_equal(again, image)
+        assert np.array_equal(coverage_again, coverage)
+    write(Path(pair.image), 255 - image, quality=95)
+    assert np.abs(read_pair(pair)[0].astype(int) - image).mean() > 20
+
+
+def test_a_cache_that_cannot_be_written_is_named_once(tmp_path, caplog):
+    for name in 'ab':
+        write_pair(tmp_path / 'static' / 'mine', name)
+    (tmp_path / 'file').write_text('no folder')
+    for pair in find_pairs(tmp_path / 'static', cache_dir=tmp_path / 'file'):
+        assert read_pair(pair)[0].shape == (90, 120, 3)
+    [message] = [record.message for record in caplog.records if 'kept decoded' in record.message]
+    assert str(tmp_path / 'file') in message
