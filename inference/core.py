@@ -86,7 +86,8 @@ class InferenceCore:
         size: shorter side in pixels at which the network works (YouTubeVOS: 480); ``None`` takes
             frames as they are (DAVIS).
         amp: half precision (bfloat16 on a CPU) in the encoders and the decoder.
-        half_memory: the memory's values, most of it, are kept in float16.
+        half_memory: the memory's values, most of it, are kept in float16; with ``amp`` they are in half precision
+            anyway.
         max_memory_frames: bound of the memory; the least used frame goes, never an annotated one.
         object_chunk: objects to encode and decode at a time, to bound the memory of many; ``None``: all.
         num_frames: length of the video, if it is known, to reserve the memory once.
@@ -111,7 +112,7 @@ class InferenceCore:
             capacity = 2 + (0 if mem_every is None else (num_frames - 1) // mem_every)
         self.memory = MemoryBank(shared_keys=network.shared_keys, metric=network.similarity, top_k=top_k,
                                  kernel_sigma=kernel_sigma, max_frames=max_memory_frames, capacity=capacity,
-                                 value_dtype=torch.half if half_memory else None)
+                                 value_dtype=torch.half if half_memory and not amp else None)
         self.objects: list[int] = []    # labels, in the order of the channels
         self._frame_shape: tuple[int, int] | None = None
         self._mean = torch.tensor(IMAGE_MEAN, device=self.device)[:, None, None]

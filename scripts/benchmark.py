@@ -50,7 +50,8 @@ def main() -> int:
     add('--include_last', action='store_true', help='in video, the previous frame is temporary memory, too')
     add('--mem_every', type=positive, default=5, help='every n-th frame of the clip goes into the memory')
     add('--max_memory_frames', type=positive, help='in video, bound of the memory')
-    add('--precision', choices=('float32', 'amp'), default='float32', help='of encoders and decoder')
+    add('--precision', choices=('float32', 'tf32', 'amp'), default='float32', help="of encoders and decoder; tf32: a "
+        "GPU's own rounding of float32 products")
     add('--device', help='e.g. cuda:1 or cpu (default: the GPU, if there is one)')
     add('--repeat', type=positive, default=5, help='measurements of each thing, taken in turns; the median counts')
     add('--json', help='file for the numbers')
@@ -103,6 +104,7 @@ def load(args: argparse.Namespace):
     import torch
 
     from model import VARIANTS, build_network, load_network
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = args.precision == 'tf32'
     if args.model:
         return load_network(args.model, device=device_of(args))
     if args.network not in VARIANTS:
@@ -225,7 +227,7 @@ def measure_stages(args: argparse.Namespace) -> list[dict]:
 
     from scripts.roofline import Work
     network, device = load(args).optimized(), device_of(args)
-    dtype = torch.float32 if args.precision == 'float32' else half(device)
+    dtype = half(device) if args.precision == 'amp' else torch.float32
     multiply_adds, copied = rates(device, dtype)
     log.info('this machine: %.1f G multiply-adds/s (product of matrices), %.1f GB/s (copy)',
              multiply_adds / 1e9, copied / 1e9)

@@ -141,6 +141,7 @@ def main() -> int:
     )
     parser.add_argument('--static_root', type=Path, default='../static', help='static images')
     parser.add_argument('--davis_root', type=Path, default='../DAVIS', help='DAVIS; its 480p videos are read')
+    parser.add_argument('--cache_stills', metavar='FOLDER', help="train.py's: keep static images decoded in it")
     parser.add_argument('--crop_size', type=int, default=384, help='side of a frame in pixels')
     parser.add_argument('--count', type=int, default=100, help='samples for each line')
     args = parser.parse_args()      # --help must not wait for the imports below
@@ -160,7 +161,7 @@ def main() -> int:
 
     if args.static_root.is_dir():
         usual = usual_static(args.crop_size)
-        everything = find_pairs(args.static_root)
+        everything = find_pairs(args.static_root, cache_dir=args.cache_stills)
         for folder in sorted({Path(pair.image).parent for pair in everything}):
             pairs = [pair for pair in everything if Path(pair.image).parent == folder]
             random.shuffle(pairs)

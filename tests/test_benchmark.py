@@ -89,9 +89,20 @@ def test_memory_model_grows_with_the_memory(monkeypatch):
     assert again < kept
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+def test_gpu_takes_what_the_model_says(monkeypatch, capsys):
+    """Every row in a process that may take 11 GB."""
+    monkeypatch.setattr('sys.argv', ['benchmark_memory.py', '--check'])
+    assert benchmark_memory.main() == 0
+    rows = [line.split('|') for line in capsys.readouterr().out.splitlines()[2:]]
+    assert len(rows) > 10
+    assert all(0.5 < float(row[4]) < 1.6 for row in rows)
+
+
 @pytest.mark.parametrize('flags', [
     ['--measure', 'stages', 'read', 'core', 'growth', '--memory_frames', '5', '--objects', '1', '2'],
-    ['--measure', 'cost', 'video', '--video_frames', '6', '--objects', '1'],
+    ['--measure', 'cost', 'batch', 'video', '--video_frames', '6', '--objects', '1', '--max_memory_frames', '2'],
     ['--measure', 'read', 'core', '--top', '0', '--memory_frames', '2', '--objects', '2'],
     ['--measure', 'read', 'core', '--model', 'SMALL', '--memory_frames', '5', '--objects', '2'],
     ['--measure', 'video', '--arch', 'stm_light', '--top', '0', '--include_last', '--video_frames', '6'],

@@ -126,8 +126,8 @@ def test_settings_of_one_network_read_as_they_always_did(evaluate, davis_root, s
 def test_fast_is_half_precision(evaluate, tmp_path):
     evaluate(tmp_path / 'out', '--fast')
     settings = json.loads((tmp_path / 'out' / 'settings.json').read_text())
-    assert (settings['amp'], settings['half_memory']) == (True, True)
-    evaluate(tmp_path / 'out', '--amp', '--half_memory')
+    assert settings['amp']
+    evaluate(tmp_path / 'out', '--amp')
 
 
 def test_members_tell_runs_apart(evaluate, small_checkpoint, tmp_path):

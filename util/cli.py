@@ -63,13 +63,13 @@ def evaluation_parser(description: str, *, size: int, dataset: str) -> argparse.
     add('--object_chunk', type=positive, help='objects at a time, to save memory (default: all)')
     add('--encode_batch', type=positive, default=1, help='frames that go through the key encoder together; pays where '
         'one does not fill a GPU, takes memory for each')
-    add('--amp', action='store_true', help='half precision; faster, with slightly other masks')
-    add('--half_memory', action='store_true', help="the memory's values in half precision; half of the memory, with "
-        'slightly other masks')
+    add('--amp', action='store_true', help='half precision, the memory included; faster, with slightly other masks')
+    add('--half_memory', action='store_true', help="of all things only the memory's values in half precision; half of "
+        'the memory, with slightly other masks')
     add('--compile', action='store_true', help='compile encoders and decoder with torch.compile, which takes '
         'minutes at first')
     add('--fast', action='store_true', help='the fastest settings that cost less than 0.1 J&F on ten sequences of '
-        'DAVIS 2016 (docs/benchmarks.md): --amp --half_memory')
+        'DAVIS 2016 (docs/benchmarks.md): --amp')
     add('--device', help='e.g. cuda:1 or cpu (default: the GPU, if there is one)')
     add('--num_threads', type=positive, help='of each process on a CPU, where rounding depends on it (default: one a '
         'core, whatever the number of processes, so that it does not change the masks)')
@@ -85,8 +85,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     if args.preset:
         parser.set_defaults(**PRESETS[args.preset].flags)
         args = parser.parse_args()
-    if args.fast:
-        args.amp = args.half_memory = True
+    args.amp |= args.fast
     if len(args.kernel_sigma) not in (1, len(args.size)):
         parser.error(f'--kernel_sigma: expected one value, or one for each --size ({len(args.size)}), '
                      f'found {len(args.kernel_sigma)}')
