@@ -14,6 +14,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import PIL
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -348,11 +349,14 @@ def test_odd_files(name, tmp_path):
 
 
 @pytest.mark.parametrize('mode', ['L', 'RGB'])
-def test_an_orientation_in_xmp_counts_for_all_jpegs(mode, tmp_path):
-    """OpenCV, which decodes those in colour, does not look there."""
+def test_an_orientation_in_xmp_counts_for_all_jpegs_or_none(mode, tmp_path):
+    """OpenCV, which decodes those in colour, does not look there; nor does an old Pillow."""
     image = Image.fromarray(ramp(6, 9)).convert(mode)
     image.save(tmp_path / 'a.jpg', xmp=b'<x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="6"></x:xmpmeta>')
-    assert read_image(tmp_path / 'a.jpg').shape == (9, 6, 3)
+    with Image.open(tmp_path / 'a.jpg') as opened:
+        turned = opened.getexif().get(0x0112) == 6
+    assert turned or int(PIL.__version__.partition('.')[0]) < 12
+    assert read_image(tmp_path / 'a.jpg').shape == ((9, 6, 3) if turned else (6, 9, 3))
 
 
 def sized(data: bytes, marker: bytes, offset: int, layout: str, *size: int) -> bytes:
@@ -384,7 +388,7 @@ def test_bombs_are_refused_before_they_are_decoded(name, read, tmp_path, monkeyp
     monkeypatch.setattr(ImageFile.ImageFile, 'load', decode)
     path = tmp_path / name
     path.write_bytes(BOMBS[name])
-    with pytest.raises(DataError, match=rf'{name}: expected an image, cannot read it .*(pixels|text chunk|too large)'):
+    with pytest.raises(DataError, match=rf'{name}: expected an image, cannot read it .*(pixels|text chunk|[Tt]oo [Ll]arge)'):
         read(path)
 
 
