@@ -11,7 +11,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import struct
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset.io import FRAME_SUFFIXES, DataError, read_image, read_mask
+from dataset.io import FORMATS, FRAME_SUFFIXES, UNREADABLE, DataError, read_image, read_mask
 from util.cli import positive, run_main
 from util.files import atomic_path, check_writable
 
@@ -184,10 +183,10 @@ def soft_mask_size(path: str) -> Size:
 def header_size(path: str) -> Size:
     """As ``read_image`` would give it, without decoding. Raises DataError."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             lies = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
             return image.size[::-1] if lies else image.size
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise DataError(f'{path}: expected an image, cannot read its header ({error})') from error
 
 

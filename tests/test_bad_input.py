@@ -388,7 +388,8 @@ def test_bombs_are_refused_before_they_are_decoded(name, read, tmp_path, monkeyp
     monkeypatch.setattr(ImageFile.ImageFile, 'load', decode)
     path = tmp_path / name
     path.write_bytes(BOMBS[name])
-    with pytest.raises(DataError, match=rf'{name}: expected an image, cannot read it .*(pixels|text chunk|[Tt]oo [Ll]arge)'):
+    reason = '(pixels|text chunk|[Tt]oo [Ll]arge)'
+    with pytest.raises(DataError, match=rf'{name}: expected an image, cannot read it .*{reason}'):
         read(path)
 
 
