@@ -315,6 +315,20 @@ def test_damaged_images_and_masks(name, damage, checksums_fit):
                 assert found is None or np.array_equal(found, original)
 
 
+def test_no_flipped_bit_of_a_png_changes_a_label(tmp_path):
+    """Some flips pass the decoder: what it reads last, it does not compare with any checksum."""
+    whole = image_files()['gray.png']
+    path = tmp_path / 'mask.png'
+    path.write_bytes(whole)
+    labels = read_mask(path)
+    for place in range(8 * len(whole)):
+        content = bytearray(whole)
+        content[place // 8] ^= 1 << place % 8
+        path.write_bytes(content)
+        found = attempt(read_mask, path)
+        assert found is None or np.array_equal(found, labels)
+
+
 def broken_exif() -> bytes:
     """A turned image, whose resolution is no number."""
     found = exif(6).tobytes()
