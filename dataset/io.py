@@ -31,7 +31,8 @@ MAX_PIXELS, MAX_SIDE = 2**27, 2**15 - 1
 """Of an image: one of 16K video has 15360 x 8640, just below 2**27; OpenCV's remap takes no longer sides."""
 
 # What PIL raises depends on where in which format the damage is.
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error,
+              Image.DecompressionBombError)
 
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dataset.io import (
+    FORMATS,
     FRAME_SUFFIXES,
     UNREADABLE,
     DataError,
@@ -338,7 +339,7 @@ def _check_pixels(name: str, width: int, height: int) -> None:
 def _image_size(path: Path) -> tuple[int, int]:
     """Width and height, from the header alone."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
     except UNREADABLE as error:
         raise DataError(f'{path.name}: expected an image, cannot read it ({error})') from error

@@ -329,6 +329,14 @@ def test_an_error_of_the_writing_threads_ends_the_run_and_names_the_file(segment
     assert not (tmp_path / 'out.zip').exists()
 
 
+def test_an_error_of_the_last_write_comes_out_at_the_end():
+    def fail():
+        raise OSError('the last one')
+
+    with pytest.raises(OSError, match='the last one'), BackgroundWriter(8) as writer:
+        writer.submit(fail)
+
+
 def test_an_error_of_the_reading_threads_names_the_file(segment, videos, tmp_path, monkeypatch, caplog):
     def fail(path, *args, **options):
         if Path(path).match('dog/00002.jpg'):
