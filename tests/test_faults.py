@@ -345,7 +345,7 @@ def test_an_error_of_the_reading_threads_names_the_file(segment, videos, tmp_pat
 
     opened = Image.open
     monkeypatch.setattr(Image, 'open', fail)
-    monkeypatch.setattr(io, '_read_jpeg', lambda path: None)
+    monkeypatch.setattr(io, '_read_jpeg', lambda path, reduction: None)
     assert segment(tmp_path / 'out')[0] == 1
     broken = videos / 'trainval/JPEGImages/480p/dog/00002.jpg'
     assert re.search(f'dog: {broken}: .*Input/output error', caplog.text)
@@ -553,7 +553,7 @@ def test_a_loader_process_that_dies(learn, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_files_that_a_loader_cannot_read_are_named_in_one_line(learn, roots, tmp_path, monkeypatch, workers):
-    def fail(path):
+    def fail(path, **options):
         raise io.DataError(f'{path}: expected an image, cannot read it')
 
     monkeypatch.setattr('dataset.video.read_image', fail)
