@@ -108,7 +108,7 @@ def ramp(height: int, width: int) -> np.ndarray:
 # Files as users have them
 
 
-@cases(160)
+@cases(100)
 @given(st.sampled_from(['L .png', 'LA .png', 'RGB .png', 'RGBA .PNG', 'P .png', '1 .png', 'I;16 .png',
                         'L .jpg', 'RGB .jpg', 'CMYK .jpeg', 'RGB progressive .JPG']), SIZES, st.integers(1, 8))
 def test_images_of_all_kinds_sizes_and_orientations(kind, size, orientation):
@@ -175,7 +175,7 @@ MASKS = {
 }
 
 
-@cases(200)
+@cases(120)
 @given(st.sampled_from(sorted(MASKS)), blocks())
 def test_masks_of_all_kinds_and_labels(kind, labels):
     with scratch('mask.png') as path:
@@ -293,7 +293,7 @@ def image_files() -> dict[str, bytes]:
 
 
 @pytest.mark.filterwarnings('ignore:Corrupt EXIF data')
-@cases(250)
+@cases(150)
 @given(st.sampled_from(sorted(image_files())), DAMAGE, st.booleans())
 def test_damaged_images_and_masks(name, damage, checksums_fit):
     whole = image_files()[name]
@@ -599,7 +599,7 @@ def spoiled(content: object, rng: np.random.Generator, junk: object) -> object:
                    else {key: spoiled(content[key], rng, junk)})
 
 
-@cases(150)
+@cases(120)
 @given(DAMAGE | st.tuples(JUNK, SEEDS))
 def test_damaged_and_odd_meta_files(change):
     with scratch('root') as root:
@@ -639,7 +639,7 @@ def test_static_folders_with_pieces_missing_or_doubled(change, expected, tmp_pat
     assert (len(found) if found else expected) == expected
 
 
-@cases(30)
+@cases(20)
 @given(SIZES, st.sampled_from(['as it is', 'a pixel off', 'empty', 'full']), SEEDS)
 def test_training_samples_of_images_of_any_size(size, kind, seed):
     with scratch('mine/1.jpg') as path:
@@ -714,7 +714,7 @@ def same(content: object, other: object) -> bool:
 
 
 @pytest.mark.filterwarnings('ignore:Detected pickle protocol')
-@cases(150)
+@cases(100)
 @given(DAMAGE, st.sampled_from(['zip', 'from before PyTorch 1.6']))
 def test_damaged_checkpoints(damage, form):
     content = content_of(checkpoint())
@@ -734,7 +734,7 @@ TENSORS = st.sampled_from([
 
 
 @pytest.mark.filterwarnings('ignore:Using a non-tuple sequence')
-@cases(200)
+@cases(120)
 @given(JUNK | TENSORS, SEEDS)
 def test_odd_training_checkpoints(junk, seed):
     """Refused, or training goes on with it."""
@@ -750,7 +750,7 @@ def test_odd_training_checkpoints(junk, seed):
 
 
 @pytest.mark.filterwarnings('ignore:Initializing zero-element')
-@cases(20)
+@cases(12)
 @given(JUNK | TENSORS, SEEDS)
 def test_odd_networks(network, junk, seed):
     rng = np.random.default_rng(seed)
@@ -786,7 +786,7 @@ OPTIONS = st.fixed_dictionaries({}, optional={
 KINDS_OF_LABELS = (torch.uint8, torch.int16, torch.int64, torch.uint16)
 
 
-@cases(40)
+@cases(30)
 @example((32, 24), {0: [*range(50, 0, -1)], 1: [7, 200, 3], 2: [*range(1, 51, 2)]}, {}, torch.uint8, 0)
 @given(st.tuples(st.integers(1, 33), st.integers(1, 33)) | st.sampled_from([(1, 1), (1, 300), (300, 1), (2, 150)]),
        annotations(), OPTIONS, st.sampled_from(KINDS_OF_LABELS), SEEDS)

@@ -124,6 +124,7 @@ def harm(tmp_path) -> Iterator[tuple[Path, str]]:
     assert not marker.exists()
 
 
+@pytest.mark.filterwarnings('ignore::UserWarning')      # torch's, of what the payloads are
 @pytest.mark.parametrize('name', PAYLOADS)
 def test_no_checkpoint_runs_code(tmp_path, harm, name):
     path = tmp_path / 'file.pth'
