@@ -15,15 +15,13 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from dataset.io import (
-    FORMATS,
     FRAME_SUFFIXES,
-    UNREADABLE,
     DataError,
     check_name,
+    image_size,
     list_frames,
     read_image,
     read_mask,
@@ -338,10 +336,6 @@ def _check_pixels(name: str, width: int, height: int) -> None:
 
 def _image_size(path: Path) -> tuple[int, int]:
     """Width and height, from the header alone."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-    except UNREADABLE as error:
-        raise DataError(f'{path.name}: expected an image, cannot read it ({error})') from error
+    height, width = image_size(path)
     _check_pixels(path.name, width, height)
     return width, height

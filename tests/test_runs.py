@@ -2,6 +2,7 @@
 flags that say what segments together, and the presets of the paper's rows."""
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -49,10 +50,23 @@ def finish(process):
     return output
 
 
-def test_same_masks(script, tmp_path):
-    finish(start(script, tmp_path / 'out'))
+@pytest.fixture
+def run_here(script, monkeypatch, capsys):
+    """The script in this process, which is faster; returns what it prints."""
+    def run_here(output):
+        monkeypatch.setattr(sys, 'argv', [*map(str, script), '--output', str(output)])
+        monkeypatch.setattr(cli, 'stop_on_sigterm', lambda: None)       # pytest's process is not the script's
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(REPOSITORY / script[0]), run_name='__main__')
+        assert end.value.code == 0
+        return capsys.readouterr().out
+    return run_here
+
+
+def test_same_masks(script, run_here, tmp_path):
+    run_here(tmp_path / 'out')
     expected, archive = tree(tmp_path / 'out'), (tmp_path / 'out.zip').read_bytes()
-    assert '0 segmented, 2 finished before, 0 failed' in finish(start(script, tmp_path / 'out'))
+    assert '0 segmented, 2 finished before, 0 failed' in run_here(tmp_path / 'out')
     assert tree(tmp_path / 'out') == expected
 
     launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
@@ -67,7 +81,7 @@ def test_same_masks(script, tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     assert not (tmp_path / 'killed.zip').exists()
-    finish(start(script, tmp_path / 'killed'))
+    run_here(tmp_path / 'killed')
     assert tree(tmp_path / 'killed') == expected
     assert (tmp_path / 'killed.zip').read_bytes() == archive
 
