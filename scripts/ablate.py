@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from util.cli import not_negative, run_main
 from util.files import atomic_path
+from util.plots import import_pyplot
 
 log = logging.getLogger(__name__)
 
@@ -136,9 +137,7 @@ def comma_separated(rows: list[Row]) -> str:
 
 def plot(rows: list[Row], path: Path) -> None:
     """J&F against FPS, a colour a network and a marker a schedule."""
-    import matplotlib
-    matplotlib.use('agg')
-    from matplotlib import pyplot
+    pyplot = import_pyplot()
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout='constrained')
     names = list(dict.fromkeys(row.network for row in rows))
     settings = list(dict.fromkeys((row.schedule, row.top) for row in rows))
@@ -170,6 +169,7 @@ def main() -> int:
     add('--flags', nargs=argparse.REMAINDER, default=[], help='for eval_davis.py, in all rows; the last flag')
     add('--output', type=Path, required=True, help='folder for masks, table and plot')
     args = parser.parse_args()
+    import_pyplot()
 
     rows = [measure(args, name, path, memory, top)
             for (name, path), memory, top in itertools.product(args.networks, args.schedules, args.top)]

@@ -62,8 +62,12 @@ def main() -> int:
     import torch
 
     from util.files import atomic_path, check_writable
+    from util.plots import import_pyplot
     if args.json:
         check_writable(args.json)
+    if args.plot:
+        check_writable(args.plot)
+        import_pyplot()
     networks = [args.model] if args.model else args.arch
     result = {'machine': machine(args), 'precision': args.precision}
     for name in args.measure:
@@ -374,11 +378,9 @@ def measure_growth(args: argparse.Namespace) -> list[dict]:
 
 def plot_growth(rows: list[dict], path: str) -> None:
     """Time and memory over memory frames (of one object) and over objects."""
-    import matplotlib
-    matplotlib.use('agg')
-    from matplotlib import pyplot
-
     from util.files import atomic_path
+    from util.plots import import_pyplot
+    pyplot = import_pyplot()
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout='constrained')
     alone = [row for row in rows if row['objects'] == 1]
     shortest = min(row['memory frames'] for row in rows)

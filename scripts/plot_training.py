@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from util.cli import run_main
 from util.files import atomic_path
+from util.plots import import_pyplot
 
 CURVES = {'train/loss': 'loss', 'train/iou_1': 'IoU of object 1', 'train/iou_2': 'IoU of object 2'}
 
@@ -37,9 +38,7 @@ def main() -> int:
     parser.add_argument('--output', type=Path, default='curve.png', help='image file (default: %(default)s)')
     args = parser.parse_args()
 
-    import matplotlib
-    matplotlib.use('agg')
-    from matplotlib import pyplot
+    pyplot = import_pyplot()
     figure, (loss, overlap) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 5), layout='constrained')
     start = 0
     for run in args.runs:

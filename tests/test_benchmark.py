@@ -1,10 +1,12 @@
 """What the benchmark rests on: its baseline is the paper's network, and it counts what it says."""
 import json
+import sys
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from dataset.io import DataError
 from inference.core import InferenceCore
 from model import VARIANTS
 from model.aggregate import aggregate
@@ -108,11 +110,13 @@ def test_gpu_takes_what_the_model_says(monkeypatch, capsys):
     ['--measure', 'video', '--arch', 'stm_light', '--top', '0', '--include_last', '--video_frames', '6'],
 ])
 def test_measurements(monkeypatch, tmp_path, capsys, small_checkpoint, flags):
+    if 'growth' in flags:
+        pytest.importorskip('matplotlib')
     arch = [] if '--arch' in flags else ['--arch', 'stcn_light']
     flags = [str(small_checkpoint) if flag == 'SMALL' else flag for flag in flags]
     monkeypatch.setattr('sys.argv', ['benchmark.py', *flags, *arch, '--size', '64x96', '--repeat', '1', '--device',
                                      'cpu', '--json', str(tmp_path / 'found.json'),
-                                     '--plot', str(tmp_path / 'plot.png')])
+                                     *(['--plot', str(tmp_path / 'plot.png')] if 'growth' in flags else [])])
     assert benchmark.main() == 0
     found = json.loads((tmp_path / 'found.json').read_text())
     for name in ('read', 'core'):
@@ -122,6 +126,14 @@ def test_measurements(monkeypatch, tmp_path, capsys, small_checkpoint, flags):
     for name in found.keys() - {'machine', 'precision'}:
         assert f'\n{name}\n' in printed
         assert all(value >= 0 for row in found[name] for value in row.values() if not isinstance(value, str))
+
+
+def test_a_plot_that_cannot_be_made_is_refused_before_anything_is_measured(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)
+    monkeypatch.setitem(benchmark.MEASURES, 'growth', None)
+    monkeypatch.setattr('sys.argv', ['benchmark.py', '--measure', 'growth', '--plot', str(tmp_path / 'plot.png')])
+    with pytest.raises(DataError, match=r'plots need .*matplotlib.*requirements-extras\.txt'):
+        benchmark.main()
 
 
 def test_what_has_no_straightforward_formulation_is_left_out(monkeypatch, capsys, caplog):

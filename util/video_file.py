@@ -120,9 +120,9 @@ class VideoReader:
 
     def _decode(self) -> Iterator['av.VideoFrame']:
         """Decoded frames; sets what the container says about them."""
-        av = import_av()
         self._damaged = 0
         with _open(self.path) as container:
+            av = import_av()
             stream = _picture_stream(container, self.path)
             # Frames in parallel; the delay is as many frames as there are threads.
             stream.thread_type = 'AUTO'
@@ -378,10 +378,10 @@ def _open(path: str | Path) -> 'av.container.InputContainer':
     Raises:
         DataError: it is missing, or no video or audio file.
     """
-    av = import_av()
     path = Path(path)
     if not path.is_file():
         raise DataError(f'{path}: no such video file')
+    av = import_av()
     try:
         # The full path, since FFmpeg takes a colon in a name for a protocol; and no network, whatever the file says.
         container = av.open(str(path.resolve()), metadata_errors='replace', options={'protocol_whitelist': 'file'})

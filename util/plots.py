@@ -1,0 +1,20 @@
+"""Plots as files, without a screen."""
+from types import ModuleType
+
+from dataset.io import DataError
+
+
+def import_pyplot() -> ModuleType:
+    """``matplotlib.pyplot``; to be called before the hours of work that lead to a plot.
+
+    Raises:
+        DataError: matplotlib is not installed. The message says how to install it.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise DataError(f'plots need the package matplotlib, which cannot be imported ({error}): '
+                        'pip install -r requirements-extras.txt') from error
+    matplotlib.use('agg')
+    from matplotlib import pyplot
+    return pyplot
