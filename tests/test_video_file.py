@@ -304,8 +304,9 @@ def test_without_h264_it_is_mpeg4(tmp_path, monkeypatch, caplog):
 
 def test_without_the_package_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'av', None)
+    (tmp_path / 'a.mp4').touch()
     for use in (lambda: VideoReader(tmp_path / 'a.mp4'),
-                lambda: VideoWriter(tmp_path / 'a.mp4', W, H, time_base=1 / RATE, frame_rate=RATE)):
+                lambda: VideoWriter(tmp_path / 'b.mp4', W, H, time_base=1 / RATE, frame_rate=RATE)):
         with pytest.raises(VideoSupportError, match=r'pip install -r requirements-extras\.txt'):
             use()
 
