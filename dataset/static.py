@@ -12,9 +12,10 @@ import cv2
 import numpy as np
 import torch
 
-from dataset.augment import draw_static, normalise, recolour
+from dataset.augment import Augmentation, draw_static, normalise, recolour
 from dataset.io import DataError, fit_mask, image_size, read_image
 from dataset.sampling import AddressedDataset
+from util.files import atomic_path
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +100,14 @@ def read_coverage(path: str | Path) -> np.ndarray:
     return cv2.convertScaleAbs(coverage, alpha=255 / brightest) if 0 < brightest < 255 else coverage
 
 
+def draw_pair(
+    pair: Pair, rng: np.random.Generator, *, size: int
+) -> tuple[Augmentation, np.ndarray, np.ndarray]:
+    """How ``draw_static`` moves a pair, and the pair as ``read_pair`` gives it for that. Raises ``DataError``."""
+    augmentation = draw_static(rng, *image_size(pair.image), size=size)
+    return augmentation, *read_pair(pair, reduction=augmentation.warps[0].reduction)
+
+
 def read_pair(pair: Pair, *, reduction: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Image and coverage of the object: uint8 [H / reduction, W / reduction, 3] and, from 0 to 255, uint8 [H, W].
 
@@ -110,7 +119,8 @@ def read_pair(pair: Pair, *, reduction: int = 1) -> tuple[np.ndarray, np.ndarray
     """
     image = _cached(pair.cache_dir, pair.image, partial(read_image, reduction=reduction), f'image {reduction}')
     coverage = _cached(pair.cache_dir, pair.mask, read_coverage, 'coverage')
-    return image, fit_mask(coverage, image_size(pair.image), pair.mask)
+    size_hw = image.shape[:2] if reduction == 1 else image_size(pair.image)
+    return image, fit_mask(coverage, size_hw, pair.mask)
 
 
 def _cached(folder: str | None, path: str, decode: Callable[[str], np.ndarray], kind: str) -> np.ndarray:
@@ -124,17 +134,11 @@ def _cached(folder: str | None, path: str, decode: Callable[[str], np.ndarray], 
     with suppress(OSError, ValueError, EOFError):       # not there yet, or damaged
         return np.load(stored)
     array = decode(path)
-    temporary = stored.with_name(f'.{name}.{os.getpid()}.part')     # other workers may decode the same file
     try:
-        stored.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, 'wb') as file:
-                np.save(file, array)
-            os.replace(temporary, stored)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic_path(stored, shared=True) as temporary, open(temporary, 'wb') as file:
+            np.save(file, array)
     except OSError as error:
-        _warn_once(f'{folder}: training goes on, but not all images can be kept decoded ({error.strerror})')
+        _warn_once(f'{folder}: training goes on, but not all images can be kept decoded ({os.strerror(error.errno)})')
     return array
 
 
@@ -163,8 +167,7 @@ class StaticDataset(AddressedDataset):
     def sample(self, index: int, rng: np.random.Generator, *, max_skip: int = 0) -> dict[str, Any]:
         """``max_skip`` has no meaning here."""
         pair = self.pairs[index]
-        augmentation = draw_static(rng, *image_size(pair.image), size=self.size)
-        image, coverage = read_pair(pair, reduction=augmentation.warps[0].reduction)
+        augmentation, image, coverage = draw_pair(pair, rng, size=self.size)
         base = recolour(image, augmentation.colour)
         views = zip(augmentation.warps, augmentation.frame_colours, strict=True)
         rgb = normalise([warp.image(recolour(base, colour)) for warp, colour in views])

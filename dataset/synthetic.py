@@ -15,7 +15,6 @@ from dataset.augment import (
     FRAMES,
     Warp,
     affine_about,
-    draw_static,
     normalise,
     random_flip,
     random_jitter,
@@ -23,9 +22,8 @@ from dataset.augment import (
     spline_map,
     translation,
 )
-from dataset.io import image_size
 from dataset.sampling import AddressedDataset, choose_objects
-from dataset.static import Pair, read_pair
+from dataset.static import Pair, draw_pair, read_pair
 
 MAX_OBJECTS = 2
 MIN_SIDE = 8
@@ -118,8 +116,7 @@ class SyntheticDataset(AddressedDataset):
     def sample(self, index: int, rng: np.random.Generator, *, max_skip: int = 0) -> dict[str, Any]:
         """``max_skip`` has no meaning here."""
         pair = self.pairs[index]
-        augmentation = draw_static(rng, *image_size(pair.image), size=self.size)
-        image, coverage = read_pair(pair, reduction=augmentation.warps[0].reduction)
+        augmentation, image, coverage = draw_pair(pair, rng, size=self.size)
         views = zip(augmentation.warps, augmentation.frame_colours, strict=True)
         frames = [warp.image(recolour(image, augmentation.colour + own)) for warp, own in views]
         labels = np.stack([warp.mask(coverage) for warp in augmentation.warps]).astype(np.uint8)

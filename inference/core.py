@@ -232,12 +232,12 @@ class InferenceCore:
 
     def _encode(self, images: Sequence[Tensor]) -> list[EncodedFrame]:
         with self._autocast():
-            prepared = [self._to_network(image) for image in images]
-            batch = torch.cat([image for image, _ in prepared])
+            prepared, [padding, *_] = zip(*map(self._to_network, images), strict=True)
+            batch = prepared[0] if len(prepared) == 1 else torch.cat(prepared)
             query = self.network.encode_query(batch)
-        return [EncodedFrame(batch[i:i + 1], Query(*(features[i:i + 1] for features in query)), padding,
-                             tuple(image.shape[1:]))
-                for i, (image, (_, padding)) in enumerate(zip(images, prepared, strict=True))]
+        parts = zip(*(features.split(1) for features in (batch, *query)), strict=True)
+        return [EncodedFrame(image, Query(*features), padding, tuple(images[0].shape[1:]))
+                for image, *features in parts]
 
     def _to_network(self, image: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
         """``[3, H, W] -> [1, 3, H', W']``: normalised, resized, padded to multiples of 16."""

@@ -1,5 +1,6 @@
 """The run over a dataset: frames decoded ahead, masks written behind, finished videos skipped."""
 import collections
+import itertools
 import json
 import logging
 import resource
@@ -8,8 +9,10 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import progressbar
@@ -18,7 +21,7 @@ from torch import Tensor
 
 from dataset.io import DataError, write_mask
 from dataset.sequence import Frame, Video
-from inference.core import InferenceCore, InputError
+from inference.core import EncodedFrame, InferenceCore, InputError
 from inference.ensemble import Ensemble, Member
 from util.distributed import gather, rank, use_device, world_size
 from util.files import atomic_path, check_writable
@@ -190,31 +193,41 @@ def propagate(
     go through the key encoder together.
     """
     stopwatch = stopwatch or _Stopwatch(core.device)
+    with closing(_read_ahead(core, video, readers)) as inputs:
+        while batch := list(itertools.islice(inputs, encode_batch)):
+            if encode_batch > 1:
+                with stopwatch:
+                    encoded = iter(core.encode([each.image for each in batch if each.computed]))
+                batch = [each._replace(image=next(encoded)) if each.computed else each for each in batch]
+            for frame, last, _, image, mask in batch:
+                with stopwatch:
+                    prob = core.step(image, mask, frame.objects, wanted=frame.wanted, last=last)
+                yield frame, prob
+
+
+class _Input(NamedTuple):
+    """What ``core.step`` is given of a frame."""
+
+    frame: Frame
+    last: bool
+    computed: bool          # says the schedule
+    image: Tensor | EncodedFrame | tuple[EncodedFrame, ...] | None
+    mask: Tensor | None
+
+
+def _read_ahead(core: InferenceCore | Ensemble, video: Video, readers: ThreadPoolExecutor) -> Iterator[_Input]:
+    """The frames of a video in their order, of which the next READ_AHEAD are being decoded."""
     plan = core.schedule.copy()
-    pending: collections.deque[tuple[bool, Future]] = collections.deque()
-    ready: collections.deque[tuple] = collections.deque()
-    upcoming = iter(enumerate(video.frames, 1))
-    count = len(video.frames)
+    pending: collections.deque[tuple[tuple, Future]] = collections.deque()
     try:
         for position, frame in enumerate(video.frames, 1):
-            if not ready:
-                while len(pending) < READ_AHEAD + encode_batch and (following := next(upcoming, None)) is not None:
-                    index, ahead = following
-                    step = plan.advance(annotated=ahead.mask is not None, wanted=ahead.wanted, last=index == count)
-                    decode = step.compute or ahead.wanted
-                    pending.append((step.compute, readers.submit(_read, video, ahead, decode, core.device)))
-                batch = [pending.popleft() for _ in range(min(encode_batch, len(pending)))]
-                ready.extend(future.result() for _, future in batch)
-                if encode_batch > 1:
-                    computed = [i for i, (compute, _) in enumerate(batch) if compute]
-                    with stopwatch:
-                        encoded = core.encode([ready[i][0] for i in computed])
-                    for i, image in zip(computed, encoded, strict=True):
-                        ready[i] = image, ready[i][1]
-            image, mask = ready.popleft()
-            with stopwatch:
-                prob = core.step(image, mask, frame.objects, wanted=frame.wanted, last=position == count)
-            yield frame, prob
+            last = position == len(video.frames)
+            computed = plan.advance(annotated=frame.mask is not None, wanted=frame.wanted, last=last).compute
+            future = readers.submit(_read, video, frame, computed or frame.wanted, core.device)
+            pending.append(((frame, last, computed), future))
+            while len(pending) > (0 if last else READ_AHEAD):
+                known, future = pending.popleft()
+                yield _Input(*known, *future.result())
     finally:
         for _, future in pending:
             future.cancel()

@@ -10,18 +10,22 @@ PROBE = 1 << 20     # bytes
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, *, shared: bool = False) -> Iterator[Path]:
     """A temporary path in the folder of ``path``, renamed to it when the block ends well.
 
     The parent folder is created. On an exception nothing is left and ``path`` is as it was; a process
     killed inside the block leaves a hidden ``.NAME.part``, which the next one replaces.
 
+    Args:
+        shared: several processes may write the same file at once, of which any may win: each has its own
+            ``.NAME.PID.part``.
+
     Raises:
         OSError: the disk is full, the folder is read-only or none; the message names ``path``.
     """
     path = Path(path)
-    temporary = _temporary(path)
-    with _speaking_of(path):
+    temporary = _temporary(path, f'.{os.getpid()}' if shared else '')
+    with _speaking_of(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -36,26 +40,27 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def check_writable(path: str | Path) -> None:
     """Raises ``OSError`` as ``atomic_path``, before the hours of work that lead to the file."""
     path = Path(path)
-    with _speaking_of(path):
+    temporary = _temporary(path)
+    with _speaking_of(path, temporary):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         path.parent.mkdir(parents=True, exist_ok=True)
-        _temporary(path).touch()
-        _temporary(path).unlink()
+        temporary.touch()
+        temporary.unlink()
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f'.{path.name}.part')
+def _temporary(path: Path, owner: str = '') -> Path:
+    return path.with_name(f'.{path.name}{owner}.part')
 
 
 @contextmanager
-def _speaking_of(path: Path) -> Iterator[None]:
+def _speaking_of(path: Path, temporary: Path) -> Iterator[None]:
     """What the system says of the temporary file, of its folder or of no file becomes a message on ``path``."""
     try:
         yield
     except OSError as error:
         places = {str(place) for place in (error.filename, error.filename2) if place is not None}
-        if error.errno is None or (places and places.isdisjoint(map(str, (path, _temporary(path), *path.parents)))):
+        if error.errno is None or (places and places.isdisjoint(map(str, (path, temporary, *path.parents)))):
             raise       # it speaks for itself, or of another file: an input that is missing
         cause = error.strerror
         if isinstance(error, FileExistsError | NotADirectoryError):
