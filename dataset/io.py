@@ -43,7 +43,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What each EXIF orientation asks for."""
+"""What each EXIF orientation asks for. ImageOps.exif_transpose also writes the EXIF anew, and fails on odd ones."""
 
 LYING = (5, 6, 7, 8)
 """Orientations that swap height and width."""
