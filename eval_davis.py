@@ -1,18 +1,24 @@
 """Segment DAVIS 2016 or 2017 and write masks that its server and toolkits take."""
+
 from util.cli import evaluate, evaluation_parser, parse, run_main
 
 
 def main() -> int:
     parser = evaluation_parser(__doc__, size=0, dataset='davis')
-    parser.add_argument('--year', type=int, choices=(2016, 2017), default=2017,
-                        help='2016: every non-zero label is the one object')
-    parser.add_argument('--davis_path', default='../DAVIS/<year>',
-                        help='with trainval/ and test-dev/ (2017), or JPEGImages/ and Annotations/ (2016, for '
-                        'which a 2017 folder serves, too)')
+    parser.add_argument(
+        '--year', type=int, choices=(2016, 2017), default=2017, help='2016: every non-zero label is the one object'
+    )
+    parser.add_argument(
+        '--davis_path',
+        default='../DAVIS/<year>',
+        help='with trainval/ and test-dev/ (2017), or JPEGImages/ and Annotations/ (2016, for '
+        'which a 2017 folder serves, too)',
+    )
     parser.add_argument('--split', choices=('val', 'testdev'), default='val')
     args = parse(parser)
 
     from dataset.davis import davis
+
     args.davis_path = args.davis_path.replace('<year>', str(args.year))
     return evaluate(args, davis(args.davis_path, year=args.year, split=args.split))
 

@@ -1,17 +1,21 @@
 """Segment YouTubeVOS 2018 or 2019 and write masks that its server takes."""
+
 from util.cli import evaluate, evaluation_parser, parse, run_main
 
 
 def main() -> int:
     parser = evaluation_parser(__doc__, size=480, dataset='youtube')
-    parser.add_argument('--yv_path', default='../YouTube',
-                        help='with SPLIT/ and all_frames/SPLIT_all_frames/; 2018: ../YouTube2018')
+    parser.add_argument(
+        '--yv_path', default='../YouTube', help='with SPLIT/ and all_frames/SPLIT_all_frames/; 2018: ../YouTube2018'
+    )
     parser.add_argument('--split', choices=('valid', 'test'), default='valid')
-    parser.add_argument('--output_all', action='store_true',
-                        help='write every frame, not only those that the server asks for')
+    parser.add_argument(
+        '--output_all', action='store_true', help='write every frame, not only those that the server asks for'
+    )
     args = parse(parser)
 
     from dataset.youtube import youtube
+
     return evaluate(args, youtube(args.yv_path, split=args.split, output_all=args.output_all))
 
 

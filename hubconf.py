@@ -1,4 +1,5 @@
 """Entry points of ``torch.hub``: ``torch.hub.load(CHECKOUT, 'stcn_light', source='local')``."""
+
 dependencies = ['torch', 'torchvision', 'numpy', 'PIL', 'cv2']
 
 from inference import InferenceCore, load_model  # noqa: E402
@@ -10,6 +11,7 @@ def stcn_light(pretrained: bool = True, **options) -> InferenceCore:
     ``pretrained=False`` gives random weights.
     """
     from model import STCN, VARIANTS
+
     return InferenceCore(load_model() if pretrained else STCN(VARIANTS['stcn_light']).eval(), **options)
 
 

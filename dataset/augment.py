@@ -7,6 +7,7 @@ them.
 Coordinates are continuous: pixel i covers [i, i + 1], so the centre of an image is (W / 2, H / 2). A matrix is
 float64 [3, 3] and takes (x, y, 1) of the source to (x, y, 1) of the frame.
 """
+
 from dataclasses import dataclass, replace
 
 import cv2

@@ -3,6 +3,7 @@
 2017: ``ROOT/{trainval,test-dev}/{JPEGImages/480p,Annotations/480p,ImageSets/2017}``.
 2016: ``ROOT/{JPEGImages,Annotations}/480p``, or the validation videos of a 2017 root.
 """
+
 import logging
 from pathlib import Path
 
@@ -12,12 +13,30 @@ from dataset.sequence import Frame, Video
 log = logging.getLogger(__name__)
 
 DAVIS_2016_VAL = (
-    'blackswan', 'bmx-trees', 'breakdance', 'camel', 'car-roundabout', 'car-shadow', 'cows', 'dance-twirl',
-    'dog', 'drift-chicane', 'drift-straight', 'goat', 'horsejump-high', 'kite-surf', 'libby',
-    'motocross-jump', 'paragliding-launch', 'parkour', 'scooter-black', 'soapbox')
+    'blackswan',
+    'bmx-trees',
+    'breakdance',
+    'camel',
+    'car-roundabout',
+    'car-shadow',
+    'cows',
+    'dance-twirl',
+    'dog',
+    'drift-chicane',
+    'drift-straight',
+    'goat',
+    'horsejump-high',
+    'kite-surf',
+    'libby',
+    'motocross-jump',
+    'paragliding-launch',
+    'parkour',
+    'scooter-black',
+    'soapbox',
+)
 IMAGES = Path('JPEGImages', '480p')
 ANNOTATIONS = Path('Annotations', '480p')
-SUBSETS = {'train': 'trainval', 'val': 'trainval', 'testdev': 'test-dev'}     # of a 2017 root
+SUBSETS = {'train': 'trainval', 'val': 'trainval', 'testdev': 'test-dev'}  # of a 2017 root
 
 
 def davis_videos(root: str | Path, *, year: int, split: str) -> tuple[Path, list[str]]:
@@ -36,19 +55,23 @@ def davis_videos(root: str | Path, *, year: int, split: str) -> tuple[Path, list
         DataError: for a root without these folders, and for a missing or empty list.
     """
     if (year, split) not in [(2016, 'val'), *((2017, subset) for subset in SUBSETS)]:
-        raise DataError(f'DAVIS {year} has no split {split!r} that could be evaluated: '
-                        f"expected 'val' for 2016, one of {', '.join(SUBSETS)} for 2017")
+        raise DataError(
+            f'DAVIS {year} has no split {split!r} that could be evaluated: '
+            f"expected 'val' for 2016, one of {', '.join(SUBSETS)} for 2017"
+        )
     root = Path(root)
     candidates = [root / SUBSETS[split], root]
     base = next((folder for folder in candidates if (folder / IMAGES).is_dir()), None)
     if base is None:
-        raise DataError(f'{root}: no DAVIS {year} {split}; expected {candidates[0] / IMAGES}'
-                        f' or {candidates[1] / IMAGES}')
+        raise DataError(
+            f'{root}: no DAVIS {year} {split}; expected {candidates[0] / IMAGES} or {candidates[1] / IMAGES}'
+        )
     if year == 2016:
         names = [name for name in DAVIS_2016_VAL if (base / IMAGES / name).is_dir()]
         if len(names) < len(DAVIS_2016_VAL):
-            log.warning('%s: %d of the %d DAVIS 2016 validation videos are here', base, len(names),
-                        len(DAVIS_2016_VAL))
+            log.warning(
+                '%s: %d of the %d DAVIS 2016 validation videos are here', base, len(names), len(DAVIS_2016_VAL)
+            )
         if not names:
             raise DataError(f'{base / IMAGES}: none of the DAVIS 2016 validation videos is here')
         return base, names
@@ -65,8 +88,10 @@ def davis_videos(root: str | Path, *, year: int, split: str) -> tuple[Path, list
         check_name(name, image_set)
     missing = [name for name in names if not (base / IMAGES / name).is_dir()]
     if missing:
-        raise DataError(f'{base / IMAGES}: {len(missing)} of the {len(names)} videos of {image_set.name} '
-                        f'are missing: {", ".join(missing)}')
+        raise DataError(
+            f'{base / IMAGES}: {len(missing)} of the {len(names)} videos of {image_set.name} '
+            f'are missing: {", ".join(missing)}'
+        )
     return base, names
 
 

@@ -1,4 +1,5 @@
 """Videos of one's own: ``ROOT/JPEGImages/<video>/`` and ``ROOT/Annotations/<video>/``, or one video without names."""
+
 from pathlib import Path
 
 from dataset.io import DataError, check_path, list_frames, natural_key
@@ -18,8 +19,10 @@ def folder(root: str | Path) -> list[Video]:
     images, annotations = root / 'JPEGImages', root / 'Annotations'
     for needed in (images, annotations):
         if not needed.is_dir():
-            raise DataError(f'{needed}: missing; expected frames in {images} and masks in {annotations}, '
-                            'each in a folder a video, or directly for a single video')
+            raise DataError(
+                f'{needed}: missing; expected frames in {images} and masks in {annotations}, '
+                'each in a folder a video, or directly for a single video'
+            )
     if list_frames(images):
         return [_video(root.resolve().name, images, annotations)]
     folders = [path for path in images.iterdir() if path.is_dir() and not path.name.startswith('.')]
@@ -40,6 +43,11 @@ def _video(name: str, images: Path, annotations: Path) -> Video:
     if not masks:
         raise DataError(f'{annotations}: no masks; the first frame at which an object is to be segmented needs one')
     begin = next(position for position, path in enumerate(frames) if path.stem in masks)
-    return Video(name, name, tuple(
-        Frame(path.stem, path, mask=masks.get(path.stem), wanted=position >= begin)
-        for position, path in enumerate(frames)))
+    return Video(
+        name,
+        name,
+        tuple(
+            Frame(path.stem, path, mask=masks.get(path.stem), wanted=position >= begin)
+            for position, path in enumerate(frames)
+        ),
+    )

@@ -22,7 +22,7 @@ IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 
 FRAME_SUFFIXES = ('.jpg', '.jpeg', '.png')
-MAX_NAME = 240          # bytes: a file system's 255 without what is put around a name
+MAX_NAME = 240  # bytes: a file system's 255 without what is put around a name
 
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP')
 """What PIL may take a file for, whatever its suffix. It knows 50 more, one of which starts Ghostscript."""
@@ -31,8 +31,16 @@ MAX_PIXELS, MAX_SIDE = 2**27, 2**15 - 1
 """Of an image: one of 16K video has 15360 x 8640, just below 2**27; OpenCV's remap takes no longer sides."""
 
 # What PIL raises depends on where in which format the damage is.
-UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error,
-              Image.DecompressionBombError)
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    IndexError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -157,7 +165,7 @@ def fit_mask(mask: np.ndarray, size_hw: tuple[int, int], path: str | Path) -> np
     if not proportional and max(abs(h - H), abs(w - W)) > 1:
         raise DataError(
             f"{path}: expected a mask of its image's aspect ratio ({W} x {H}), found {w} x {h}. "
-            "Check that mask and image belong together, and that neither was cropped or rotated."
+            'Check that mask and image belong together, and that neither was cropped or rotated.'
         )
     log.warning('%s: the mask is %d x %d, its image %d x %d; resized by nearest neighbour', path, w, h, W, H)
     return np.array(Image.fromarray(mask).resize((W, H), Image.Resampling.NEAREST))
@@ -189,7 +197,7 @@ def list_frames(folder: str | Path) -> list[Path]:
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in FRAME_SUFFIXES or path.name.startswith('.'):
             continue
-        if not path.is_file() and not path.is_symlink():        # a link to nothing is a frame that is missing
+        if not path.is_file() and not path.is_symlink():  # a link to nothing is a frame that is missing
             continue
         if path.stem in frames:
             raise DataError(
@@ -219,14 +227,19 @@ def check_path(path: Path) -> Path:
         DataError: elsewhere its name means a path, would break a line of a list, or is too long for our files.
     """
     if not _is_plain(path.stem):
-        raise DataError(f'{str(path)!r}: expected a name of up to {MAX_NAME} bytes, without backslashes and control '
-                        'characters, since the masks get it, too. Rename it.')
+        raise DataError(
+            f'{str(path)!r}: expected a name of up to {MAX_NAME} bytes, without backslashes and control '
+            'characters, since the masks get it, too. Rename it.'
+        )
     return path
 
 
 def _is_plain(name: str) -> bool:
-    return ('\\' not in name and all(' ' <= character != '\x7f' for character in name)
-            and len(name.encode(errors='surrogatepass')) <= MAX_NAME)
+    return (
+        '\\' not in name
+        and all(' ' <= character != '\x7f' for character in name)
+        and len(name.encode(errors='surrogatepass')) <= MAX_NAME
+    )
 
 
 def natural_key(path: str | Path) -> tuple[list[str | int], str]:
@@ -246,8 +259,12 @@ def _read_jpeg(path: str | Path, reduction: int) -> np.ndarray | None:
             return None
         data = np.fromfile(path, np.uint8)
         if data[-2:].tobytes() == b'\xff\xd9':
-            flag = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
-                    8: cv2.IMREAD_REDUCED_COLOR_8}[reduction]
+            flag = {
+                1: cv2.IMREAD_COLOR,
+                2: cv2.IMREAD_REDUCED_COLOR_2,
+                4: cv2.IMREAD_REDUCED_COLOR_4,
+                8: cv2.IMREAD_REDUCED_COLOR_8,
+            }[reduction]
             image = cv2.imdecode(data, flag | cv2.IMREAD_IGNORE_ORIENTATION)
             if image is not None:
                 return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

@@ -1,4 +1,5 @@
 """Masks made visible on their images."""
+
 import cv2
 import numpy as np
 

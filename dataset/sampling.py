@@ -3,6 +3,7 @@
 Everything random about a sample is a function of (seed, epoch, index). Workers keep no state, so resuming,
 distributing, accumulating gradients and changing the curriculum leave the other samples as they were.
 """
+
 import logging
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -179,6 +180,7 @@ def choose_objects(
         discard_tiny: BL30K's rule (F.3.3): an object has more than 100 pixels in the first frame, and one of up to
             900 must be small by nature: under 400 in every other frame, not a large one that is nearly hidden.
     """
+
     def count(frame: np.ndarray) -> np.ndarray:
         return np.bincount(frame.ravel(), minlength=256)
 

@@ -1,4 +1,5 @@
 """What every benchmark's reader yields: videos as lists of frames, read one frame at a time."""
+
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +12,11 @@ from dataset.io import fit_mask, read_image, read_mask
 class Frame:
     """One frame of a video to segment; nothing is read before :class:`Video` is asked."""
 
-    name: str                       # of its output file, without the suffix
+    name: str  # of its output file, without the suffix
     image: Path
-    mask: Path | None = None        # its annotation, if it has one that may be used
-    objects: tuple[int, ...] | None = None      # the labels that the annotation speaks of; None: all in it
-    wanted: bool = True             # whether its segmentation is asked for
+    mask: Path | None = None  # its annotation, if it has one that may be used
+    objects: tuple[int, ...] | None = None  # the labels that the annotation speaks of; None: all in it
+    wanted: bool = True  # whether its segmentation is asked for
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Video:
     name: str
     folder: str
     frames: tuple[Frame, ...]
-    binary: bool = False            # every non-zero label is the one object
+    binary: bool = False  # every non-zero label is the one object
 
     def read_image(self, frame: Frame) -> np.ndarray:
         """``[H, W, 3]`` uint8 RGB. Raises :class:`dataset.io.DataError`."""

@@ -1,4 +1,5 @@
 """Pre-training clips: three augmented views of one image with one object (stage 0, supplementary F.3.1)."""
+
 import hashlib
 import logging
 import os
@@ -33,9 +34,7 @@ class Pair(NamedTuple):
     """The folder that keeps them decoded."""
 
 
-def find_pairs(
-    root: str | Path, *, flag: str = '--static_root', cache_dir: str | Path | None = None
-) -> list[Pair]:
+def find_pairs(root: str | Path, *, flag: str = '--static_root', cache_dir: str | Path | None = None) -> list[Pair]:
     """All images with masks below ``root``: N.jpg + N.png in a folder of it or, as in fss/<class>, one level deeper.
 
     Pairs of a folder named in REPEATS appear that often (as references, not copies). Which of the published folders
@@ -63,8 +62,8 @@ def find_pairs(
         log.info('%s: training goes on without %s', root, ', '.join(absent))
     if not pairs:
         raise DataError(
-            f"{root}: expected image and mask pairs N.jpg + N.png in its folders ({', '.join(FOLDERS)} or any other), "
-            f"found none. Check {flag}."
+            f'{root}: expected image and mask pairs N.jpg + N.png in its folders ({", ".join(FOLDERS)} or any other), '
+            f'found none. Check {flag}.'
         )
     return [pair._replace(cache_dir=cache_dir and str(cache_dir)) for pair in pairs]
 
@@ -100,9 +99,7 @@ def read_coverage(path: str | Path) -> np.ndarray:
     return cv2.convertScaleAbs(coverage, alpha=255 / brightest) if 0 < brightest < 255 else coverage
 
 
-def draw_pair(
-    pair: Pair, rng: np.random.Generator, *, size: int
-) -> tuple[Augmentation, np.ndarray, np.ndarray]:
+def draw_pair(pair: Pair, rng: np.random.Generator, *, size: int) -> tuple[Augmentation, np.ndarray, np.ndarray]:
     """How ``draw_static`` moves a pair, and the pair as ``read_pair`` gives it for that. Raises ``DataError``."""
     augmentation = draw_static(rng, *image_size(pair.image), size=size)
     return augmentation, *read_pair(pair, reduction=augmentation.warps[0].reduction)
@@ -131,7 +128,7 @@ def _cached(folder: str | None, path: str, decode: Callable[[str], np.ndarray], 
     key = f'{kind} {status.st_size} {status.st_mtime_ns} {os.path.abspath(path)}'
     name = hashlib.sha256(os.fsencode(key)).hexdigest()
     stored = Path(folder, name[:2], f'{name}.npy')
-    with suppress(OSError, ValueError, EOFError):       # not there yet, or damaged
+    with suppress(OSError, ValueError, EOFError):  # not there yet, or damaged
         return np.load(stored)
     array = decode(path)
     try:

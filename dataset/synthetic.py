@@ -4,6 +4,7 @@ Objects are cut out of their images and move over another frame, each along its 
 occlude one another. The frame is a still with a moving camera (``SyntheticDataset``) or a real video (``VideoDataset``
 with ``cut_outs``).
 """
+
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,4 +1,5 @@
 """The training sets by name."""
+
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,8 +35,7 @@ def open_training_set(
     """
     if name == 'static':
         return StaticDataset(find_pairs(static_root, cache_dir=cache_dir), size=size)
-    pairs = (find_pairs(synthetic_root, flag='--synthetic_root', cache_dir=cache_dir)
-             if synthetic_root else None)
+    pairs = find_pairs(synthetic_root, flag='--synthetic_root', cache_dir=cache_dir) if synthetic_root else None
     if name == 'bl30k':
         if pairs:
             return SyntheticDataset(pairs, size=size)

@@ -1,4 +1,5 @@
 """Training clips from videos: BL30K (stage 1), DAVIS and YouTubeVOS (stages 2, 3); supplementary F.3.2 and F.3.3."""
+
 import logging
 import os
 import sys
@@ -67,9 +68,7 @@ def find_bl30k(root: str | Path) -> list[TrainingVideo]:
     return videos
 
 
-def find_main(
-    davis_root: str | Path, yv_root: str | Path, *, hold_aside: Iterable[str] = ()
-) -> list[TrainingVideo]:
+def find_main(davis_root: str | Path, yv_root: str | Path, *, hold_aside: Iterable[str] = ()) -> list[TrainingVideo]:
     """DAVIS, five times, and YouTubeVOS; what is there of them, without the videos named in ``hold_aside``.
 
     Raises:
@@ -78,8 +77,8 @@ def find_main(
     videos = without(DAVIS_REPEATS * find_davis(davis_root) + find_youtube(yv_root), hold_aside)
     if not videos:
         raise DataError(
-            f"expected videos in {Path(davis_root) / '2017' / 'trainval'} or {Path(yv_root) / 'train_480p'}, found "
-            "none to train on. Check --davis_root and --yv_root."
+            f'expected videos in {Path(davis_root) / "2017" / "trainval"} or {Path(yv_root) / "train_480p"}, found '
+            'none to train on. Check --davis_root and --yv_root.'
         )
     return videos
 
@@ -88,7 +87,7 @@ def without(videos: list[TrainingVideo], names: Iterable[str]) -> list[TrainingV
     """The videos but those of these names. Raises ``DataError`` where there are videos, but not one of a name."""
     there = {os.path.basename(video.images) for video in videos}
     if there and (unknown := set(names) - there):
-        raise DataError(f"expected to hold aside training videos, found none named {', '.join(sorted(unknown))}")
+        raise DataError(f'expected to hold aside training videos, found none named {", ".join(sorted(unknown))}')
     return [video for video in videos if os.path.basename(video.images) not in names]
 
 
@@ -189,11 +188,15 @@ class VideoDataset(AddressedDataset):
                 break
 
         views = zip(names, augmentation.warps, augmentation.frame_colours, strict=True)
-        frames = [warp.image(recolour(read_image(_image_path(video, name), reduction=warp.reduction),
-                                      augmentation.colour + own)) for name, warp, own in views]
+        frames = [
+            warp.image(
+                recolour(read_image(_image_path(video, name), reduction=warp.reduction), augmentation.colour + own)
+            )
+            for name, warp, own in views
+        ]
         for layer in layers:
             layer.paste(frames)
-        return video_sample(frames, labels, objects, name=f"{video.images} {' '.join(names)}")
+        return video_sample(frames, labels, objects, name=f'{video.images} {" ".join(names)}')
 
 
 def _image_path(video: TrainingVideo, name: str) -> str:

@@ -3,6 +3,7 @@
 ``ROOT/<split>/{Annotations,meta.json}`` and the frames at the full rate in
 ``ROOT/all_frames/<split>_all_frames/JPEGImages``.
 """
+
 import json
 from pathlib import Path
 
@@ -24,8 +25,10 @@ def youtube(root: str | Path, *, split: str = 'valid', output_all: bool = False)
     images = Path(root) / 'all_frames' / f'{split}_all_frames' / 'JPEGImages'
     for folder in (base / 'Annotations', images):
         if not folder.is_dir():
-            raise DataError(f'{folder}: missing; YouTubeVOS needs the annotations and meta.json in {base} and the '
-                            f'frames of the all-frames download in {images}')
+            raise DataError(
+                f'{folder}: missing; YouTubeVOS needs the annotations and meta.json in {base} and the '
+                f'frames of the all-frames download in {images}'
+            )
     videos = []
     for name, first_frames, listed in _read_meta(base / 'meta.json'):
         by_name = {path.stem: path for path in list_frames(images / name)}
@@ -41,8 +44,11 @@ def youtube(root: str | Path, *, split: str = 'valid', output_all: bool = False)
             mask = base / 'Annotations' / name / f'{frame}.png' if objects else None
             if mask is not None and not mask.is_file():
                 raise DataError(f'{mask}: the annotation of objects {objects} is missing')
-            frames.append(Frame(frame, path, mask=mask, objects=objects or None,
-                                wanted=order[frame] >= begin and frame in wanted))
+            frames.append(
+                Frame(
+                    frame, path, mask=mask, objects=objects or None, wanted=order[frame] >= begin and frame in wanted
+                )
+            )
         videos.append(Video(name, f'Annotations/{name}', tuple(frames)))
     return videos
 
@@ -53,21 +59,36 @@ def _read_meta(path: Path) -> list[tuple[str, dict[int, str], set[str]]]:
         videos = json.loads(path.read_text(encoding='utf-8-sig'), object_pairs_hook=_once)['videos']
         found = []
         for name, video in sorted(videos.items()):
-            listed = {int(label): [str(frame) for frame in thing['frames']]
-                      for label, thing in sorted(video['objects'].items(), key=lambda item: int(item[0]))}
-            if (not listed or len(listed) < len(video['objects']) or not all(listed.values())
-                    or not all(0 < label < 256 for label in listed)):
-                raise DataError(f'{path}: video {name!r}: expected objects 1 to 255, each once and with at '
-                                f'least one frame, found {listed}')
-            found.append((check_name(name, path), {label: frames[0] for label, frames in listed.items()},
-                          {frame for frames in listed.values() for frame in frames}))
+            listed = {
+                int(label): [str(frame) for frame in thing['frames']]
+                for label, thing in sorted(video['objects'].items(), key=lambda item: int(item[0]))
+            }
+            if (
+                not listed
+                or len(listed) < len(video['objects'])
+                or not all(listed.values())
+                or not all(0 < label < 256 for label in listed)
+            ):
+                raise DataError(
+                    f'{path}: video {name!r}: expected objects 1 to 255, each once and with at '
+                    f'least one frame, found {listed}'
+                )
+            found.append(
+                (
+                    check_name(name, path),
+                    {label: frames[0] for label, frames in listed.items()},
+                    {frame for frames in listed.values() for frame in frames},
+                )
+            )
     except OSError as error:
         raise DataError(f'{path}: cannot read it ({error.strerror})') from error
     except DataError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f'{path}: expected {{"videos": {{NAME: {{"objects": {{LABEL: {{"frames": [...]}}}}}}}}}}, '
-                        f'found something else ({error!r})') from error
+        raise DataError(
+            f'{path}: expected {{"videos": {{NAME: {{"objects": {{LABEL: {{"frames": [...]}}}}}}}}}}, '
+            f'found something else ({error!r})'
+        ) from error
     if not found:
         raise DataError(f'{path}: lists no videos')
     return found

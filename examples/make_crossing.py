@@ -1,7 +1,8 @@
 """How the clip ``crossing`` was made: the rider of DAVIS's horsejump-low passes in front of its black swan.
 
-    python examples/make_crossing.py ../DAVIS/2017/trainval examples/crossing
+python examples/make_crossing.py ../DAVIS/2017/trainval examples/crossing
 """
+
 import sys
 from pathlib import Path
 
@@ -14,17 +15,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataset.io import list_frames, read_image, read_mask, write_mask
 
 FRAMES, WIDTH, HEIGHT = 40, 456, 256
-SCALE = 0.55                    # of the rider
-START, END = 0.82, 0.10         # its centre, as a fraction of the width
-FLOOR = 0.92                    # the lowest pixel of it, as a fraction of the height
+SCALE = 0.55  # of the rider
+START, END = 0.82, 0.10  # its centre, as a fraction of the width
+FLOOR = 0.92  # the lowest pixel of it, as a fraction of the height
 
 
 def main() -> None:
     davis, output = Path(sys.argv[1]), Path(sys.argv[2])
-    swan, rider = ([(read_image(path), read_mask(davis / 'Annotations/480p' / name / f'{path.stem}.png'))
-                    for path in list_frames(davis / 'JPEGImages/480p' / name)[:FRAMES]]
-                   for name in ('blackswan', 'horsejump-low'))
-    rider = [(np.fliplr(image), np.fliplr(mask)) for image, mask in rider]      # so that it rides forward
+    swan, rider = (
+        [
+            (read_image(path), read_mask(davis / 'Annotations/480p' / name / f'{path.stem}.png'))
+            for path in list_frames(davis / 'JPEGImages/480p' / name)[:FRAMES]
+        ]
+        for name in ('blackswan', 'horsejump-low')
+    )
+    rider = [(np.fliplr(image), np.fliplr(mask)) for image, mask in rider]  # so that it rides forward
     for t in range(FRAMES):
         image = cv2.resize(swan[t][0], (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
         labels = cv2.resize(swan[t][1], (WIDTH, HEIGHT), interpolation=cv2.INTER_NEAREST)

@@ -1,4 +1,5 @@
 """Streaming inference: a network, and a core that takes one frame after the other."""
+
 from pathlib import Path
 
 import torch

@@ -1,4 +1,5 @@
 """Streaming propagation: one frame in, its probabilities out."""
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import index
@@ -24,34 +25,35 @@ class InputError(ValueError):
 class EncodedFrame:
     """An image that :meth:`InferenceCore.encode` has looked at; ``step`` takes it in place of the image."""
 
-    image: Tensor                           # [1, 3, H', W'], as the network takes it
+    image: Tensor  # [1, 3, H', W'], as the network takes it
     query: Query
-    padding: tuple[int, int, int, int]      # left, right, top, bottom, of H' and W'
-    shape: tuple[int, int]                  # H, W of the frame
+    padding: tuple[int, int, int, int]  # left, right, top, bottom, of H' and W'
+    shape: tuple[int, int]  # H, W of the frame
 
 
 class Step(NamedTuple):
     """What becomes of a frame."""
 
-    compute: bool       # it is looked at
-    memorise: bool      # it goes into the memory
-    permanent: bool     # and stays there
+    compute: bool  # it is looked at
+    memorise: bool  # it goes into the memory
+    permanent: bool  # and stays there
 
 
 @dataclass
 class Schedule:
     """Which frames are computed and which are memorised; no tensors, so that a run can plan ahead."""
 
-    mem_every: int | None = 5           # None: only annotated frames stay
+    mem_every: int | None = 5  # None: only annotated frames stay
     include_last: bool = False
-    time: int = -1                      # of the frame just seen
+    time: int = -1  # of the frame just seen
     last_annotated: int | None = None
 
     def peek(self, *, annotated: bool, wanted: bool, last: bool) -> Step:
         """What becomes of the next frame."""
         started = annotated or self.last_annotated is not None
-        permanent = annotated or (started and self.mem_every is not None
-                                  and (self.time + 1 - self.last_annotated) % self.mem_every == 0)
+        permanent = annotated or (
+            started and self.mem_every is not None and (self.time + 1 - self.last_annotated) % self.mem_every == 0
+        )
         memorise = started and not last and (permanent or self.include_last)
         return Step(annotated or (started and (wanted or memorise)), memorise, permanent)
 
@@ -93,10 +95,21 @@ class InferenceCore:
         num_frames: length of the video, if it is known, to reserve the memory once.
     """
 
-    def __init__(self, network: Network, *, top_k: int | None = 20, mem_every: int | None = 5,
-                 include_last: bool = False, kernel_sigma: float | None = None, size: int | None = None,
-                 amp: bool = False, half_memory: bool = False, max_memory_frames: int | None = None,
-                 object_chunk: int | None = None, num_frames: int | None = None):
+    def __init__(
+        self,
+        network: Network,
+        *,
+        top_k: int | None = 20,
+        mem_every: int | None = 5,
+        include_last: bool = False,
+        kernel_sigma: float | None = None,
+        size: int | None = None,
+        amp: bool = False,
+        half_memory: bool = False,
+        max_memory_frames: int | None = None,
+        object_chunk: int | None = None,
+        num_frames: int | None = None,
+    ):
         for name, value in (('mem_every', mem_every), ('size', size), ('object_chunk', object_chunk)):
             if value is not None and value < 1:
                 raise ValueError(f'{name}: expected a positive number, found {value}')
@@ -110,10 +123,16 @@ class InferenceCore:
         capacity = 8
         if num_frames is not None:
             capacity = 2 + (0 if mem_every is None else (num_frames - 1) // mem_every)
-        self.memory = MemoryBank(shared_keys=network.shared_keys, metric=network.similarity, top_k=top_k,
-                                 kernel_sigma=kernel_sigma, max_frames=max_memory_frames, capacity=capacity,
-                                 value_dtype=torch.half if half_memory and not amp else None)
-        self.objects: list[int] = []    # labels, in the order of the channels
+        self.memory = MemoryBank(
+            shared_keys=network.shared_keys,
+            metric=network.similarity,
+            top_k=top_k,
+            kernel_sigma=kernel_sigma,
+            max_frames=max_memory_frames,
+            capacity=capacity,
+            value_dtype=torch.half if half_memory and not amp else None,
+        )
+        self.objects: list[int] = []  # labels, in the order of the channels
         self._frame_shape: tuple[int, int] | None = None
         self._mean = torch.tensor(IMAGE_MEAN, device=self.device)[:, None, None]
         self._std = torch.tensor(IMAGE_STD, device=self.device)[:, None, None]
@@ -140,8 +159,15 @@ class InferenceCore:
         return self._encode(images) if images else []
 
     @torch.inference_mode()
-    def step(self, image: Tensor | EncodedFrame | None, mask: Tensor | None = None,
-             objects: list[int] | None = None, *, wanted: bool = True, last: bool = False) -> Tensor | None:
+    def step(
+        self,
+        image: Tensor | EncodedFrame | None,
+        mask: Tensor | None = None,
+        objects: list[int] | None = None,
+        *,
+        wanted: bool = True,
+        last: bool = False,
+    ) -> Tensor | None:
         """The next frame of the video.
 
         Args:
@@ -193,7 +219,8 @@ class InferenceCore:
                 if not self.network.objects_in_padding:
                     masks = F.pad(_unpadded(masks, padding), padding)
                 key, value = self.network.encode_memory(
-                    frame.image, query, masks[None], object_chunk=self.object_chunk)
+                    frame.image, query, masks[None], object_chunk=self.object_chunk
+                )
                 self.memory.add(key[0], value[0], permanent=step.permanent, protected=annotated)
         # Last, so that a frame that failed can be given again.
         self.objects = known
@@ -216,9 +243,10 @@ class InferenceCore:
                 raise InputError(f'image: expected uint8 or float in [0, 1], found {image.dtype}')
             if image.is_floating_point():
                 low, high = torch.stack(image.aminmax()).tolist()
-                if not (low > -0.5 and high < 1.5):     # resampling overshoots a little; false for NaN
-                    raise InputError('image: expected uint8 or float in [0, 1], found values from '
-                                     f'{low:g} to {high:g}')
+                if not (low > -0.5 and high < 1.5):  # resampling overshoots a little; false for NaN
+                    raise InputError(
+                        f'image: expected uint8 or float in [0, 1], found values from {low:g} to {high:g}'
+                    )
             found = tuple(image.shape[1:])
         if shape not in (None, found):
             raise InputError(f'image: expected the size of the frames before, {shape}, found {found}')
@@ -227,8 +255,9 @@ class InferenceCore:
         return found
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, enabled=self.amp,
-                              dtype=torch.float16 if self.device.type == 'cuda' else torch.bfloat16)
+        return torch.autocast(
+            self.device.type, enabled=self.amp, dtype=torch.float16 if self.device.type == 'cuda' else torch.bfloat16
+        )
 
     def _encode(self, images: Sequence[Tensor]) -> list[EncodedFrame]:
         with self._autocast():
@@ -236,8 +265,9 @@ class InferenceCore:
             batch = prepared[0] if len(prepared) == 1 else torch.cat(prepared)
             query = self.network.encode_query(batch)
         parts = zip(*(features.split(1) for features in (batch, *query)), strict=True)
-        return [EncodedFrame(image, Query(*features), padding, tuple(images[0].shape[1:]))
-                for image, *features in parts]
+        return [
+            EncodedFrame(image, Query(*features), padding, tuple(images[0].shape[1:])) for image, *features in parts
+        ]
 
     def _to_network(self, image: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
         """``[3, H, W] -> [1, 3, H', W']``: normalised, resized, padded to multiples of 16."""
@@ -274,7 +304,11 @@ class InferenceCore:
         return aggregate(logits.float().sigmoid()).softmax(dim=1)[0]
 
     def _merge(
-        self, prob: Tensor | None, mask: Tensor, objects: list[int], known: list[int],
+        self,
+        prob: Tensor | None,
+        mask: Tensor,
+        objects: list[int],
+        known: list[int],
         padding: tuple[int, int, int, int],
     ) -> Tensor:
         """Put the annotated masks of ``objects`` into the probabilities of a frame, which get channels ``known``."""
@@ -286,7 +320,7 @@ class InferenceCore:
         labels = torch.tensor(objects, device=self.device)[:, None, None]
         given = mask == labels
         if prob is not None:
-            merged[:len(prob) - 1] = prob[1:].masked_fill(given.any(dim=0), 0)
+            merged[: len(prob) - 1] = prob[1:].masked_fill(given.any(dim=0), 0)
         channels = torch.tensor([known.index(label) for label in objects], device=self.device)
         merged[channels] = given.float()
         return aggregate(merged[None]).softmax(dim=1)[0]
@@ -301,7 +335,7 @@ def _padding(height: int, width: int) -> tuple[int, int, int, int]:
 def _unpadded(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
     """``[..., H', W']`` without what :func:`_padding` says."""
     left, right, top, bottom = padding
-    return x[..., top:x.shape[-2] - bottom, left:x.shape[-1] - right]
+    return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]
 
 
 def _described(found: object) -> str:

@@ -1,4 +1,5 @@
 """Ensembles: cores (network x size x flip) that take every frame together; no probabilities outlive it."""
+
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import reduce
@@ -16,9 +17,9 @@ class Member:
 
     network: Network
     _: KW_ONLY
-    size: int | None = None                 # shorter side at which the network works; None: frames as they are
-    flip: bool = False                      # it sees the video mirrored, left to right
-    kernel_sigma: float | None = None       # of the kernelised read; None: the plain one
+    size: int | None = None  # shorter side at which the network works; None: frames as they are
+    flip: bool = False  # it sees the video mirrored, left to right
+    kernel_sigma: float | None = None  # of the kernelised read; None: the plain one
 
     def core(self, **options) -> InferenceCore:
         return InferenceCore(self.network, size=self.size, kernel_sigma=self.kernel_sigma, **options)
@@ -64,13 +65,22 @@ class Ensemble:
     def encode(self, images: Sequence[Tensor]) -> list[tuple[EncodedFrame, ...]]:
         """As :meth:`InferenceCore.encode`: some of the next frames at once, by every core, for ``step`` to take."""
         images = [image.to(self.device, non_blocking=True) for image in images]
-        by_core = [core.encode([_mirrored(image) for image in images] if member.flip else images)
-                   for core, member in zip(self.cores, self.members, strict=True)]
+        by_core = [
+            core.encode([_mirrored(image) for image in images] if member.flip else images)
+            for core, member in zip(self.cores, self.members, strict=True)
+        ]
         return list(zip(*by_core, strict=True))
 
     @torch.inference_mode()
-    def step(self, image: Tensor | tuple[EncodedFrame, ...] | None, mask: Tensor | None = None,
-             objects: list[int] | None = None, *, wanted: bool = True, last: bool = False) -> Tensor | None:
+    def step(
+        self,
+        image: Tensor | tuple[EncodedFrame, ...] | None,
+        mask: Tensor | None = None,
+        objects: list[int] | None = None,
+        *,
+        wanted: bool = True,
+        last: bool = False,
+    ) -> Tensor | None:
         """The next frame of the video; arguments, result and errors are those of :meth:`InferenceCore.step`.
 
         A frame that failed halfway, for want of GPU memory, has to be given again: cores that have taken it keep what
@@ -82,12 +92,14 @@ class Ensemble:
         mask = None if mask is None else mask.to(self.device, non_blocking=True)
         frame = (image, mask, None if objects is None else list(objects), wanted, last)
         if self._taken and not _equal(frame, self._frame):
-            raise InputError(f'frame {self.schedule.time + 1} failed when {self._taken} of {len(self.cores)} cores '
-                             'had taken it; expected it again, found another one')
+            raise InputError(
+                f'frame {self.schedule.time + 1} failed when {self._taken} of {len(self.cores)} cores '
+                'had taken it; expected it again, found another one'
+            )
         self._frame = frame
-        for core, member in list(zip(self.cores, self.members, strict=True))[self._taken:]:
+        for core, member in list(zip(self.cores, self.members, strict=True))[self._taken :]:
             pictures = image[self._taken] if isinstance(image, tuple) else image, mask
-            if member.flip:         # what is encoded is mirrored already
+            if member.flip:  # what is encoded is mirrored already
                 pictures = (_mirrored(picture) if isinstance(picture, Tensor) else picture for picture in pictures)
             prob = core.step(*pictures, objects, wanted=wanted, last=last)
             if prob is not None:
@@ -112,5 +124,7 @@ def _mirrored(picture: Tensor) -> Tensor:
 
 
 def _equal(frame: tuple, other: tuple) -> bool:
-    return all(torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b or a == b
-               for a, b in zip(frame, other, strict=True))
+    return all(
+        torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b or a == b
+        for a, b in zip(frame, other, strict=True)
+    )

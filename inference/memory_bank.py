@@ -1,4 +1,5 @@
 """The memory of one video: keys and values of past frames, and the read."""
+
 from collections.abc import Iterator
 
 import torch
@@ -6,7 +7,7 @@ from torch import Tensor
 
 from model.memory import add_kernel, best_query, read_sparse, similarity, similarity_bias, top_k_weights
 
-SCRATCH_BYTES = 64 * 2**20      # of similarities at a time, whatever the length of the video
+SCRATCH_BYTES = 64 * 2**20  # of similarities at a time, whatever the length of the video
 GROWTH = 1.5
 
 
@@ -15,7 +16,7 @@ class _Rows:
 
     def __init__(self, capacity: int):
         self.capacity = capacity
-        self.positions = 0              # P
+        self.positions = 0  # P
         self.buffer: Tensor | None = None
 
     def write(self, slot: int, rows: Tensor) -> None:
@@ -24,16 +25,16 @@ class _Rows:
         if self.buffer is None:
             self.buffer = rows.new_empty(max(self.capacity, slot + 1) * P, *rows.shape[1:])
         elif (slot + 1) * P > len(self.buffer):
-            old = self.buffer[:slot * P]
+            old = self.buffer[: slot * P]
             slots = max(slot + 1, int(GROWTH * len(self.buffer) / P))
             self.buffer = rows.new_empty(slots * P, *rows.shape[1:])
-            self.buffer[:slot * P] = old
-        self.buffer[slot * P:(slot + 1) * P] = rows
+            self.buffer[: slot * P] = old
+        self.buffer[slot * P : (slot + 1) * P] = rows
 
     def copy(self, source: int, target: int) -> None:
         """Slot ``target`` becomes equal to slot ``source``."""
         P = self.positions
-        self.buffer[target * P:(target + 1) * P] = self.buffer[source * P:(source + 1) * P]
+        self.buffer[target * P : (target + 1) * P] = self.buffer[source * P : (source + 1) * P]
 
     @property
     def nbytes(self) -> int:
@@ -65,15 +66,16 @@ class _Keys:
         keys = self.rows.buffer[:positions].transpose(0, 1)
         bias = None if self.bias is None else self.bias.buffer[:positions].T
         G, Q = len(keys), query.shape[1]
-        return similarity(keys, query, bias=bias, out=scratch[:G * Q * positions].view(G, Q, positions))
+        return similarity(keys, query, bias=bias, out=scratch[: G * Q * positions].view(G, Q, positions))
 
     def best_query(self, query: Tensor, positions: int, scratch: Tensor) -> Tensor:
         """Where each of the first ``positions`` is found in the frame: ``query [1, Q, Ck] -> [G, positions]``."""
         keys = self.rows.buffer[:positions].transpose(0, 1)
         G, Q = len(keys), query.shape[1]
-        parts = [best_query(part, query, metric=self.metric,
-                            out=scratch[:part.shape[1] * G * Q].view(G, part.shape[1], Q))
-                 for part in keys.split(scratch.numel() // (G * Q), dim=1)]
+        parts = [
+            best_query(part, query, metric=self.metric, out=scratch[: part.shape[1] * G * Q].view(G, part.shape[1], Q))
+            for part in keys.split(scratch.numel() // (G * Q), dim=1)
+        ]
         return torch.cat(parts, dim=1)
 
     @property
@@ -85,10 +87,10 @@ class _Group:
     """Objects that joined at the same frame: their values ``[N, K, Cv]`` in one buffer, from that frame on."""
 
     def __init__(self, start: int, size: int, capacity: int, *, own_keys: _Keys | None):
-        self.start = start              # in slots
-        self.size = size                # K
+        self.start = start  # in slots
+        self.size = size  # K
         self.values = _Rows(capacity)
-        self.own_keys = own_keys        # None where the keys are shared
+        self.own_keys = own_keys  # None where the keys are shared
 
 
 class MemoryBank:
@@ -110,9 +112,18 @@ class MemoryBank:
         scratch_bytes: bound of the similarities held at a time.
     """
 
-    def __init__(self, *, shared_keys: bool = True, top_k: int | None = 20, metric: str = 'l2',
-                 kernel_sigma: float | None = None, max_frames: int | None = None, capacity: int = 8,
-                 value_dtype: torch.dtype | None = None, scratch_bytes: int = SCRATCH_BYTES):
+    def __init__(
+        self,
+        *,
+        shared_keys: bool = True,
+        top_k: int | None = 20,
+        metric: str = 'l2',
+        kernel_sigma: float | None = None,
+        max_frames: int | None = None,
+        capacity: int = 8,
+        value_dtype: torch.dtype | None = None,
+        scratch_bytes: int = SCRATCH_BYTES,
+    ):
         if metric not in ('l2', 'dot'):
             raise ValueError(f"metric: expected 'l2' or 'dot', found {metric!r}")
         if top_k is not None and top_k < 1:
@@ -129,15 +140,15 @@ class MemoryBank:
         self.capacity = max(capacity if max_frames is None else min(capacity, max_frames + 1), 1)
         self.value_dtype = value_dtype
         self.scratch_bytes = scratch_bytes
-        self.permanent = 0              # slots that stay
-        self.temporary = False          # one more, to be replaced
+        self.permanent = 0  # slots that stay
+        self.temporary = False  # one more, to be replaced
         self._shared_keys = _Keys(self.capacity, metric=metric) if shared_keys else None
         self._groups: list[_Group] = []
         self._scratch: Tensor | None = None
         # Of every permanent slot, kept only where frames are to be evicted:
         self._protected: list[bool] = []
-        self._reads: list[int] = []             # since it came
-        self._usage: Tensor | None = None       # the weight that it got in them, on the device
+        self._reads: list[int] = []  # since it came
+        self._usage: Tensor | None = None  # the weight that it got in them, on the device
 
     def __len__(self) -> int:
         """Memory frames, the temporary one included."""
@@ -171,8 +182,10 @@ class MemoryBank:
         slot = self.permanent
         joining = len(value) - self.num_objects
         if joining < 0 or (joining and not permanent):
-            raise ValueError(f'{len(value)} objects at a {"" if permanent else "temporary "}memory frame after '
-                             f'{self.num_objects}: objects never leave, and join at permanent frames')
+            raise ValueError(
+                f'{len(value)} objects at a {"" if permanent else "temporary "}memory frame after '
+                f'{self.num_objects}: objects never leave, and join at permanent frames'
+            )
         if joining:
             capacity = max(self.capacity - slot, 1)
             own_keys = None if self._shared_keys else _Keys(capacity, metric=self.metric)
@@ -239,15 +252,21 @@ class MemoryBank:
         Q = P = h * w
         query = query_key.float().flatten(1).T.contiguous().unsqueeze(0)
         keys_at_once = 1 if self._shared_keys else max(group.size for group in self._groups)
-        row = len(self) * P * keys_at_once              # similarities of one query position
+        row = len(self) * P * keys_at_once  # similarities of one query position
         if self._scratch is None or self._scratch.numel() < row:
             self._scratch = query.new_empty(max(self.scratch_bytes // query.element_size(), row))
         chunk = min(self._scratch.numel() // row, Q)
 
         # Every memory position is looked for in the whole frame, before the frame is taken in parts.
-        best = {} if self.kernel_sigma is None else {
-            keys: keys.best_query(query, (len(self) - start) * P, self._scratch)
-            for keys, start in self._stores() if isinstance(keys, _Keys)}
+        best = (
+            {}
+            if self.kernel_sigma is None
+            else {
+                keys: keys.best_query(query, (len(self) - start) * P, self._scratch)
+                for keys, start in self._stores()
+                if isinstance(keys, _Keys)
+            }
+        )
         grid = torch.arange(Q, device=query.device)
 
         def similarity_of(keys: _Keys, part: slice, positions: int) -> Tensor:
@@ -264,8 +283,11 @@ class MemoryBank:
                 shared = similarity_of(self._shared_keys, part, len(self) * P)
             for group, readout in zip(self._groups, readouts, strict=True):
                 positions = (len(self) - group.start) * P
-                affinity = (shared[..., group.start * P:] if self._shared_keys
-                            else similarity_of(group.own_keys, part, positions))
+                affinity = (
+                    shared[..., group.start * P :]
+                    if self._shared_keys
+                    else similarity_of(group.own_keys, part, positions)
+                )
                 readout[part] = self._weigh(affinity, group, positions)
         self._reads = [reads + 1 for reads in self._reads]
         readout = readouts[0] if len(readouts) == 1 else torch.cat(readouts, dim=1)
@@ -287,7 +309,7 @@ class MemoryBank:
         weights, indices = top_k_weights(affinity, self.top_k, frames=len(self) - group.start)
         if self._usage is not None:
             self._count_usage(weights * (K / len(weights)), indices, group)
-        if len(weights) == 1:                           # a row holds the values of all objects
+        if len(weights) == 1:  # a row holds the values of all objects
             return read_sparse(weights[0], indices[0], values.flatten(1)).unflatten(1, (K, Cv))
         # A row an object: position n of object k is row n K + k.
         rows = indices * K + torch.arange(K, device=indices.device)[:, None, None]
@@ -299,4 +321,4 @@ class MemoryBank:
         slots = group.start + indices // group.values.positions
         usage = torch.zeros(len(self), device=weights.device)
         usage.index_add_(0, slots.flatten(), weights.flatten())
-        self._usage += usage[:self.permanent]
+        self._usage += usage[: self.permanent]

@@ -1,4 +1,5 @@
 """The run over a dataset: frames decoded ahead, masks written behind, finished videos skipped."""
+
 import collections
 import itertools
 import json
@@ -29,13 +30,15 @@ from util.stop import Stopped, StopRequest
 
 log = logging.getLogger(__name__)
 
-READ_AHEAD = 8          # frames
-READERS = 2             # threads that decode images
-WRITERS = 2             # threads that encode masks
-WRITE_BEHIND = 32       # masks waiting to be written; probabilities are larger, and slower to write
+READ_AHEAD = 8  # frames
+READERS = 2  # threads that decode images
+WRITERS = 2  # threads that encode masks
+WRITE_BEHIND = 32  # masks waiting to be written; probabilities are larger, and slower to write
 WRITE_BEHIND_PROBS = 4
-OUT_OF_MEMORY = ('out of GPU memory; --object_chunk helps with many objects, --max_memory_frames with long videos, '
-                 '--amp and a smaller --size with all')
+OUT_OF_MEMORY = (
+    'out of GPU memory; --object_chunk helps with many objects, --max_memory_frames with long videos, '
+    '--amp and a smaller --size with all'
+)
 SETTINGS_FILE = 'settings.json'
 PROBABILITIES = 'probabilities'
 
@@ -48,17 +51,19 @@ class Summary:
     frames: int = 0
     propagation: float = 0.0
     wall_clock: float = 0.0
-    skipped: int = 0                # videos that were finished before
-    peak_memory: int = 0            # bytes, of the GPU or else of the process
-    failures: dict[str, str] = field(default_factory=dict)      # video -> cause
+    skipped: int = 0  # videos that were finished before
+    peak_memory: int = 0  # bytes, of the GPU or else of the process
+    failures: dict[str, str] = field(default_factory=dict)  # video -> cause
 
     def __str__(self) -> str:
         lines = [f'videos: {self.videos} segmented, {self.skipped} finished before, {len(self.failures)} failed']
         if self.frames:
-            lines += [f'frames: {self.frames}',
-                      f'FPS (propagation only, of one process): {self.frames / self.propagation:.2f}',
-                      f'FPS (wall clock): {self.frames / self.wall_clock:.2f}',
-                      f'peak memory (of one process): {self.peak_memory / 2**20:.0f} MiB']
+            lines += [
+                f'frames: {self.frames}',
+                f'FPS (propagation only, of one process): {self.frames / self.propagation:.2f}',
+                f'FPS (wall clock): {self.frames / self.wall_clock:.2f}',
+                f'peak memory (of one process): {self.peak_memory / 2**20:.0f} MiB',
+            ]
         lines += [f'failed: {name}: {cause}' for name, cause in self.failures.items()]
         return '\n'.join(lines)
 
@@ -66,17 +71,26 @@ class Summary:
     def merged(cls, summaries: list['Summary']) -> 'Summary':
         """Of several processes that ran side by side."""
         return cls(
-            videos=sum(each.videos for each in summaries), frames=sum(each.frames for each in summaries),
+            videos=sum(each.videos for each in summaries),
+            frames=sum(each.frames for each in summaries),
             propagation=sum(each.propagation for each in summaries),
             wall_clock=max(each.wall_clock for each in summaries),
             skipped=sum(each.skipped for each in summaries),
             peak_memory=max(each.peak_memory for each in summaries),
-            failures={name: cause for each in summaries for name, cause in sorted(each.failures.items())})
+            failures={name: cause for each in summaries for name, cause in sorted(each.failures.items())},
+        )
 
 
 def run_dataset(
-    members: Sequence[Member], videos: Sequence[Video], output: str | Path, *,
-    settings: dict, core_options: dict, encode_batch: int = 1, overwrite: bool = False, save_probs: bool = False,
+    members: Sequence[Member],
+    videos: Sequence[Video],
+    output: str | Path,
+    *,
+    settings: dict,
+    core_options: dict,
+    encode_batch: int = 1,
+    overwrite: bool = False,
+    save_probs: bool = False,
     archive: bool = False,
 ) -> Summary:
     """Segment videos and write a palette PNG for every wanted frame, ``output/folder/name.png``.
@@ -106,7 +120,7 @@ def run_dataset(
     output = Path(output).resolve()
     device = next(members[0].network.parameters()).device
     refusal = None
-    if rank() == 0:                     # one process, so that it does not see what the others begin to write
+    if rank() == 0:  # one process, so that it does not see what the others begin to write
         try:
             _claim_output(output, videos, settings, overwrite=overwrite, archive=archive)
         except (DataError, OSError) as error:
@@ -119,9 +133,11 @@ def run_dataset(
     summary = Summary()
     start = time.perf_counter()
     limit = WRITE_BEHIND_PROBS if save_probs else WRITE_BEHIND
-    with (StopRequest('stopping after this frame; once more to stop at once') as stop,
-          BackgroundWriter(limit) as writer,
-          ThreadPoolExecutor(READERS, initializer=use_device, initargs=(device,)) as readers):
+    with (
+        StopRequest('stopping after this frame; once more to stop at once') as stop,
+        BackgroundWriter(limit) as writer,
+        ThreadPoolExecutor(READERS, initializer=use_device, initargs=(device,)) as readers,
+    ):
         for video in _progress(share(videos, rank(), world_size())):
             if all(path.exists() for path in _outputs(output, video, save_probs)):
                 summary.skipped += 1
@@ -183,8 +199,12 @@ def share(videos: Sequence[Video], rank: int, world_size: int) -> list[Video]:
 
 
 def propagate(
-    core: InferenceCore | Ensemble, video: Video, readers: ThreadPoolExecutor, stopwatch: '_Stopwatch | None' = None,
-    *, encode_batch: int = 1,
+    core: InferenceCore | Ensemble,
+    video: Video,
+    readers: ThreadPoolExecutor,
+    stopwatch: '_Stopwatch | None' = None,
+    *,
+    encode_batch: int = 1,
 ) -> Iterator[tuple[Frame, Tensor | None]]:
     """Every frame of a video with the probabilities that ``core.step`` returns for it.
 
@@ -210,7 +230,7 @@ class _Input(NamedTuple):
 
     frame: Frame
     last: bool
-    computed: bool          # says the schedule
+    computed: bool  # says the schedule
     image: Tensor | EncodedFrame | tuple[EncodedFrame, ...] | None
     mask: Tensor | None
 
@@ -288,8 +308,13 @@ def _claim_output(output: Path, videos: Sequence[Video], settings: dict, *, over
     """Make the output folder this run's, or refuse: it may hold ground truth, or another network's masks."""
     path = output / SETTINGS_FILE
     folders = {output / video.folder for video in videos}
-    sources = {file.parent.resolve() for video in videos for frame in video.frames
-               for file in (frame.image, frame.mask) if file is not None}
+    sources = {
+        file.parent.resolve()
+        for video in videos
+        for frame in video.frames
+        for file in (frame.image, frame.mask)
+        if file is not None
+    }
     if taken := folders & sources:
         raise DataError(f'{min(taken)}: masks would go where files of the dataset are; choose another --output')
     if not overwrite:
@@ -300,15 +325,21 @@ def _claim_output(output: Path, videos: Sequence[Video], settings: dict, *, over
         except ValueError as error:
             raise DataError(f'{path}: no readable JSON ({error}); use --overwrite or another --output') from error
         if found is None and output.is_dir() and any(not entry.name.startswith('.') for entry in output.iterdir()):
-            raise DataError(f'{output}: is not empty, and has no {SETTINGS_FILE} that would say that its masks '
-                            'are those of an earlier run; choose another --output, or an empty folder')
+            raise DataError(
+                f'{output}: is not empty, and has no {SETTINGS_FILE} that would say that its masks '
+                'are those of an earlier run; choose another --output, or an empty folder'
+            )
         if found not in (None, settings):
-            changes = [f'{name} was {found.get(name)}, is {settings.get(name)}'
-                       for name in sorted({*found, *settings}) if found.get(name) != settings.get(name)]
-            raise DataError(f'{output}: holds masks of other settings ({"; ".join(changes)}); '
-                            'use --overwrite or another --output')
+            changes = [
+                f'{name} was {found.get(name)}, is {settings.get(name)}'
+                for name in sorted({*found, *settings})
+                if found.get(name) != settings.get(name)
+            ]
+            raise DataError(
+                f'{output}: holds masks of other settings ({"; ".join(changes)}); use --overwrite or another --output'
+            )
     check_writable(path)
-    if archive:     # it comes last, and lies beside the folder
+    if archive:  # it comes last, and lies beside the folder
         check_writable(_archive_path(output))
     if overwrite:
         # At once, so that an interrupted run leaves no mask of the old ones for a finished new one.

@@ -1,4 +1,5 @@
 """A clip that a person and the network segment together; no user interface, and no more than a frame in memory."""
+
 import errno
 import math
 import shutil
@@ -32,11 +33,11 @@ from inference.core import InferenceCore
 from util.files import atomic_path
 from util.video_file import VideoReader, VideoWriter
 
-BAND = 0.02                     # of a frame's shorter side, around its objects
-IMAGE_RATE = Fraction(25)       # frames a second of a clip that came as images
-MAX_RATE = 240                  # of any clip, on average over the longest time that it may take
-MAX_PIXELS = 4096 * 2304        # of a frame
-STORE_FACTOR = 10               # bytes of all frames on disk, to those of the largest upload
+BAND = 0.02  # of a frame's shorter side, around its objects
+IMAGE_RATE = Fraction(25)  # frames a second of a clip that came as images
+MAX_RATE = 240  # of any clip, on average over the longest time that it may take
+MAX_PIXELS = 4096 * 2304  # of a frame
+STORE_FACTOR = 10  # bytes of all frames on disk, to those of the largest upload
 JPEG_QUALITY = 95
 
 
@@ -44,8 +45,8 @@ class Propagated(NamedTuple):
     """A frame that was reached; of one before the start, seen again only for the memory, there is no more."""
 
     frame: int
-    labels: np.ndarray | None = None        # uint8 [H, W]
-    uncertainty: float | None = None        # in [0, 1]; 0 where the mask was painted
+    labels: np.ndarray | None = None  # uint8 [H, W]
+    uncertainty: float | None = None  # in [0, 1]; 0 where the mask was painted
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Clip:
     pts: tuple[int, ...]
     time_base: Fraction
     frame_rate: Fraction
-    sound: Path | None = None               # the video that the frames came from
+    sound: Path | None = None  # the video that the frames came from
 
     @classmethod
     def of_images(cls, frames: Sequence[Path]) -> 'Clip':
@@ -102,8 +103,8 @@ class Session:
         self.folder = Path(folder)
         self.core_options = core_options
         self.shape = self.read_image(0).shape[:2]
-        self.painted: dict[int, frozenset[int]] = {}        # frame -> the labels on it
-        self.uncertainty: dict[int, float] = {}             # of the frames that were propagated to
+        self.painted: dict[int, frozenset[int]] = {}  # frame -> the labels on it
+        self.uncertainty: dict[int, float] = {}  # of the frames that were propagated to
 
     def __len__(self) -> int:
         return len(self.clip.frames)
@@ -178,8 +179,9 @@ class Session:
             wanted, last = frame >= start, frame == len(self) - 1
             step = core.schedule.peek(annotated=mask is not None, wanted=wanted, last=last)
             image = torch.from_numpy(self.read_image(frame)).permute(2, 0, 1) if step.compute else None
-            prob = core.step(image, None if mask is None else torch.from_numpy(mask), objects,
-                             wanted=wanted, last=last)
+            prob = core.step(
+                image, None if mask is None else torch.from_numpy(mask), objects, wanted=wanted, last=last
+            )
             if not wanted:
                 if step.compute:
                     yield Propagated(frame)
@@ -228,8 +230,14 @@ class Session:
             OSError: the file cannot be written.
         """
         height, width = self.shape
-        with VideoWriter(path, width, height, time_base=self.clip.time_base, frame_rate=self.clip.frame_rate,
-                         audio_from=self.clip.sound) as video:
+        with VideoWriter(
+            path,
+            width,
+            height,
+            time_base=self.clip.time_base,
+            frame_rate=self.clip.frame_rate,
+            audio_from=self.clip.sound,
+        ) as video:
             for frame, pts in enumerate(self.clip.pts):
                 video.write(self.overlay(frame), pts)
 
@@ -257,8 +265,10 @@ def import_clip(path: str | Path, folder: str | Path, *, max_seconds: float, max
     path, frames = Path(path), Path(folder) / 'frames'
     frames.mkdir(parents=True)
     if path.stat().st_size > max_bytes:
-        raise DataError(f'{path.name}: {path.stat().st_size / 1e6:.0f} MB, more than the {max_bytes / 1e6:.0f} MB '
-                        'that --max_megabytes allows')
+        raise DataError(
+            f'{path.name}: {path.stat().st_size / 1e6:.0f} MB, more than the {max_bytes / 1e6:.0f} MB '
+            'that --max_megabytes allows'
+        )
     limit = STORE_FACTOR * max_bytes
     if path.suffix.lower() == '.zip':
         return _import_images(path, frames, max_seconds=max_seconds, limit=limit)
@@ -270,8 +280,11 @@ def _import_images(path: Path, folder: Path, *, max_seconds: float, limit: int) 
     try:
         with zipfile.ZipFile(path) as archive:
             images = [(PurePosixPath(entry.filename).name, entry) for entry in archive.infolist()]
-            images = [(name, entry) for name, entry in images
-                      if not name.startswith('.') and Path(name).suffix.lower() in FRAME_SUFFIXES]
+            images = [
+                (name, entry)
+                for name, entry in images
+                if not name.startswith('.') and Path(name).suffix.lower() in FRAME_SUFFIXES
+            ]
             _check_length(path, len(images) / IMAGE_RATE, max_seconds)
             for name, entry in images:
                 target = folder / check_name(name, path.name)
@@ -283,9 +296,16 @@ def _import_images(path: Path, folder: Path, *, max_seconds: float, limit: int) 
                     while chunk := source.read(2**20):
                         limit -= file.write(chunk)
                         _check_store(path, limit)
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, struct.error, UnicodeDecodeError,
-            RuntimeError) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:      # that of a place before the beginning
+    except (
+        OSError,
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        struct.error,
+        UnicodeDecodeError,
+        RuntimeError,
+    ) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that of a place before the beginning
             raise
         raise DataError(f'{path.name}: expected a zip of images, cannot read it ({error})') from error
     frames = list_frames(folder)
@@ -294,8 +314,10 @@ def _import_images(path: Path, folder: Path, *, max_seconds: float, limit: int) 
     (width, height), *others = map(_image_size, frames)
     for frame, size in zip(frames[1:], others, strict=True):
         if size != (width, height):
-            raise DataError(f'{path.name}: expected images of one size, found {frames[0].name} {width} x {height}, '
-                            f'{frame.name} {size[0]} x {size[1]}')
+            raise DataError(
+                f'{path.name}: expected images of one size, found {frames[0].name} {width} x {height}, '
+                f'{frame.name} {size[0]} x {size[1]}'
+            )
     return Clip.of_images(frames)
 
 
@@ -319,14 +341,18 @@ def _import_video(path: Path, folder: Path, *, max_seconds: float, limit: int) -
 
 def _check_length(path: Path, seconds: Fraction, max_seconds: float) -> None:
     if seconds > max_seconds:
-        raise DataError(f'{path.name}: longer than the {max_seconds:g} seconds that --max_seconds allows '
-                        f'(images count as {IMAGE_RATE} a second, and no more than {MAX_RATE} frames as one)')
+        raise DataError(
+            f'{path.name}: longer than the {max_seconds:g} seconds that --max_seconds allows '
+            f'(images count as {IMAGE_RATE} a second, and no more than {MAX_RATE} frames as one)'
+        )
 
 
 def _check_store(path: Path, left: int) -> None:
     if left < 0:
-        raise DataError(f'{path.name}: its frames take more than {STORE_FACTOR} times --max_megabytes on disk; '
-                        'shorten it or scale it down')
+        raise DataError(
+            f'{path.name}: its frames take more than {STORE_FACTOR} times --max_megabytes on disk; '
+            'shorten it or scale it down'
+        )
 
 
 def _check_pixels(name: str, width: int, height: int) -> None:

@@ -5,5 +5,16 @@ from model.stcn import STCN
 from model.stm import STM
 from model.variants import VARIANTS, STCNConfig, STMConfig
 
-__all__ = ['STCN', 'STM', 'VARIANTS', 'CheckpointError', 'Network', 'Query', 'STCNConfig', 'STMConfig',
-           'build_network', 'load_network', 'save_network']
+__all__ = [
+    'STCN',
+    'STM',
+    'VARIANTS',
+    'CheckpointError',
+    'Network',
+    'Query',
+    'STCNConfig',
+    'STMConfig',
+    'build_network',
+    'load_network',
+    'save_network',
+]

@@ -1,4 +1,5 @@
 """Soft aggregation: independent object probabilities become one distribution with a background."""
+
 import torch
 from torch import Tensor
 

@@ -4,6 +4,7 @@ A backbone turns ``[B, C, H, W]`` into features at strides 16, 8 and 4. Surgery 
 torchvision's networks to what the value encoder needs: extra input channels for the masks,
 and convolutions with a bias.
 """
+
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -22,7 +23,10 @@ class ResNetFeatures(nn.Module):
     """
 
     def __init__(
-        self, network: torchvision.models.ResNet, *, layers: tuple[str, str, str] = ('layer1', 'layer2', 'layer3'),
+        self,
+        network: torchvision.models.ResNet,
+        *,
+        layers: tuple[str, str, str] = ('layer1', 'layer2', 'layer3'),
     ):
         super().__init__()
         self.conv1 = network.conv1
@@ -80,7 +84,7 @@ class MobileNetV2Features(nn.Module):
 class Backbone:
     classifier: Callable[..., nn.Module]
     features: Callable[..., nn.Module]
-    channels: tuple[int, int, int]          # of f16, f8, f4
+    channels: tuple[int, int, int]  # of f16, f8, f4
 
 
 BACKBONES = {
@@ -94,8 +98,12 @@ BACKBONES = {
 
 
 def build_backbone(
-    name: str, *, mask_channels: int = 0, biased: bool = False,
-    layers: tuple[str, str, str] = ('layer1', 'layer2', 'layer3'), weights: Mapping[str, Tensor] | None = None,
+    name: str,
+    *,
+    mask_channels: int = 0,
+    biased: bool = False,
+    layers: tuple[str, str, str] = ('layer1', 'layer2', 'layer3'),
+    weights: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
     """The named backbone, ``forward: [B, 3 + mask_channels, H, W] -> (f16, f8, f4)``.
 
@@ -124,7 +132,12 @@ def build_backbone(
 
 
 def encode_objects(
-    backbone: nn.Module, of_frame: Tensor, mask_weight: Tensor, masks: Tensor, *, object_chunk: int | None = None,
+    backbone: nn.Module,
+    of_frame: Tensor,
+    mask_weight: Tensor,
+    masks: Tensor,
+    *,
+    object_chunk: int | None = None,
 ) -> Iterator[Tensor]:
     """Features of a frame's objects at stride 16, ``[B, k, C, h, w]`` for each k = ``object_chunk`` of them.
 

@@ -1,4 +1,5 @@
 """From a configuration to its network."""
+
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -12,7 +13,9 @@ NETWORKS = {'stcn': STCN, 'stm': STM}
 
 
 def build_network(
-    config: STCNConfig | STMConfig, *, backbone_weights: Mapping[str, Mapping[str, Tensor]] | None = None,
+    config: STCNConfig | STMConfig,
+    *,
+    backbone_weights: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> Network:
     """The network of a configuration, with new weights.
 

@@ -9,6 +9,7 @@ A file is one of
 
 each with or without the ``module.`` prefix of a parallel wrapper.
 """
+
 import dataclasses
 import pickle
 import struct
@@ -26,11 +27,22 @@ from model.network import Network
 from model.variants import VARIANTS, STCNConfig, STMConfig, config_from
 from util.files import atomic_path
 
-NOT_COMPARED = 'num_batches_tracked'    # batch norm's counter; never used, absent from old files
+NOT_COMPARED = 'num_batches_tracked'  # batch norm's counter; never used, absent from old files
 
 # What a damaged file raises depends on where in its zip directory, its pickle or its tensors the damage is.
-UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError,
-              struct.error, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class CheckpointError(RuntimeError):
@@ -38,7 +50,9 @@ class CheckpointError(RuntimeError):
 
 
 def load_network(
-    path: str | Path, *, device: torch.device | str = 'cpu',
+    path: str | Path,
+    *,
+    device: torch.device | str = 'cpu',
     widen: Literal['zeros', 'orthogonal'] | None = 'zeros',
 ) -> Network:
     """The network of a checkpoint file, in eval mode.
@@ -62,8 +76,7 @@ def read_checkpoint(path: str | Path) -> dict:
         raise CheckpointError(f'{path}: not a checkpoint that can be loaded safely: {reason}') from error
     except UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f'{path}: unreadable; truncated, or not a PyTorch checkpoint ({reason})') from error
+        raise CheckpointError(f'{path}: unreadable; truncated, or not a PyTorch checkpoint ({reason})') from error
     if damaged:
         raise CheckpointError(f'{path}: damaged, the checksum of its record {damaged} is wrong; fetch it again')
     if not isinstance(content, dict):
@@ -74,21 +87,23 @@ def read_checkpoint(path: str | Path) -> dict:
 def _damaged_record(path: str | Path) -> str | None:
     """The first record of a file whose checksum is wrong: ``torch.load`` does not look at them."""
     if not zipfile.is_zipfile(path):
-        return None             # from before PyTorch 1.6, without checksums
+        return None  # from before PyTorch 1.6, without checksums
     with zipfile.ZipFile(path) as file:
         return file.testzip()
 
 
 def network_from_checkpoint(
-    content: dict, path: str | Path, *, device: torch.device | str = 'cpu',
+    content: dict,
+    path: str | Path,
+    *,
+    device: torch.device | str = 'cpu',
     widen: Literal['zeros', 'orthogonal'] | None = 'zeros',
 ) -> Network:
     """As :func:`load_network`, of a file that has been read."""
     state = content.get('network', content)
     if not isinstance(state, dict):
         raise CheckpointError(f'{path}: "network" holds a {type(state).__name__}, expected a state dict')
-    state = {str(name).removeprefix('module.'): value
-             for name, value in state.items() if isinstance(value, Tensor)}
+    state = {str(name).removeprefix('module.'): value for name, value in state.items() if isinstance(value, Tensor)}
     if not state:
         raise CheckpointError(f'{path}: holds no tensors, so no network')
     _check_tensors(state, path)
@@ -106,14 +121,16 @@ def network_from_checkpoint(
         if name.endswith(NOT_COMPARED):
             state.setdefault(name, torch.zeros(value.shape, dtype=value.dtype))
     network.to_empty(device=device)
-    network.load_state_dict(state, strict=False)        # compared above
+    network.load_state_dict(state, strict=False)  # compared above
     return network.eval()
 
 
 def save_network(path: str | Path, network: Network, *, dtype: torch.dtype | None = None) -> None:
     """Weights and the configuration that rebuilds the network, atomically; ``dtype`` converts the weights."""
-    state = {name: value.to('cpu', dtype if value.is_floating_point() else None)
-             for name, value in network.state_dict().items()}
+    state = {
+        name: value.to('cpu', dtype if value.is_floating_point() else None)
+        for name, value in network.state_dict().items()
+    }
     with atomic_path(path) as temporary:
         torch.save({'config': dataclasses.asdict(network.config), 'network': state}, temporary)
 
@@ -122,16 +139,19 @@ def _check_tensors(state: dict[str, Tensor], path: str | Path) -> None:
     """Refuse what is no weights: before anything is allocated, since a small file can claim any size."""
     for name, value in state.items():
         if value.layout is not torch.strided or value.is_meta or value.is_quantized or value.is_complex():
-            raise CheckpointError(f'{path}: {name}: expected a plain tensor, found {value.dtype}, {value.layout}, on '
-                                  f'{value.device}')
+            raise CheckpointError(
+                f'{path}: {name}: expected a plain tensor, found {value.dtype}, {value.layout}, on {value.device}'
+            )
     storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in state.values()}
     claimed = sum(value.numel() * value.element_size() for value in state.values())
     if claimed > sum(storages.values()):
         raise CheckpointError(f'{path}: its tensors claim {claimed} bytes, the file holds {sum(storages.values())}')
     for name, value in state.items():
         if value.is_floating_point() and not value.float().isfinite().all():
-            raise CheckpointError(f'{path}: {name}: expected numbers, found some that are not finite, as a training '
-                                  'that went wrong leaves them; take a checkpoint from before')
+            raise CheckpointError(
+                f'{path}: {name}: expected numbers, found some that are not finite, as a training '
+                'that went wrong leaves them; take a checkpoint from before'
+            )
 
 
 def _config_of(content: dict, state: dict[str, Tensor], path: str | Path) -> STCNConfig | STMConfig:
@@ -149,7 +169,8 @@ def _config_of(content: dict, state: dict[str, Tensor], path: str | Path) -> STC
             return config
     closest = min(problems, key=lambda name: len(problems[name]))
     raise CheckpointError(
-        f'{path}: matches no known network; the closest is {closest!r}, from which it differs:\n' + problems[closest])
+        f'{path}: matches no known network; the closest is {closest!r}, from which it differs:\n' + problems[closest]
+    )
 
 
 def _on_meta(config: STCNConfig | STMConfig) -> Network:
@@ -168,6 +189,5 @@ def differences(network: nn.Module, state: Mapping[str, Tensor]) -> str:
                 lines.append(f'  missing: {name} {shape}')
         elif tuple(state[name].shape) != shape:
             lines.append(f'  mis-shaped: {name} is {tuple(state[name].shape)}, expected {shape}')
-    lines += [f'  unexpected: {name} {tuple(value.shape)}'
-              for name, value in state.items() if name not in expected]
+    lines += [f'  unexpected: {name} {tuple(value.shape)}' for name, value in state.items() if name not in expected]
     return '\n'.join(lines)

@@ -1,4 +1,5 @@
 """The forward pass of training: a clip of frames through the network that also does inference."""
+
 from collections.abc import Callable
 
 import torch
@@ -10,7 +11,12 @@ from model.network import Network
 
 
 def segment_clip(
-    network: Network, rgb: Tensor, masks: Tensor, selector: Tensor, *, recompute: bool = False,
+    network: Network,
+    rgb: Tensor,
+    masks: Tensor,
+    selector: Tensor,
+    *,
+    recompute: bool = False,
 ) -> Tensor:
     """Segment every frame of a clip but the first, each from all frames before it (Section 3.2 and 5).
 
@@ -26,6 +32,7 @@ def segment_clip(
     Returns:
         Aggregated logits [B, T-1, 1+K, H, W] of frames 1 .. T-1, the background first; float32.
     """
+
     def call(function: Callable, *args: object):
         return checkpoint(function, *args, use_reentrant=False) if recompute else function(*args)
 

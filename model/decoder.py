@@ -1,4 +1,5 @@
 """The mask decoder: memory readout and the frame's features in, one logit a pixel and object out."""
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 

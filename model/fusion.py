@@ -1,4 +1,5 @@
 """Feature fusion: the value encoder's features meet the key encoder's (supplementary F.2)."""
+
 from torch import Tensor, nn
 
 from model.modules import CBAM, ResBlock

@@ -2,6 +2,7 @@
 
 Nothing here waits for the device: no ``.item()``, no shape that depends on values.
 """
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -3,13 +3,14 @@
 Positions are rows: N = T h w memory positions, Q = h w query positions. G is 1 where all objects
 share their keys (STCN) and K where every object has its own (STM).
 """
+
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MANY_FRAMES = 4     # of the memory, from which on the largest similarities are sought in two steps
+MANY_FRAMES = 4  # of the memory, from which on the largest similarities are sought in two steps
 
 
 def similarity_bias(memory_key: Tensor) -> Tensor:
@@ -21,7 +22,11 @@ def similarity_bias(memory_key: Tensor) -> Tensor:
 
 
 def similarity(
-    memory_key: Tensor, query_key: Tensor, *, bias: Tensor | None, out: Tensor | None = None,
+    memory_key: Tensor,
+    query_key: Tensor,
+    *,
+    bias: Tensor | None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Scaled similarity of every query position to every memory position, one fused product.
 
@@ -62,7 +67,7 @@ def add_kernel(similarity: Tensor, best: Tensor, positions: Tensor, *, width: in
     row by row in a grid of this ``width``.
     """
     for query, centre in ((positions // width, best // width), (positions % width, best % width)):
-        distance = query.to(similarity.dtype)[:, None] - centre.to(similarity.dtype)[:, None, :]    # [G, Q, N]
+        distance = query.to(similarity.dtype)[:, None] - centre.to(similarity.dtype)[:, None, :]  # [G, Q, N]
         similarity.addcmul_(distance, distance, value=-0.5 / sigma**2)
     return similarity
 
@@ -86,8 +91,8 @@ def _top_k(similarity: Tensor, k: int, frames: int) -> tuple[Tensor, Tensor]:
     places = similarity.shape[-1] // frames
     if frames < MANY_FRAMES or k >= places:
         return similarity.topk(k, dim=-1)
-    similarity = similarity.unflatten(-1, (frames, places))                             # [G, Q, T, h w]
-    best = similarity.amax(dim=-2).topk(k, dim=-1, sorted=False).indices                # [G, Q, k]
+    similarity = similarity.unflatten(-1, (frames, places))  # [G, Q, T, h w]
+    best = similarity.amax(dim=-2).topk(k, dim=-1, sorted=False).indices  # [G, Q, k]
     candidates = similarity.gather(-1, best.unsqueeze(-2).expand(*best.shape[:-1], frames, k))
     values, chosen = candidates.flatten(-2).topk(k, dim=-1)
     return values, chosen.div(k, rounding_mode='floor') * places + best.gather(-1, chosen % k)
@@ -95,8 +100,7 @@ def _top_k(similarity: Tensor, k: int, frames: int) -> tuple[Tensor, Tensor]:
 
 def read_sparse(weights: Tensor, indices: Tensor, memory_value: Tensor) -> Tensor:
     """Weighted sum of the chosen rows only. ``weights, indices [Q, k], memory_value [N, C] -> [Q, C]``."""
-    return F.embedding_bag(indices, memory_value, mode='sum',
-                           per_sample_weights=weights.to(memory_value.dtype))
+    return F.embedding_bag(indices, memory_value, mode='sum', per_sample_weights=weights.to(memory_value.dtype))
 
 
 def read_dense(memory_key: Tensor, memory_value: Tensor, query_key: Tensor, *, metric: str) -> Tensor:
@@ -108,14 +112,14 @@ def read_dense(memory_key: Tensor, memory_value: Tensor, query_key: Tensor, *, m
     B, K, Cv = memory_value.shape[:3]
     h, w = query_key.shape[-2:]
     with torch.autocast(query_key.device.type, enabled=False):
-        keys = memory_key.float().flatten(3).mT.flatten(0, 1)                       # [B*G, N, Ck]
-        query = query_key.float().flatten(2).mT                                     # [B, Q, Ck]
+        keys = memory_key.float().flatten(3).mT.flatten(0, 1)  # [B*G, N, Ck]
+        query = query_key.float().flatten(2).mT  # [B, Q, Ck]
         query = query.repeat_interleave(memory_key.shape[1], dim=0)
         bias = similarity_bias(keys) if metric == 'l2' else None
-        weights = similarity(keys, query, bias=bias).softmax(dim=-1)                # [B*G, Q, N]
+        weights = similarity(keys, query, bias=bias).softmax(dim=-1)  # [B*G, Q, N]
     weights = weights.to(memory_value.dtype).unflatten(0, (B, -1))
-    if memory_key.shape[1] == 1:                                                    # one product for all objects
-        values = memory_value.flatten(1, 2).flatten(2)                              # [B, K*Cv, N]
+    if memory_key.shape[1] == 1:  # one product for all objects
+        values = memory_value.flatten(1, 2).flatten(2)  # [B, K*Cv, N]
         readout = values @ weights[:, 0].mT
     else:
         readout = memory_value.flatten(3) @ weights.mT

@@ -1,4 +1,5 @@
 """Building blocks of the networks."""
+
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -35,8 +36,7 @@ class ResBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.downsample = (nn.Conv2d(in_channels, out_channels, 3, padding=1)
-                           if in_channels != out_channels else None)
+        self.downsample = nn.Conv2d(in_channels, out_channels, 3, padding=1) if in_channels != out_channels else None
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
 
@@ -58,8 +58,7 @@ class ChannelGate(nn.Module):
     def __init__(self, channels: int, *, reduction: int = 16):
         super().__init__()
         hidden = max(channels // reduction, 1)
-        self.mlp = nn.Sequential(
-            nn.Flatten(), nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
+        self.mlp = nn.Sequential(nn.Flatten(), nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         gate = self.mlp(x.mean(dim=(2, 3))) + self.mlp(x.amax(dim=(2, 3)))
@@ -71,7 +70,7 @@ class SpatialGate(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.spatial = nn.Module()          # nested as in the published layout
+        self.spatial = nn.Module()  # nested as in the published layout
         self.spatial.conv = nn.Conv2d(2, 1, 7, padding=3)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ T memory frames, H W the image (multiples of 16), h w = H/16 W/16, Ck and Cv the
 
 The sigmoid of a logit is the probability of that object alone. Images are ImageNet-normalised for every network.
 """
+
 from typing import NamedTuple
 
 import torch
@@ -23,9 +24,9 @@ from model.variants import STCNConfig, STMConfig
 class Query(NamedTuple):
     """What a network knows of a frame without looking at masks; serves all of its objects."""
 
-    key: Tensor     # [B, Ck, h, w]
-    thin: Tensor    # [B, Cv, h, w], the decoder's half of the input
-    f16: Tensor     # backbone features at strides 16, 8 and 4
+    key: Tensor  # [B, Ck, h, w]
+    thin: Tensor  # [B, Cv, h, w], the decoder's half of the input
+    f16: Tensor  # backbone features at strides 16, 8 and 4
     f8: Tensor
     f4: Tensor
 
@@ -36,10 +37,10 @@ class Network(nn.Module):
     Batch norm always runs with frozen statistics, in training too (supplementary F.1).
     """
 
-    shared_keys: bool                   # whether a memory frame has one key for all of its objects
+    shared_keys: bool  # whether a memory frame has one key for all of its objects
     # The core pads frames to multiples of 16. Of those pixels:
-    padding_colour: tuple[float, float, float] = (0, 0, 0)      # normalised RGB
-    objects_in_padding: bool = True     # whether they may belong to an object in the memory, as predicted
+    padding_colour: tuple[float, float, float] = (0, 0, 0)  # normalised RGB
+    objects_in_padding: bool = True  # whether they may belong to an object in the memory, as predicted
 
     def __init__(self, config: STCNConfig | STMConfig):
         super().__init__()

@@ -1,4 +1,5 @@
 """ImageNet weights for the backbones: torchvision's, or files that the user brings."""
+
 import os
 import socket
 from collections.abc import Iterable, Iterator
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from model.backbones import BACKBONES
 from model.checkpoint import CheckpointError, differences, read_checkpoint
 
-PATIENCE = 15       # seconds without an answer from the server
+PATIENCE = 15  # seconds without an answer from the server
 
 
 def imagenet_weights(names: Iterable[str], files: Iterable[str | Path] = ()) -> dict[str, dict[str, Tensor]]:
@@ -30,8 +31,10 @@ def imagenet_weights(names: Iterable[str], files: Iterable[str | Path] = ()) -> 
         state = read_checkpoint(file)
         fitting = [name for name in BACKBONES if not differences(_classifier(name), state)]
         if not set(fitting) & set(names):
-            raise CheckpointError(f"{file}: expected torchvision's weights of {' or '.join(names)}, found those of "
-                                  f"{' or '.join(fitting) or 'no known backbone'}")
+            raise CheckpointError(
+                f"{file}: expected torchvision's weights of {' or '.join(names)}, found those of "
+                f'{" or ".join(fitting) or "no known backbone"}'
+            )
         weights |= dict.fromkeys(fitting, state)
     return {name: weights[name] if name in weights else _download(name) for name in names}
 
@@ -50,7 +53,8 @@ def _download(name: str) -> dict[str, Tensor]:
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
             f'{place}: ImageNet weights of {name} could not be had: {error}. Put the file {weights.url} there, or '
-            'give it with --backbone_weights FILE; --backbone_weights none starts from random weights.') from error
+            'give it with --backbone_weights FILE; --backbone_weights none starts from random weights.'
+        ) from error
 
 
 @contextmanager

@@ -1,4 +1,5 @@
 """The Space-Time Correspondence Network: one module for training and inference."""
+
 from collections.abc import Mapping
 
 import torch
@@ -35,7 +36,10 @@ class STCN(Network):
     shared_keys = True
 
     def __init__(
-        self, config: STCNConfig | None = None, *, backbone_weights: Mapping[str, Mapping[str, Tensor]] | None = None,
+        self,
+        config: STCNConfig | None = None,
+        *,
+        backbone_weights: Mapping[str, Mapping[str, Tensor]] | None = None,
     ):
         """``backbone_weights``: a state dict for each backbone's name (``model.pretrained``); random without."""
         super().__init__(config or STCNConfig())
@@ -44,21 +48,24 @@ class STCN(Network):
         value16 = BACKBONES[config.value_backbone].channels[0]
 
         self.key_encoder = build_backbone(
-            config.key_backbone, layers=('res2', 'layer2', 'layer3'), weights=weights.get(config.key_backbone))
+            config.key_backbone, layers=('res2', 'layer2', 'layer3'), weights=weights.get(config.key_backbone)
+        )
         # All that reads the features of stride 16 reads the ASPP's instead.
         self.aspp = nn.Identity()
         if config.aspp_dim is not None:
             self.aspp = ASPP(key16, config.aspp_dim)
             key16 = config.aspp_dim
         self.value_encoder = build_backbone(
-            config.value_backbone, mask_channels=1 if config.single_object else 2, biased=True,
-            weights=weights.get(config.value_backbone))
+            config.value_backbone,
+            mask_channels=1 if config.single_object else 2,
+            biased=True,
+            weights=weights.get(config.value_backbone),
+        )
         # Inside the value encoder, for that is where the published layout has it.
         self.value_encoder.fuser = FeatureFusion(value16, key16, config.value_dim)
         self.key_proj = KeyProjection(key16, config.key_dim)
         self.key_comp = nn.Conv2d(key16, config.value_dim, 3, padding=1)
-        self.decoder = Decoder(
-            value_dim=config.value_dim, skip_channels=(key8, key4), widths=config.decoder_widths)
+        self.decoder = Decoder(value_dim=config.value_dim, skip_channels=(key8, key4), widths=config.decoder_widths)
 
     def encode_query(self, image: Tensor) -> Query:
         """Features and key of a frame. ``image [B, 3, H, W] -> Query``."""
@@ -67,7 +74,12 @@ class STCN(Network):
         return Query(self.key_proj(f16), self.key_comp(f16), f16, f8, f4)
 
     def encode_memory(
-        self, image: Tensor, query: Query, masks: Tensor, *, object_chunk: int | None = None,
+        self,
+        image: Tensor,
+        query: Query,
+        masks: Tensor,
+        *,
+        object_chunk: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Memory key and values of a frame whose objects are given.
 

@@ -1,4 +1,5 @@
 """The Space-Time Memory network (Oh et al., ICCV 2019), the baseline: one module for training and inference."""
+
 from collections.abc import Mapping
 
 import torch
@@ -82,11 +83,14 @@ class STM(Network):
     """
 
     shared_keys = False
-    padding_colour = tuple(-mean / std for mean, std in zip(IMAGE_MEAN, IMAGE_STD, strict=True))    # black
+    padding_colour = tuple(-mean / std for mean, std in zip(IMAGE_MEAN, IMAGE_STD, strict=True))  # black
     objects_in_padding = False
 
     def __init__(
-        self, config: STMConfig | None = None, *, backbone_weights: Mapping[str, Mapping[str, Tensor]] | None = None,
+        self,
+        config: STMConfig | None = None,
+        *,
+        backbone_weights: Mapping[str, Mapping[str, Tensor]] | None = None,
     ):
         """``backbone_weights``: a state dict for each backbone's name (``model.pretrained``); random without."""
         super().__init__(config or STMConfig())
@@ -102,7 +106,8 @@ class STM(Network):
         self.KV_M_r4 = KeyValue(memory16, config.key_dim, config.value_dim)
         self.KV_Q_r4 = KeyValue(query16, config.key_dim, config.value_dim)
         self.Decoder = STMDecoder(
-            value_dim=config.value_dim, skip_channels=(query8, query4), width=config.decoder_width)
+            value_dim=config.value_dim, skip_channels=(query8, query4), width=config.decoder_width
+        )
 
     def encode_query(self, image: Tensor) -> Query:
         """Features, key and value (``thin``) of a frame. ``image [B, 3, H, W] -> Query``."""
@@ -110,7 +115,12 @@ class STM(Network):
         return Query(*self.KV_Q_r4(f16), f16, f8, f4)
 
     def encode_memory(
-        self, image: Tensor, query: Query, masks: Tensor, *, object_chunk: int | None = None,
+        self,
+        image: Tensor,
+        query: Query,
+        masks: Tensor,
+        *,
+        object_chunk: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Memory keys and values of a frame whose objects are given; ``query`` is of no use to STM.
 

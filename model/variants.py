@@ -1,4 +1,5 @@
 """Named network variants. A configuration is data: a checkpoint stores it, and it rebuilds the network."""
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -14,12 +15,12 @@ class STCNConfig:
 
     key_backbone: str = 'resnet50'
     value_backbone: str = 'resnet18'
-    key_dim: int = 64                               # Ck
-    value_dim: int = 512                            # Cv
-    decoder_widths: tuple[int, int] = (512, 256)    # at strides 16 and 8 (also 4)
-    single_object: bool = False                     # stage 0: no channel for the other objects' masks
-    similarity: str = 'l2'                          # or 'dot', the ablation
-    aspp_dim: int | None = None                     # channels of an ASPP after the key backbone; None: no ASPP
+    key_dim: int = 64  # Ck
+    value_dim: int = 512  # Cv
+    decoder_widths: tuple[int, int] = (512, 256)  # at strides 16 and 8 (also 4)
+    single_object: bool = False  # stage 0: no channel for the other objects' masks
+    similarity: str = 'l2'  # or 'dot', the ablation
+    aspp_dim: int | None = None  # channels of an ASPP after the key backbone; None: no ASPP
     arch: str = field(default='stcn', init=False)
 
     def __post_init__(self):
@@ -39,11 +40,11 @@ class STMConfig:
 
     query_backbone: str = 'resnet50'
     memory_backbone: str = 'resnet50'
-    key_dim: int = 128                              # Ck
-    value_dim: int = 512                            # Cv
+    key_dim: int = 128  # Ck
+    value_dim: int = 512  # Cv
     decoder_width: int = 256
-    single_object: bool = False                     # stage 0: no convolution of the other objects' masks
-    similarity: str = 'dot'                         # or 'l2', the ablation
+    single_object: bool = False  # stage 0: no convolution of the other objects' masks
+    similarity: str = 'dot'  # or 'l2', the ablation
     arch: str = field(default='stm', init=False)
 
     def __post_init__(self):
@@ -59,14 +60,16 @@ VARIANTS = {
     'stcn': STCNConfig(),
     'stcn_s0': STCNConfig(single_object=True),
     'stcn_light': STCNConfig(
-        key_backbone='mobilenet_v2', value_backbone='mobilenet_v2', value_dim=192, decoder_widths=(192, 64)),
+        key_backbone='mobilenet_v2', value_backbone='mobilenet_v2', value_dim=192, decoder_widths=(192, 64)
+    ),
     # The other two networks of the paper's ensemble (supplementary E).
     'stcn_wide': STCNConfig(key_backbone='wide_resnet50_2'),
     'stcn_wide_aspp': STCNConfig(key_backbone='wide_resnet50_2', aspp_dim=256),
     # The baseline, and one that costs about what stcn_light does.
     'stm': STMConfig(),
     'stm_light': STMConfig(
-        query_backbone='mobilenet_v2', memory_backbone='mobilenet_v2', value_dim=192, decoder_width=64),
+        query_backbone='mobilenet_v2', memory_backbone='mobilenet_v2', value_dim=192, decoder_width=64
+    ),
 }
 
 CONFIGS = {'stcn': STCNConfig, 'stm': STMConfig}

@@ -9,6 +9,7 @@ continues where it stopped. Writes table.md, table.csv and plot.png to the outpu
 A schedule is every<N> (every N-th frame enters the memory) or first (the annotated frame alone), and +last for the
 previous frame as well. A network is NAME=FILE; architecture and similarity are in the file.
 """
+
 import argparse
 import csv
 import io
@@ -32,8 +33,16 @@ log = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MARKERS = 'osD^v<>Pp*hX'
-COLUMNS = {'network': 'network', 'schedule': 'memory', 'top': 'top-k', 'jf': 'J&F', 'j': 'J', 'f': 'F', 'fps': 'FPS',
-           'peak': 'peak MiB'}
+COLUMNS = {
+    'network': 'network',
+    'schedule': 'memory',
+    'top': 'top-k',
+    'jf': 'J&F',
+    'j': 'J',
+    'f': 'F',
+    'fps': 'FPS',
+    'peak': 'peak MiB',
+}
 
 
 @dataclass(frozen=True)
@@ -76,9 +85,22 @@ def schedule_flags(text: str) -> list[str]:
 def measure(args: argparse.Namespace, name: str, path: Path, memory: str, top: int) -> Row:
     """Run a cell of the grid, or take it from an earlier run of the same command."""
     folder = args.output / re.sub(r'[^\w.+-]+', '_', f'{name}-{memory}-top{top}')
-    arguments = ['--model', str(path), '--davis_path', str(args.root), '--year', str(args.year),
-                 *schedule_flags(memory), '--top', str(top), '--size', str(args.size), '--output', str(folder),
-                 *args.flags]
+    arguments = [
+        '--model',
+        str(path),
+        '--davis_path',
+        str(args.root),
+        '--year',
+        str(args.year),
+        *schedule_flags(memory),
+        '--top',
+        str(top),
+        '--size',
+        str(args.size),
+        '--output',
+        str(folder),
+        *args.flags,
+    ]
     command = shlex.join(['python', 'eval_davis.py', *arguments])
     finished = folder.with_suffix(folder.suffix + '.json')
     if finished.exists():
@@ -89,12 +111,29 @@ def measure(args: argparse.Namespace, name: str, path: Path, memory: str, top: i
     log.info('%s', command)
     printed = run(REPOSITORY / 'eval_davis.py', *arguments)
     scores = folder.with_suffix(folder.suffix + '.scores.json')
-    run(REPOSITORY / 'scripts' / 'evaluate.py', '--results', folder, '--dataset', f'davis{args.year}',
-        '--root', args.root, '--json', scores)
+    run(
+        REPOSITORY / 'scripts' / 'evaluate.py',
+        '--results',
+        folder,
+        '--dataset',
+        f'davis{args.year}',
+        '--root',
+        args.root,
+        '--json',
+        scores,
+    )
     total = json.loads(scores.read_text())
-    row = Row(name, memory, top, 100 * total['J&F'], 100 * total['J']['mean'], 100 * total['F']['mean'],
-              fps=number(r'FPS \(propagation.*\): ([\d.]+)', printed),
-              peak=number(r'peak memory.*: ([\d.]+)', printed), command=command)
+    row = Row(
+        name,
+        memory,
+        top,
+        100 * total['J&F'],
+        100 * total['J']['mean'],
+        100 * total['F']['mean'],
+        fps=number(r'FPS \(propagation.*\): ([\d.]+)', printed),
+        peak=number(r'peak memory.*: ([\d.]+)', printed),
+        command=command,
+    )
     with atomic_path(finished) as temporary:
         temporary.write_text(json.dumps(asdict(row), indent=2) + '\n')
     return row
@@ -121,8 +160,10 @@ def cells(row: Row) -> list[str]:
 
 
 def markdown(rows: list[Row]) -> str:
-    lines = ['| ' + ' | '.join([*COLUMNS.values(), 'command']) + ' |',
-             '|---|---|' + '---:|' * (len(COLUMNS) - 2) + '---|']
+    lines = [
+        '| ' + ' | '.join([*COLUMNS.values(), 'command']) + ' |',
+        '|---|---|' + '---:|' * (len(COLUMNS) - 2) + '---|',
+    ]
     lines += ['| ' + ' | '.join([*cells(row), f'`{row.command}`']) + ' |' for row in rows]
     return '\n'.join(lines) + '\n'
 
@@ -145,8 +186,10 @@ def plot(rows: list[Row], path: Path) -> None:
         marker = MARKERS[settings.index((row.schedule, row.top)) % len(MARKERS)]
         axes.scatter(row.fps, row.jf, color=f'C{names.index(row.network)}', marker=marker)
     handles = [axes.scatter([], [], color=f'C{index}', label=name) for index, name in enumerate(names)]
-    handles += [axes.scatter([], [], color='gray', marker=MARKERS[index % len(MARKERS)],
-                             label=f'{memory}, top {top or "all"}') for index, (memory, top) in enumerate(settings)]
+    handles += [
+        axes.scatter([], [], color='gray', marker=MARKERS[index % len(MARKERS)], label=f'{memory}, top {top or "all"}')
+        for index, (memory, top) in enumerate(settings)
+    ]
     axes.set(xlabel='FPS (propagation)', ylabel='J&F')
     axes.grid(alpha=0.3)
     axes.legend(handles=handles, fontsize='small')
@@ -159,10 +202,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add('--networks', nargs='+', type=network, required=True, metavar='NAME=FILE', help='checkpoints')
-    add('--schedules', nargs='+', type=schedule, default=['every5+last', 'every5'],
-        help='of the memory (default: every5+last every5, as in Table 1)')
-    add('--top', nargs='+', type=not_negative, default=[20], help='memory positions that are read; 0: all '
-        '(default: 20)')
+    add(
+        '--schedules',
+        nargs='+',
+        type=schedule,
+        default=['every5+last', 'every5'],
+        help='of the memory (default: every5+last every5, as in Table 1)',
+    )
+    add(
+        '--top',
+        nargs='+',
+        type=not_negative,
+        default=[20],
+        help='memory positions that are read; 0: all (default: 20)',
+    )
     add('--root', type=Path, required=True, help='DAVIS, as for eval_davis.py --davis_path')
     add('--year', type=int, choices=(2016, 2017), default=2017, help='of DAVIS (default: 2017)')
     add('--size', type=not_negative, default=0, help='shorter side at which the networks work (default: 0, as it is)')
@@ -171,8 +224,10 @@ def main() -> int:
     args = parser.parse_args()
     import_pyplot()
 
-    rows = [measure(args, name, path, memory, top)
-            for (name, path), memory, top in itertools.product(args.networks, args.schedules, args.top)]
+    rows = [
+        measure(args, name, path, memory, top)
+        for (name, path), memory, top in itertools.product(args.networks, args.schedules, args.top)
+    ]
     for name, content in (('table.md', markdown(rows)), ('table.csv', comma_separated(rows))):
         with atomic_path(args.output / name) as temporary:
             temporary.write_text(content)

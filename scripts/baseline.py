@@ -3,6 +3,7 @@
 Nothing is shared by the objects but the key, no batch norm is folded, the memory is concatenated frame by frame, and
 the read multiplies a whole affinity matrix, zero but for the top k, with all values. The results are the paper's.
 """
+
 import logging
 
 import torch
@@ -19,7 +20,12 @@ class StraightforwardSTCN(STCN):
     """Every object goes through the value encoder and the decoder with features of its own."""
 
     def encode_memory(
-        self, image: Tensor, query: Query, masks: Tensor, *, object_chunk: int | None = None,
+        self,
+        image: Tensor,
+        query: Query,
+        masks: Tensor,
+        *,
+        object_chunk: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         others = masks.sum(dim=1, keepdim=True) - masks
         frames = self._of_every_object(image, masks)
@@ -50,8 +56,9 @@ def comparable(network: Network) -> bool:
     """Whether this module has the network's formulation; says so where it has not."""
     if isinstance(network, STCN) and network.similarity == 'l2' and not network.config.single_object:
         return True
-    log.warning('nothing to compare with: expected an STCN of several objects and L2 similarity, found %s',
-                network.config)
+    log.warning(
+        'nothing to compare with: expected an STCN of several objects and L2 similarity, found %s', network.config
+    )
     return False
 
 
@@ -67,8 +74,8 @@ class ConcatenatedMemory:
 
     def __init__(self, *, top_k: int | None):
         self.top_k = top_k
-        self.keys: Tensor | None = None         # [N, Ck]: positions are rows, the fastest arrangement of the read
-        self.values: Tensor | None = None       # [N, K, Cv]
+        self.keys: Tensor | None = None  # [N, Ck]: positions are rows, the fastest arrangement of the read
+        self.values: Tensor | None = None  # [N, K, Cv]
 
     def add(self, key: Tensor, value: Tensor, *, permanent: bool = True, protected: bool = False) -> None:
         """``key [1, Ck, h, w], value [K, Cv, h, w]``."""

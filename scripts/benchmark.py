@@ -14,6 +14,7 @@ core    the whole core with a filled memory against the straightforward formulat
 video   the whole core over a clip: FPS, and peak memory with and without the memory bank
 growth  milliseconds of a frame, and bytes of the memory, over memory frames and objects
 """
+
 import argparse
 import itertools
 import json
@@ -37,8 +38,13 @@ log = logging.getLogger(__name__)
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
-    add('--measure', nargs='+', choices=tuple(MEASURES), default=['cost', 'stages', 'read', 'core', 'video'],
-        help='what to measure')
+    add(
+        '--measure',
+        nargs='+',
+        choices=tuple(MEASURES),
+        default=['cost', 'stages', 'read', 'core', 'video'],
+        help='what to measure',
+    )
     add('--arch', nargs='+', default=['stcn'], help='variants, with random weights')
     add('--model', help='checkpoint in place of --arch')
     add('--size', type=size, nargs='+', default=[(480, 854)], help='HEIGHTxWIDTH of a frame; 480x854 by default')
@@ -50,8 +56,12 @@ def main() -> int:
     add('--include_last', action='store_true', help='in video, the previous frame is temporary memory, too')
     add('--mem_every', type=positive, default=5, help='every n-th frame of the clip goes into the memory')
     add('--max_memory_frames', type=positive, help='in video, bound of the memory')
-    add('--precision', choices=('float32', 'tf32', 'amp'), default='float32', help="of encoders and decoder; tf32: a "
-        "GPU's own rounding of float32 products")
+    add(
+        '--precision',
+        choices=('float32', 'tf32', 'amp'),
+        default='float32',
+        help="of encoders and decoder; tf32: a GPU's own rounding of float32 products",
+    )
     add('--device', help='e.g. cuda:1 or cpu (default: the GPU, if there is one)')
     add('--repeat', type=positive, default=5, help='measurements of each thing, taken in turns; the median counts')
     add('--json', help='file for the numbers')
@@ -63,6 +73,7 @@ def main() -> int:
 
     from util.files import atomic_path, check_writable
     from util.plots import import_pyplot
+
     if args.json:
         check_writable(args.json)
     if args.plot:
@@ -93,6 +104,7 @@ def size(text: str) -> tuple[int, int]:
 
 def machine(args: argparse.Namespace) -> str:
     import torch
+
     if device_of(args).type == 'cuda':
         return torch.cuda.get_device_name(device_of(args))
     return f'{platform.machine()} CPU, {torch.get_num_threads()} threads'
@@ -100,6 +112,7 @@ def machine(args: argparse.Namespace) -> str:
 
 def device_of(args: argparse.Namespace):
     from util.distributed import choose_device
+
     return choose_device(args.device)
 
 
@@ -108,6 +121,7 @@ def load(args: argparse.Namespace):
     import torch
 
     from model import VARIANTS, build_network, load_network
+
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = args.precision == 'tf32'
     if args.model:
         return load_network(args.model, device=device_of(args))
@@ -120,6 +134,7 @@ def load(args: argparse.Namespace):
 def timed(calls: dict[str, Callable[[], object]], *, repeat: int, device) -> dict[str, float]:
     """Median milliseconds of each call. They take turns, so that a disturbance of the machine meets all of them."""
     import torch
+
     seconds = {name: [] for name in calls}
     for turn in range(repeat + 1):
         for name, call in calls.items():
@@ -129,7 +144,7 @@ def timed(calls: dict[str, Callable[[], object]], *, repeat: int, device) -> dic
             call()
             if device.type == 'cuda':
                 torch.cuda.synchronize(device)
-            if turn:                                    # the first turn warms up
+            if turn:  # the first turn warms up
                 seconds[name].append(time.perf_counter() - start)
     return {name: 1000 * statistics.median(values) for name, values in seconds.items()}
 
@@ -137,6 +152,7 @@ def timed(calls: dict[str, Callable[[], object]], *, repeat: int, device) -> dic
 def peaks(calls: dict[str, Callable[[], object]], device) -> dict[str, float]:
     """MiB that each call allocates on top of what is there; of a GPU only, a CPU does not count them."""
     import torch
+
     if device.type != 'cuda':
         return {}
     found = {}
@@ -151,6 +167,7 @@ def peaks(calls: dict[str, Callable[[], object]], device) -> dict[str, float]:
 def fill(memory, network, size: tuple[int, int], *, objects: int, frames: int, device):
     """The memory with random frames of this size added, one after the other: together they are large."""
     import torch
+
     h, w = (side // 16 for side in padded(*size))
     random = {'generator': torch.Generator(device).manual_seed(0), 'device': device}
     with torch.inference_mode():
@@ -163,6 +180,7 @@ def fill(memory, network, size: tuple[int, int], *, objects: int, frames: int, d
 def filled_bank(network, args: argparse.Namespace, *, objects: int, frames: int):
     """A memory bank with random frames."""
     from inference.memory_bank import MemoryBank
+
     bank = MemoryBank(shared_keys=network.shared_keys, metric=network.similarity, top_k=args.top, capacity=frames)
     return fill(bank, network, args.size, objects=objects, frames=frames, device=device_of(args))
 
@@ -170,6 +188,7 @@ def filled_bank(network, args: argparse.Namespace, *, objects: int, frames: int)
 def stripes(size: tuple[int, int], objects: int):
     """A noisy image ``[3, H, W]`` and a mask ``[H, W]`` in which every object has pixels."""
     import torch
+
     height, width = size
     image = torch.randint(256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return image, (torch.arange(width) * (objects + 1) // width).to(torch.uint8).expand(height, width)
@@ -178,12 +197,14 @@ def stripes(size: tuple[int, int], objects: int):
 def half(device):
     """The half precision of ``--amp``."""
     import torch
+
     return torch.float16 if device.type == 'cuda' else torch.bfloat16
 
 
 def rates(device, dtype) -> tuple[float, float]:
     """What this machine reaches: multiply-adds a second of a product of matrices, bytes read and written of a copy."""
     import torch
+
     a, b = (torch.randn(2048, 2048, device=device, dtype=dtype) for _ in range(2))
     source = torch.randn(2**26, device=device)
     target = torch.empty_like(source)
@@ -201,8 +222,9 @@ def measure_cost(args: argparse.Namespace) -> list[dict]:
 
     from model import build_network
     from scripts.roofline import Work
+
     config = load(args).config
-    with torch.device('meta'):      # anew, with its batch norm
+    with torch.device('meta'):  # anew, with its batch norm
         network = build_network(config).eval()
     parameters = sum(parameter.numel() for parameter in network.parameters())
     image = torch.zeros(1, 3, *padded(*args.size), device='meta')
@@ -211,18 +233,25 @@ def measure_cost(args: argparse.Namespace) -> list[dict]:
     for objects in args.objects:
         masks = torch.zeros(1, objects, *image.shape[2:], device='meta')
         readout = network.encode_memory(image, query, masks)[1]
-        calls = {'key encoder': lambda: network.encode_query(image),
-                 'value encoder': lambda masks=masks: network.encode_memory(image, query, masks),
-                 'decoder': lambda readout=readout: network.decode(readout, query)}
+        calls = {
+            'key encoder': lambda: network.encode_query(image),
+            'value encoder': lambda masks=masks: network.encode_memory(image, query, masks),
+            'decoder': lambda readout=readout: network.decode(readout, query),
+        }
         counts = {}
         for name, call in calls.items():
             with Work() as work:
                 call()
             counts[name] = work.multiply_adds / 1e9
         frame = counts['key encoder'] + counts['decoder'] + counts['value encoder'] / args.mem_every
-        rows.append({'objects': objects, 'parameters (M)': parameters / 1e6,
-                     **{f'{name} (G multiply-adds)': count for name, count in counts.items()},
-                     'frame (G multiply-adds)': frame})
+        rows.append(
+            {
+                'objects': objects,
+                'parameters (M)': parameters / 1e6,
+                **{f'{name} (G multiply-adds)': count for name, count in counts.items()},
+                'frame (G multiply-adds)': frame,
+            }
+        )
     return rows
 
 
@@ -230,11 +259,15 @@ def measure_stages(args: argparse.Namespace) -> list[dict]:
     import torch
 
     from scripts.roofline import Work
+
     network, device = load(args).optimized(), device_of(args)
     dtype = half(device) if args.precision == 'amp' else torch.float32
     multiply_adds, copied = rates(device, dtype)
-    log.info('this machine: %.1f G multiply-adds/s (product of matrices), %.1f GB/s (copy)',
-             multiply_adds / 1e9, copied / 1e9)
+    log.info(
+        'this machine: %.1f G multiply-adds/s (product of matrices), %.1f GB/s (copy)',
+        multiply_adds / 1e9,
+        copied / 1e9,
+    )
     rows = []
     with torch.inference_mode(), torch.autocast(device.type, enabled=args.precision == 'amp', dtype=half(device)):
         image = torch.randn(1, 3, *padded(*args.size), device=device).contiguous(memory_format=torch.channels_last)
@@ -244,38 +277,57 @@ def measure_stages(args: argparse.Namespace) -> list[dict]:
             for frames in args.memory_frames:
                 bank = filled_bank(network, args, objects=objects, frames=frames)
                 readout = bank.read(query.key[0])[None]
-                calls = {'key encoder': lambda: network.encode_query(image),
-                         'value encoder': lambda masks=masks: network.encode_memory(image, query, masks),
-                         'read': lambda bank=bank: bank.read(query.key[0]),
-                         'decoder': lambda readout=readout: network.decode(readout, query)}
+                calls = {
+                    'key encoder': lambda: network.encode_query(image),
+                    'value encoder': lambda masks=masks: network.encode_memory(image, query, masks),
+                    'read': lambda bank=bank: bank.read(query.key[0]),
+                    'decoder': lambda readout=readout: network.decode(readout, query),
+                }
                 times, memory = timed(calls, repeat=args.repeat, device=device), peaks(calls, device)
                 for name, call in calls.items():
                     with Work() as work:
                         call()
                     best = 1000 * work.seconds(multiply_adds, copied)
                     peak = {'peak (MiB)': memory[name]} if memory else {}
-                    rows.append({'objects': objects, 'memory frames': frames, 'stage': name,
-                                 'G multiply-adds': work.multiply_adds / 1e9, 'MB moved': work.bytes / 1e6,
-                                 'attainable (ms)': best, 'measured (ms)': times[name],
-                                 'attainable / measured': best / times[name], **peak})
+                    rows.append(
+                        {
+                            'objects': objects,
+                            'memory frames': frames,
+                            'stage': name,
+                            'G multiply-adds': work.multiply_adds / 1e9,
+                            'MB moved': work.bytes / 1e6,
+                            'attainable (ms)': best,
+                            'measured (ms)': times[name],
+                            'attainable / measured': best / times[name],
+                            **peak,
+                        }
+                    )
     return rows
 
 
 def measure_batches(args: argparse.Namespace) -> list[dict]:
     import torch
+
     network, device = load(args).optimized(), device_of(args)
     with torch.inference_mode(), torch.autocast(device.type, enabled=args.precision == 'amp', dtype=half(device)):
         batches = {count: torch.randn(count, 3, *padded(*args.size), device=device) for count in args.encode_batch}
         calls = {count: lambda images=images: network.encode_query(images) for count, images in batches.items()}
         times, memory = timed(calls, repeat=args.repeat, device=device), peaks(calls, device)
-    return [{'frames at once': count, 'a frame (ms)': times[count] / count,
-             **({'peak (MiB)': memory[count]} if memory else {})} for count in batches]
+    return [
+        {
+            'frames at once': count,
+            'a frame (ms)': times[count] / count,
+            **({'peak (MiB)': memory[count]} if memory else {}),
+        }
+        for count in batches
+    ]
 
 
 def measure_read(args: argparse.Namespace) -> list[dict]:
     import torch
 
     from scripts.baseline import ConcatenatedMemory, comparable
+
     network, device = load(args).optimized(), device_of(args)
     if not comparable(network):
         return []
@@ -285,15 +337,30 @@ def measure_read(args: argparse.Namespace) -> list[dict]:
         for objects in args.objects:
             for frames in args.memory_frames:
                 sparse = filled_bank(network, args, objects=objects, frames=frames)
-                dense = fill(ConcatenatedMemory(top_k=args.top), network, args.size, objects=objects, frames=frames,
-                             device=device)
-                calls = {'sparse': lambda memory=sparse: memory.read(query_key),
-                         'dense': lambda memory=dense: memory.read(query_key)}
+                dense = fill(
+                    ConcatenatedMemory(top_k=args.top),
+                    network,
+                    args.size,
+                    objects=objects,
+                    frames=frames,
+                    device=device,
+                )
+                calls = {
+                    'sparse': lambda memory=sparse: memory.read(query_key),
+                    'dense': lambda memory=dense: memory.read(query_key),
+                }
                 difference = float((calls['sparse']() - calls['dense']()).abs().max())
                 times = timed(calls, repeat=args.repeat, device=device)
-                rows.append({'objects': objects, 'memory frames': frames, 'sparse (ms)': times['sparse'],
-                             'dense (ms)': times['dense'], 'dense / sparse': times['dense'] / times['sparse'],
-                             'largest difference': difference})
+                rows.append(
+                    {
+                        'objects': objects,
+                        'memory frames': frames,
+                        'sparse (ms)': times['sparse'],
+                        'dense (ms)': times['dense'],
+                        'dense / sparse': times['dense'] / times['sparse'],
+                        'largest difference': difference,
+                    }
+                )
     return rows
 
 
@@ -303,6 +370,7 @@ def measure_core(args: argparse.Namespace) -> list[dict]:
 
     from inference.core import InferenceCore
     from scripts.baseline import ConcatenatedMemory, comparable, straightforward
+
     network, device = load(args), device_of(args)
     if not comparable(network):
         return []
@@ -312,9 +380,15 @@ def measure_core(args: argparse.Namespace) -> list[dict]:
     for objects in args.objects:
         image, mask = stripes(args.size, objects)
         for frames in args.memory_frames:
-            cores = {name: InferenceCore(network, top_k=args.top, mem_every=args.mem_every,
-                                         num_frames=args.mem_every * (frames + args.repeat + 2))
-                     for name, network in networks.items()}
+            cores = {
+                name: InferenceCore(
+                    network,
+                    top_k=args.top,
+                    mem_every=args.mem_every,
+                    num_frames=args.mem_every * (frames + args.repeat + 2),
+                )
+                for name, network in networks.items()
+            }
             cores['straightforward'].memory = ConcatenatedMemory(top_k=args.top)
             for core in cores.values():
                 core.step(image, mask)
@@ -324,13 +398,20 @@ def measure_core(args: argparse.Namespace) -> list[dict]:
             def run(name: str, cores=cores, probs=probs, image=image) -> None:
                 for _ in range(args.mem_every):
                     probs[name] = cores[name].step(image)
+
             times = timed({name: lambda name=name: run(name) for name in cores}, repeat=args.repeat, device=device)
             difference = float((probs['ours'] - probs['straightforward']).abs().max())
             encoders = encoder_rate(networks['straightforward'], objects, args)
-            rows.append({'objects': objects, 'memory frames': frames,
-                         **{f'{name} (ms)': value / args.mem_every for name, value in times.items()},
-                         'straightforward / ours': times['straightforward'] / times['ours'],
-                         'largest difference': difference, 'its encoders / matrix rate': encoders / multiply_adds})
+            rows.append(
+                {
+                    'objects': objects,
+                    'memory frames': frames,
+                    **{f'{name} (ms)': value / args.mem_every for name, value in times.items()},
+                    'straightforward / ours': times['straightforward'] / times['ours'],
+                    'largest difference': difference,
+                    'its encoders / matrix rate': encoders / multiply_adds,
+                }
+            )
     return rows
 
 
@@ -339,6 +420,7 @@ def encoder_rate(network, objects: int, args: argparse.Namespace) -> float:
     import torch
 
     from scripts.roofline import Work
+
     device = device_of(args)
     with torch.inference_mode():
         image = torch.randn(1, 3, *padded(*args.size), device=device)
@@ -346,6 +428,7 @@ def encoder_rate(network, objects: int, args: argparse.Namespace) -> float:
 
         def encode() -> None:
             network.encode_memory(image, network.encode_query(image), masks)
+
         [milliseconds] = timed({'': encode}, repeat=args.repeat, device=device).values()
         with Work() as work:
             encode()
@@ -355,10 +438,12 @@ def encoder_rate(network, objects: int, args: argparse.Namespace) -> float:
 def measure_growth(args: argparse.Namespace) -> list[dict]:
     """Of a frame that is not memorised: one object over all memory frames, all objects over the shortest memory."""
     import torch
+
     network, device = load(args).optimized(), device_of(args)
     rows = []
-    pairs = [(1, frames) for frames in args.memory_frames] + [(objects, min(args.memory_frames))
-                                                             for objects in args.objects if objects > 1]
+    pairs = [(1, frames) for frames in args.memory_frames] + [
+        (objects, min(args.memory_frames)) for objects in args.objects if objects > 1
+    ]
     with torch.inference_mode():
         image = torch.randn(1, 3, *padded(*args.size), device=device)
         query = network.encode_query(image)
@@ -368,11 +453,18 @@ def measure_growth(args: argparse.Namespace) -> list[dict]:
             def frame(bank=bank) -> None:
                 query = network.encode_query(image)
                 network.decode(bank.read(query.key[0])[None], query)
-            times = timed({'frame': frame, 'read': lambda bank=bank: bank.read(query.key[0])}, repeat=args.repeat,
-                          device=device)
-            rows.append({'objects': objects, 'memory frames': frames,
-                         **{f'{name} (ms)': value for name, value in times.items()},
-                         'bank (MiB)': bank.nbytes / 2**20})
+
+            times = timed(
+                {'frame': frame, 'read': lambda bank=bank: bank.read(query.key[0])}, repeat=args.repeat, device=device
+            )
+            rows.append(
+                {
+                    'objects': objects,
+                    'memory frames': frames,
+                    **{f'{name} (ms)': value for name, value in times.items()},
+                    'bank (MiB)': bank.nbytes / 2**20,
+                }
+            )
     return rows
 
 
@@ -380,6 +472,7 @@ def plot_growth(rows: list[dict], path: str) -> None:
     """Time and memory over memory frames (of one object) and over objects."""
     from util.files import atomic_path
     from util.plots import import_pyplot
+
     pyplot = import_pyplot()
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout='constrained')
     alone = [row for row in rows if row['objects'] == 1]
@@ -413,13 +506,21 @@ def measure_video(args: argparse.Namespace, objects: int, frames: int) -> dict:
 
     from inference.core import InferenceCore
     from inference.run import peak_memory
+
     network, device = load(args).optimized(), device_of(args)
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
-    core = InferenceCore(network, top_k=args.top, mem_every=args.mem_every, include_last=args.include_last,
-                         max_memory_frames=args.max_memory_frames, amp=args.precision == 'amp', num_frames=frames)
+    core = InferenceCore(
+        network,
+        top_k=args.top,
+        mem_every=args.mem_every,
+        include_last=args.include_last,
+        max_memory_frames=args.max_memory_frames,
+        amp=args.precision == 'amp',
+        num_frames=frames,
+    )
     image, mask = stripes(args.size, objects)
-    images = [image, 255 - image]       # in turn, so that not every frame is like the last
+    images = [image, 255 - image]  # in turn, so that not every frame is like the last
     start = time.perf_counter()
     for t in range(frames):
         labels = core.to_labels(core.step(images[t % 2], mask if t == 0 else None, last=t == frames - 1))
@@ -427,8 +528,15 @@ def measure_video(args: argparse.Namespace, objects: int, frames: int) -> dict:
     seconds = time.perf_counter() - start
     peak = peak_memory(device)
     bank = core.memory.nbytes
-    return {'objects': objects, 'frames': frames, 'memory frames': len(core.memory), 'FPS': frames / seconds,
-            'peak (MiB)': peak / 2**20, 'bank (MiB)': bank / 2**20, 'peak - bank (MiB)': (peak - bank) / 2**20}
+    return {
+        'objects': objects,
+        'frames': frames,
+        'memory frames': len(core.memory),
+        'FPS': frames / seconds,
+        'peak (MiB)': peak / 2**20,
+        'bank (MiB)': bank / 2**20,
+        'peak - bank (MiB)': (peak - bank) / 2**20,
+    }
 
 
 def print_table(name: str, rows: list[dict]) -> None:
@@ -437,13 +545,29 @@ def print_table(name: str, rows: list[dict]) -> None:
         return
     print(f'\n{name}\n\n| {" | ".join(rows[0])} |\n|{"---:|" * len(rows[0])}')
     for row in rows:
-        print('| ' + ' | '.join(f'{value:.3g}' if isinstance(value, float) and value < 100
-                                else f'{value:.0f}' if isinstance(value, float) else str(value)
-                                for value in row.values()) + ' |')
+        print(
+            '| '
+            + ' | '.join(
+                f'{value:.3g}'
+                if isinstance(value, float) and value < 100
+                else f'{value:.0f}'
+                if isinstance(value, float)
+                else str(value)
+                for value in row.values()
+            )
+            + ' |'
+        )
 
 
-MEASURES = {'cost': measure_cost, 'stages': measure_stages, 'batch': measure_batches, 'read': measure_read,
-            'core': measure_core, 'video': measure_videos, 'growth': measure_growth}
+MEASURES = {
+    'cost': measure_cost,
+    'stages': measure_stages,
+    'batch': measure_batches,
+    'read': measure_read,
+    'core': measure_core,
+    'video': measure_videos,
+    'growth': measure_growth,
+}
 
 if __name__ == '__main__':
     run_main(main)

@@ -6,6 +6,7 @@ The usual pipeline decodes with PIL, then zooms, flips, jitters, rotates, resize
 with the same ranges, and seeds the global generator twice to treat a mask like its image. Both pipelines read the
 same files, take turns, and use one thread. Times are CPU seconds, so that other work on the machine hardly matters.
 """
+
 import argparse
 import logging
 import random
@@ -55,9 +56,7 @@ def usual_static(size: int) -> Callable[['Pair'], tuple['Tensor', 'Tensor']]:
         return base, transforms.Compose([affine, transforms.Resize(size, bilinear), transforms.RandomCrop(size)])
 
     (image_base, image_frame), (mask_base, mask_frame) = geometry(FILL), geometry(0)
-    base_colour = transforms.Compose(
-        [transforms.ColorJitter(0.1, 0.05, 0.05, 0.05), transforms.RandomGrayscale(0.05)]
-    )
+    base_colour = transforms.Compose([transforms.ColorJitter(0.1, 0.05, 0.05, 0.05), transforms.RandomGrayscale(0.05)])
     frame_colour = transforms.ColorJitter(0.1, 0.05, 0.05)
     finish = transforms.Compose([transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
     rng = np.random.default_rng(0)
@@ -99,9 +98,7 @@ def usual_video(size: int) -> Callable[['TrainingVideo'], tuple['Tensor', 'Tenso
         return transforms.Compose([transforms.RandomHorizontalFlip(), crop]), affine
 
     (image_clip, image_frame), (mask_clip, mask_frame) = geometry(bilinear, FILL), geometry(nearest, 0)
-    clip_colour = transforms.Compose(
-        [transforms.ColorJitter(0.1, 0.03, 0.03), transforms.RandomGrayscale(0.05)]
-    )
+    clip_colour = transforms.Compose([transforms.ColorJitter(0.1, 0.03, 0.03), transforms.RandomGrayscale(0.05)])
     frame_colour = transforms.ColorJitter(0.01, 0.01, 0.01)
     finish = transforms.Compose([transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
 
@@ -144,7 +141,7 @@ def main() -> int:
     parser.add_argument('--cache_stills', metavar='FOLDER', help="train.py's: keep static images decoded in it")
     parser.add_argument('--crop_size', type=int, default=384, help='side of a frame in pixels')
     parser.add_argument('--count', type=int, default=100, help='samples for each line')
-    args = parser.parse_args()      # --help must not wait for the imports below
+    args = parser.parse_args()  # --help must not wait for the imports below
 
     import torch
     from PIL import Image

@@ -5,6 +5,7 @@
 Each step is taken in turns by this repository's loop (weights in channels_last, fused Adam, what objects share is
 convolved once) and by the plain one (the formulation of scripts/baseline.py, contiguous weights, Adam as it comes).
 """
+
 import argparse
 import itertools
 import statistics
@@ -46,14 +47,23 @@ def main() -> int:
     from training.run import start_worker
     from training.stages import STAGES
     from util.distributed import choose_device
+
     if args.arch not in VARIANTS:
         parser.error(f'--arch: expected one of {", ".join(VARIANTS)}, found {args.arch}')
     device = choose_device(args.device)
     dataset = SyntheticDataset(find_pairs(args.static_root), size=args.crop_size)
-    sampler = AddressSampler(len(dataset), batch_size=args.batch_size, iterations=2 * (args.steps + 1), seed=0,
-                             schedule=STAGES[1].max_skip)
-    batches = iter(DataLoader(dataset, batch_sampler=sampler, num_workers=args.num_workers,
-                              worker_init_fn=start_worker, pin_memory=device.type == 'cuda'))
+    sampler = AddressSampler(
+        len(dataset), batch_size=args.batch_size, iterations=2 * (args.steps + 1), seed=0, schedule=STAGES[1].max_skip
+    )
+    batches = iter(
+        DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=args.num_workers,
+            worker_init_fn=start_worker,
+            pin_memory=device.type == 'cuda',
+        )
+    )
     torch.manual_seed(0)
     ours = build_network(VARIANTS[args.arch]).train().to(device)
     loops = {}
@@ -68,7 +78,7 @@ def main() -> int:
     for number in range(args.steps + 1):
         for name, (network, optimizer, recompute) in loops.items():
             times = step(network, optimizer, batches, device, recompute=recompute, amp_dtype=args.amp_dtype)
-            if number:                          # the first step warms up
+            if number:  # the first step warms up
                 seconds[name].append(times)
     print(f'| milliseconds | {" | ".join(PARTS)} | step |\n|---|{"---:|" * 5}')
     totals = {}
@@ -88,17 +98,20 @@ def step(network, optimizer, batches, device, *, recompute: bool, amp_dtype: str
     from model.clip import segment_clip
     from model.losses import clip_loss
     from training.loop import to_device
+
     marks = [time.perf_counter()]
 
     def mark() -> None:
         if device.type == 'cuda':
             torch.cuda.synchronize(device)
         marks.append(time.perf_counter())
+
     batch = to_device(next(batches), device)
     mark()
     with torch.autocast(device.type, dtype=getattr(torch, amp_dtype)) if amp_dtype else nullcontext():
-        logits = segment_clip(network, batch['rgb'], batch['masks'][:, 0].float(), batch['selector'],
-                              recompute=recompute)
+        logits = segment_clip(
+            network, batch['rgb'], batch['masks'][:, 0].float(), batch['selector'], recompute=recompute
+        )
     loss = clip_loss(logits, batch['target'][:, 1:], batch['selector'], fraction=1.0)
     mark()
     loss.backward()

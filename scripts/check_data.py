@@ -7,6 +7,7 @@ Lists files that cannot be read (everything is decoded), masks whose labels are 
 without masks and the other way round, sizes that differ, videos with fewer than three annotated frames, and videos of
 the training lists that are absent. The exit status is 1 if there is anything to list.
 """
+
 import argparse
 import json
 import multiprocessing
@@ -28,17 +29,17 @@ from util.cli import positive, run_main
 from util.files import atomic_path, check_writable
 
 KINDS = ('absent', 'too short', 'no mask', 'no image', 'unreadable', 'bad mask', 'size')
-SHOWN = 5       # names in a line; --json has them all
+SHOWN = 5  # names in a line; --json has them all
 
-Size = tuple[int, int]      # width, height
+Size = tuple[int, int]  # width, height
 
 
 class Problem(NamedTuple):
     dataset: str
-    kind: str                       # of KINDS
+    kind: str  # of KINDS
     path: str
     message: str
-    names: tuple[str, ...] = ()     # of the files or videos in question, if it is not the path itself
+    names: tuple[str, ...] = ()  # of the files or videos in question, if it is not the path itself
 
     def __str__(self) -> str:
         names = ', '.join(self.names[:SHOWN]) + (', ...' if len(self.names) > SHOWN else '')
@@ -50,8 +51,8 @@ class Job(NamedTuple):
 
     dataset: str
     size: int
-    pairs: Callable[[], Iterable[tuple[str, str]]]      # not a list: BL30K has nearly five million
-    soft: bool = False                                  # masks of one object that may have soft edges
+    pairs: Callable[[], Iterable[tuple[str, str]]]  # not a list: BL30K has nearly five million
+    soft: bool = False  # masks of one object that may have soft edges
 
 
 Plan = tuple[list[Job], list[Problem]]
@@ -63,7 +64,7 @@ Plan = tuple[list[Job], list[Problem]]
 def plan_static(root: Path) -> Plan:
     from dataset.static import find_pairs  # imports torch, which --help must not wait for
 
-    pairs = list(dict.fromkeys(pair[:2] for pair in find_pairs(root)))      # it repeats those of some folders
+    pairs = list(dict.fromkeys(pair[:2] for pair in find_pairs(root)))  # it repeats those of some folders
     jobs = [
         Job('static', len(batch), partial(tuple, batch), soft=True)
         for batch in (pairs[i : i + 64] for i in range(0, len(pairs), 64))
@@ -77,16 +78,26 @@ def plan_davis(root: Path) -> Plan:
     from dataset.video import find_davis, read_split
 
     base = root / '2017' / 'trainval'
-    return plan_videos('DAVIS', base / 'JPEGImages' / '480p', base / 'Annotations' / '480p',
-                       find_davis(root), listed=read_split('davis_2017_train'))
+    return plan_videos(
+        'DAVIS',
+        base / 'JPEGImages' / '480p',
+        base / 'Annotations' / '480p',
+        find_davis(root),
+        listed=read_split('davis_2017_train'),
+    )
 
 
 def plan_youtube(root: Path) -> Plan:
     from dataset.video import find_youtube, read_split
 
     base = root / 'train_480p'
-    return plan_videos('YouTubeVOS', base / 'JPEGImages', base / 'Annotations',
-                       find_youtube(root), listed=read_split('youtube_vos_train'))
+    return plan_videos(
+        'YouTubeVOS',
+        base / 'JPEGImages',
+        base / 'Annotations',
+        find_youtube(root),
+        listed=read_split('youtube_vos_train'),
+    )
 
 
 def plan_bl30k(root: Path) -> Plan:
@@ -123,8 +134,10 @@ def unpaired(dataset: str, images: Path, masks: Path, suffixes: tuple[str, ...])
     """Images of the given suffixes that have no mask of the same stem, and masks that have no image."""
     image_stems, mask_stems = stems(images, suffixes), stems(masks, ('.png',))
     problems = []
-    for kind, folder, alone in (('no mask', images, image_stems - mask_stems),
-                                ('no image', masks, mask_stems - image_stems)):
+    for kind, folder, alone in (
+        ('no mask', images, image_stems - mask_stems),
+        ('no image', masks, mask_stems - image_stems),
+    ):
         if alone:
             message = f'{folder}: {kind} for {len(alone)} file(s)'
             problems.append(Problem(dataset, kind, str(folder), message, tuple(sorted(alone))))
@@ -133,8 +146,9 @@ def unpaired(dataset: str, images: Path, masks: Path, suffixes: tuple[str, ...])
 
 def stems(folder: Path, suffixes: tuple[str, ...]) -> set[str]:
     names = os.listdir(folder) if folder.is_dir() else ()
-    return {os.path.splitext(name)[0] for name in names
-            if name.lower().endswith(suffixes) and not name.startswith('.')}
+    return {
+        os.path.splitext(name)[0] for name in names if name.lower().endswith(suffixes) and not name.startswith('.')
+    }
 
 
 # Files
@@ -144,12 +158,14 @@ def check(job: Job, *, quick: bool) -> list[Problem]:
     """The problems of a job's images and masks; ``quick`` reads only headers."""
     import cv2  # --help must not wait for it
 
-    cv2.setNumThreads(1)        # the processes are the parallelism
+    cv2.setNumThreads(1)  # the processes are the parallelism
     mask_size = header_size if quick else (soft_mask_size if job.soft else labels_size)
     problems, sizes = [], {}
     for image, mask in job.pairs():
-        for path, kind, read in ((image, 'unreadable', header_size if quick else full_size),
-                                 (mask, 'bad mask', mask_size)):
+        for path, kind, read in (
+            (image, 'unreadable', header_size if quick else full_size),
+            (mask, 'bad mask', mask_size),
+        ):
             try:
                 sizes[kind] = read(path)
             except DataError as error:
@@ -186,8 +202,10 @@ def header_size(path: str) -> Size:
 def check_all(jobs: list[Job], *, quick: bool, num_workers: int) -> list[Problem]:
     problems = []
     work = partial(check, quick=quick)
-    with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context('spawn')) as pool, \
-            tqdm(total=sum(job.size for job in jobs), unit='pair', disable=None) as bar:   # None: only on a terminal
+    with (
+        ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context('spawn')) as pool,
+        tqdm(total=sum(job.size for job in jobs), unit='pair', disable=None) as bar,
+    ):  # None: only on a terminal
         for job, found in zip(jobs, map(work, jobs) if num_workers == 1 else pool.map(work, jobs), strict=True):
             problems += found
             bar.update(job.size)
@@ -220,8 +238,12 @@ def main() -> int:
     add('--json', type=Path, metavar='FILE', help='write all that was found, without abbreviation')
     add('--num_workers', type=positive, default=os.cpu_count(), help='processes (default: one a core)')
     args = parser.parse_args()
-    plans = {'static': (plan_static, args.static_root), 'BL30K': (plan_bl30k, args.bl_root),
-             'YouTubeVOS': (plan_youtube, args.yv_root), 'DAVIS': (plan_davis, args.davis_root)}
+    plans = {
+        'static': (plan_static, args.static_root),
+        'BL30K': (plan_bl30k, args.bl_root),
+        'YouTubeVOS': (plan_youtube, args.yv_root),
+        'DAVIS': (plan_davis, args.davis_root),
+    }
     chosen = {name: (plan, root) for name, (plan, root) in plans.items() if root is not None}
     if not chosen:
         parser.error('expected at least one of --static_root, --bl_root, --yv_root, --davis_root')
@@ -233,7 +255,7 @@ def main() -> int:
     for name, (plan, root) in chosen.items():
         try:
             found = plan(root)
-        except DataError as error:      # there is nothing at all
+        except DataError as error:  # there is nothing at all
             found = [], [Problem(name, 'absent', str(root), str(error))]
         jobs += found[0]
         problems += found[1]

@@ -10,6 +10,7 @@ already is copied byte for byte. Stills are every tenth frame of DAVIS's trainin
 and mask pairs for stage 0 and for synthetic clips, where other images are few. After an interruption run it again:
 whole files are kept.
 """
+
 import argparse
 import io
 import logging
@@ -39,7 +40,7 @@ SHORTER, LONGER = 480, 512
 QUALITY = 95
 FULL_SIZE = ('BIG', 'HRSOD')
 
-Size = tuple[int, int]      # width, height
+Size = tuple[int, int]  # width, height
 
 
 class Item(NamedTuple):
@@ -52,7 +53,7 @@ class Item(NamedTuple):
 
 
 class Report(NamedTuple):
-    written: int = 0        # images
+    written: int = 0  # images
     skipped: int = 0
     problems: tuple[str, ...] = ()
 
@@ -77,10 +78,11 @@ def youtube_items(video: str, *, root: Path) -> list[Item]:
     items = []
     for image in list_frames(root / 'train' / images):
         mask = masks.pop(image.stem, None)
-        items.append(Item(image, small / images / image.name,
-                          mask, small / annotations / f'{image.stem}.png' if mask else None))
+        items.append(
+            Item(image, small / images / image.name, mask, small / annotations / f'{image.stem}.png' if mask else None)
+        )
     if masks:
-        raise DataError(f"{root / 'train' / annotations}: {len(masks)} mask(s) without an image: {some(masks)}")
+        raise DataError(f'{root / "train" / annotations}: {len(masks)} mask(s) without an image: {some(masks)}')
     return items
 
 
@@ -98,11 +100,16 @@ def static_items(name: str, *, root: Path) -> tuple[list[Item], list[str]]:
                 problems.append(f'{path}: has the name of {found[stem]}, left out')
             found.setdefault(stem, path)
     alone = images.keys() ^ masks.keys()
-    problems += [f'{images.get(stem) or masks[stem]}: found no {"mask" if stem in images else "image"} for it'
-                 for stem in sorted(alone)]
+    problems += [
+        f'{images.get(stem) or masks[stem]}: found no {"mask" if stem in images else "image"} for it'
+        for stem in sorted(alone)
+    ]
     small = root / f'{name}_small'
-    return [Item(image, small / f'{stem}.jpg', masks[stem], small / f'{stem}.png')
-            for stem, image in images.items() if stem in masks], problems
+    return [
+        Item(image, small / f'{stem}.jpg', masks[stem], small / f'{stem}.png')
+        for stem, image in images.items()
+        if stem in masks
+    ], problems
 
 
 def convert(item: Item, *, resize: Callable[[Size], Size], soft: bool) -> bool:
@@ -172,7 +179,7 @@ def copy(source: Path, target: Path) -> None:
 def convert_items(items: list[Item], *, resize: Callable[[Size], Size], soft: bool) -> Report:
     import cv2
 
-    cv2.setNumThreads(1)        # the processes are the parallelism
+    cv2.setNumThreads(1)  # the processes are the parallelism
     done, problems = [], []
     for item in items:
         try:
@@ -210,7 +217,7 @@ def static_jobs(root: Path) -> list[Callable[[], Report]]:
         jobs.append(partial(Report, problems=tuple(problems)))
         jobs += [partial(convert_items, [item], resize=longer_side, soft=True) for item in items]
     if len(jobs) == len(FULL_SIZE):
-        raise DataError(f"{root}: expected images with masks in {' or '.join(FULL_SIZE)}, found none. Check --root.")
+        raise DataError(f'{root}: expected images with masks in {" or ".join(FULL_SIZE)}, found none. Check --root.')
     return jobs
 
 
@@ -221,8 +228,12 @@ def stills_jobs(root: Path, output: Path, *, every: int, hold_aside: Iterable[st
     videos = without(find_davis(root), hold_aside)
     if not videos:
         raise DataError(f'{root}: expected training videos of DAVIS in 2017/trainval, found none. Check --root.')
-    return [partial(convert_stills, [Path(video.images, frame) for frame in video.frames[::every]], Path(video.masks),
-                    output) for video in videos]
+    return [
+        partial(
+            convert_stills, [Path(video.images, frame) for frame in video.frames[::every]], Path(video.masks), output
+        )
+        for video in videos
+    ]
 
 
 def convert_stills(images: list[Path], masks: Path, output: Path) -> Report:
@@ -251,7 +262,7 @@ def run_all(jobs: list[Callable[[], Report]], *, num_workers: int) -> Report:
     total = Report()
     with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context('spawn')) as pool:
         reports = map(call, jobs) if num_workers == 1 else pool.map(call, jobs)
-        for report in tqdm(reports, total=len(jobs), disable=None):     # None: only on a terminal
+        for report in tqdm(reports, total=len(jobs), disable=None):  # None: only on a terminal
             for problem in report.problems:
                 log.error('%s', problem)
             total = Report(*(ours + theirs for ours, theirs in zip(total, report, strict=True)))
@@ -272,12 +283,13 @@ def main() -> int:
     parser.add_argument('dataset', choices=['youtube', 'static', 'stills'])
     parser.add_argument('--root', type=Path, help='(default: ../YouTube, ../static or ../DAVIS)')
     parser.add_argument('--output', type=Path, help='folder for stills')
-    parser.add_argument('--every', type=positive, default=10, help='frames from one still to the next (default: '
-                        '%(default)s)')
-    parser.add_argument('--hold_aside', nargs='+', default=[], metavar='VIDEO', help='videos to take no stills of, as '
-                        'for train.py')
-    parser.add_argument('--num_workers', type=positive, default=os.cpu_count(),
-                        help='processes (default: one a core)')
+    parser.add_argument(
+        '--every', type=positive, default=10, help='frames from one still to the next (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--hold_aside', nargs='+', default=[], metavar='VIDEO', help='videos to take no stills of, as for train.py'
+    )
+    parser.add_argument('--num_workers', type=positive, default=os.cpu_count(), help='processes (default: one a core)')
     args = parser.parse_args()
 
     if args.dataset == 'youtube':

@@ -6,6 +6,7 @@
 After an interruption run it again: downloads continue, unpacking starts anew, what is complete is skipped. Archives
 that were fetched by hand count, too: --list says where each one has to be. An archive is deleted once it is unpacked.
 """
+
 import argparse
 import errno
 import json
@@ -46,13 +47,13 @@ DRIVE_PAGE = 'https://drive.google.com/file/d/{}/view'
 HEADERS = {'User-Agent': 'Mozilla/5.0 (compatible; stcn-pytorch)'}
 
 CHUNK = 1 << 20
-TIMEOUT = 60        # seconds without a byte
-ATTEMPTS = 5        # in a row that bring no byte
-PAUSE = 2           # seconds before the second attempt; twice as long before each further one
-MAX_RATIO = 20      # of unpacked to packed; images and masks hardly shrink in an archive
+TIMEOUT = 60  # seconds without a byte
+ATTEMPTS = 5  # in a row that bring no byte
+PAUSE = 2  # seconds before the second attempt; twice as long before each further one
+MAX_RATIO = 20  # of unpacked to packed; images and masks hardly shrink in an archive
 FEW_FILES = 10_000  # more of them have to take
-MIN_PACKED = 250    # bytes on average, which is hardly more than their names; each takes a block of the disk
-MAX_DEPTH = 32      # folders in each other
+MIN_PACKED = 250  # bytes on average, which is hardly more than their names; each takes a block of the disk
+MAX_DEPTH = 32  # folders in each other
 MARGIN = 2 * 10**9  # bytes that stay free where nobody knows how much will come
 TRANSIENT = (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
@@ -71,12 +72,12 @@ class Source:
 
     name: str
     url: str
-    page: str                           # for a browser
-    target: Path                        # the file, or the folder that the archive is unpacked into
-    archive: Path | None = None         # lies in the target, as do all temporary files: one disk, no collisions
-    holds: tuple[str, ...] = ()         # what the target contains directly when it is complete
-    disk: int = 0                       # free bytes that it takes, 0: only its server knows
-    shares_target: bool = False         # other archives go there, too: its content alone says nothing
+    page: str  # for a browser
+    target: Path  # the file, or the folder that the archive is unpacked into
+    archive: Path | None = None  # lies in the target, as do all temporary files: one disk, no collisions
+    holds: tuple[str, ...] = ()  # what the target contains directly when it is complete
+    disk: int = 0  # free bytes that it takes, 0: only its server knows
+    shares_target: bool = False  # other archives go there, too: its content alone says nothing
 
     @property
     def file(self) -> Path:
@@ -140,8 +141,9 @@ def read_sources(path: Path, *, root: Path, saves: Path) -> dict[str, list[Sourc
                 for entry in entries
             ]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise DownloadError(f'{path}: expected a list as scripts/sources.json, found something else ({error!r})'
-                            ) from error
+        raise DownloadError(
+            f'{path}: expected a list as scripts/sources.json, found something else ({error!r})'
+        ) from error
     return sources
 
 
@@ -207,7 +209,7 @@ def fetch_rest(source: Source) -> None:
         if error.code != 416 or not size:
             raise
         if error.headers.get('Content-Range') == f'bytes */{size}':
-            return      # it was complete and only had to be renamed
+            return  # it was complete and only had to be renamed
         source.part.unlink()
         raise ConnectionError('the part that is here does not fit the file; starting anew') from error
 
@@ -217,11 +219,15 @@ def fetch_rest(source: Source) -> None:
             raise DownloadError(f'the server continued at byte {start} instead of {file_size(source.part)}')
         if total is not None:
             require_disk(source.part.parent, total - start + (total if source.archive else 0), source.name)
-        log.info('%s: %s%s', source.name, gigabytes(total) if total else 'size unknown',
-                 f', continued at {gigabytes(start)}' if start else '')
+        log.info(
+            '%s: %s%s',
+            source.name,
+            gigabytes(total) if total else 'size unknown',
+            f', continued at {gigabytes(start)}' if start else '',
+        )
         bar = tqdm(total=total, initial=start, unit='B', unit_scale=True, desc=source.file.name, disable=None)
         with bar, source.part.open('ab' if start else 'wb') as file:
-            while chunk := response.read1(CHUNK):      # what has arrived, not only whole chunks
+            while chunk := response.read1(CHUNK):  # what has arrived, not only whole chunks
                 if total is None:
                     require_disk(source.part.parent, MARGIN, source.name)
                 file.write(chunk)
@@ -238,7 +244,7 @@ def connect(url: str, *, start: int) -> HTTPResponse:
     """
     page = PageParser()
     for _ in range(2):
-        if urlsplit(url).scheme not in ('http', 'https'):       # urllib would also read local files
+        if urlsplit(url).scheme not in ('http', 'https'):  # urllib would also read local files
             raise DownloadError(f'expected an address that begins with http, found {url}')
         request = Request(url, headers=HEADERS | ({'Range': f'bytes={start}-'} if start else {}))
         response = urlopen(request, timeout=TIMEOUT)
@@ -277,7 +283,7 @@ class PageParser(HTMLParser):
 
 def extent(response: HTTPResponse) -> tuple[int, int | None]:
     """The first byte of the file that a response sends, and the size of the whole file if it is known."""
-    if response.status == 206:      # Content-Range: bytes 1000-1999/2000
+    if response.status == 206:  # Content-Range: bytes 1000-1999/2000
         span, _, total = response.headers.get('Content-Range', '').removeprefix('bytes ').partition('/')
         first = span.partition('-')[0]
         if not first.isdigit():
@@ -293,7 +299,7 @@ def extent(response: HTTPResponse) -> tuple[int, int | None]:
 class Member(NamedTuple):
     name: str
     size: int
-    kind: str       # 'file', 'folder' or what makes it refused
+    kind: str  # 'file', 'folder' or what makes it refused
     open: Callable[[], BinaryIO]
 
 
@@ -320,7 +326,7 @@ def unpack(archive: Path, folder: Path) -> None:
                     raise ArchiveError(f'{archive}: refused, {gigabytes(packed)} that unpack to {count:,} files')
             else:
                 check_tar_end(archive)
-                total, members = packed, tar_members(opened)    # without compression and holes
+                total, members = packed, tar_members(opened)  # without compression and holes
             if total > MAX_RATIO * packed:
                 raise ArchiveError(f'{archive}: refused, {gigabytes(packed)} that unpack to {gigabytes(total)}')
             require_disk(folder.parent, total, archive.name)
@@ -329,9 +335,17 @@ def unpack(archive: Path, folder: Path) -> None:
                 for member in members:
                     write_member(member, folder, archive)
                     bar.update(member.size)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, struct.error, UnicodeDecodeError,
-            RuntimeError, OSError) as error:                                    # RuntimeError: encryption
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:      # that of a place before the beginning
+    except (
+        zipfile.BadZipFile,
+        tarfile.TarError,
+        zlib.error,
+        EOFError,
+        struct.error,
+        UnicodeDecodeError,
+        RuntimeError,
+        OSError,
+    ) as error:  # RuntimeError: encryption
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that of a place before the beginning
             raise
         raise ArchiveError(
             f'{archive}: damaged, incomplete or of another kind ({error}). Delete it and run this again.'
@@ -357,22 +371,27 @@ def write_member(member: Member, folder: Path, archive: Path) -> None:
 def zip_members(archive: zipfile.ZipFile) -> Iterator[Member]:
     for info in archive.infolist():
         kind = 'folder' if info.is_dir() else 'file'
-        mode = stat.S_IFMT(info.external_attr >> 16)    # 0: not made under Unix
+        mode = stat.S_IFMT(info.external_attr >> 16)  # 0: not made under Unix
         if mode not in (0, stat.S_IFREG, stat.S_IFDIR):
             kind = 'link' if mode == stat.S_IFLNK else 'special file'
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            kind = 'member of a rare compression'       # LZMA takes as much memory as its header says
+            kind = 'member of a rare compression'  # LZMA takes as much memory as its header says
         # A member never yields more than file_size, whatever its data say: the total above is a bound.
         yield Member(info.filename, info.file_size, kind, lambda info=info: archive.open(info))
 
 
 def tar_members(archive: tarfile.TarFile) -> Iterator[Member]:
     while (info := archive.next()) is not None:
-        archive.members = []    # it would keep all of them: millions in BL30K
-        if info.size < 0:       # older tarfiles go backwards then, for ever
+        archive.members = []  # it would keep all of them: millions in BL30K
+        if info.size < 0:  # older tarfiles go backwards then, for ever
             raise tarfile.ReadError('a member of negative size')
-        kind = 'folder' if info.isdir() else 'file' if info.isreg() and not info.issparse() else (
-            'link' if info.issym() or info.islnk() else 'special file')
+        kind = (
+            'folder'
+            if info.isdir()
+            else 'file'
+            if info.isreg() and not info.issparse()
+            else ('link' if info.issym() or info.islnk() else 'special file')
+        )
         yield Member(info.name, info.size, kind, lambda info=info: archive.extractfile(info))
 
 
@@ -414,8 +433,10 @@ def find_content(folder: Path, holds: tuple[str, ...], archive: Path) -> Path:
         visible = [path for path in inner.iterdir() if not path.name.startswith(('.', '__MACOSX'))]
         if len(visible) != 1 or not visible[0].is_dir():
             found = ', '.join(sorted(path.name for path in visible)[:10]) or 'nothing'
-            raise ArchiveError(f'{archive}: expected {" and ".join(holds)} in it, found {found}. If it is the right '
-                               f'archive, unpack it by hand into {archive.parent}.')
+            raise ArchiveError(
+                f'{archive}: expected {" and ".join(holds)} in it, found {found}. If it is the right '
+                f'archive, unpack it by hand into {archive.parent}.'
+            )
         inner = visible[0]
     return inner
 
@@ -461,13 +482,26 @@ def gigabytes(size: int) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add('groups', nargs='+', choices=['weights', 'static', 'davis', 'youtube', 'bl30k', 'all'], metavar='GROUP',
-        help='weights, static, davis, youtube, bl30k (about 1 TB) or all')
-    add('--root', type=Path, default=REPOSITORY.parent,
-        help='folder of the data sets (default: the one that the repository lies in)')
+    add(
+        'groups',
+        nargs='+',
+        choices=['weights', 'static', 'davis', 'youtube', 'bl30k', 'all'],
+        metavar='GROUP',
+        help='weights, static, davis, youtube, bl30k (about 1 TB) or all',
+    )
+    add(
+        '--root',
+        type=Path,
+        default=REPOSITORY.parent,
+        help='folder of the data sets (default: the one that the repository lies in)',
+    )
     add('--saves', type=Path, default=REPOSITORY / 'saves', help="folder of weights (default: the repository's saves)")
-    add('--sources', type=Path, default=Path(__file__).with_name('sources.json'),
-        help='addresses, e.g. of a mirror (default: scripts/sources.json)')
+    add(
+        '--sources',
+        type=Path,
+        default=Path(__file__).with_name('sources.json'),
+        help='addresses, e.g. of a mirror (default: scripts/sources.json)',
+    )
     add('--list', action='store_true', help='say what would be done, and do nothing')
     add('--keep', action='store_true', help='do not delete archives that are unpacked')
     args = parser.parse_args()

@@ -1,4 +1,5 @@
 """Segment videos of one's own: frames in JPEGImages, masks of some of them in Annotations."""
+
 import sys
 from pathlib import Path
 
@@ -9,11 +10,13 @@ from util.cli import evaluate, evaluation_parser, parse, run_main
 
 def main() -> int:
     parser = evaluation_parser(__doc__, size=480, dataset='folder')
-    parser.add_argument('--root', required=True,
-                        help='with JPEGImages/VIDEO/ and Annotations/VIDEO/, or both without VIDEO/')
+    parser.add_argument(
+        '--root', required=True, help='with JPEGImages/VIDEO/ and Annotations/VIDEO/, or both without VIDEO/'
+    )
     args = parse(parser)
 
     from dataset.folder import folder
+
     return evaluate(args, folder(args.root))
 
 

@@ -10,6 +10,7 @@ YouTubeVOS: the frames are those that meta.json lists for any object of the vide
 with them G, need "seen" or "unseen" at the top level of meta.json: a list of categories (if one of the two is
 missing, it is all others).
 """
+
 import argparse
 import csv
 import json
@@ -38,7 +39,7 @@ MEASURES = {'J': region_similarity, 'F': boundary_accuracy}
 STATISTICS = ('mean', 'recall', 'decay')
 COLUMNS = ['J&F', *(f'{measure} {name}' for measure in MEASURES for name in STATISTICS)]
 
-Scores = dict[int, dict[str, dict[str, float]]]     # label -> 'J' or 'F' -> frame name -> value
+Scores = dict[int, dict[str, dict[str, float]]]  # label -> 'J' or 'F' -> frame name -> value
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,10 @@ class Sequence:
 
     name: str
     truth: tuple[Path, ...]
-    results: Path                   # a folder of <frame>.png
-    skip_last: bool = False         # the last frame is not scored
-    binary: bool = False            # every non-zero label is the one object, 1
-    categories: dict[int, str] = field(default_factory=dict)    # of objects, where they are known
+    results: Path  # a folder of <frame>.png
+    skip_last: bool = False  # the last frame is not scored
+    binary: bool = False  # every non-zero label is the one object, 1
+    categories: dict[int, str] = field(default_factory=dict)  # of objects, where they are known
 
     def pairs(self) -> list[tuple[Path, Path]]:
         """Ground truth and result of every frame."""
@@ -142,9 +143,9 @@ def score(sequence: Sequence) -> Scores:
     """
     import cv2
 
-    cv2.setNumThreads(1)            # the processes are the parallelism
+    cv2.setNumThreads(1)  # the processes are the parallelism
     scores: Scores = {}
-    found: dict[int, Path] = {}     # label in the results -> where first
+    found: dict[int, Path] = {}  # label in the results -> where first
     for i, (truth_path, result_path) in enumerate(sequence.pairs()):
         truth, result = read_mask(truth_path), read_mask(result_path)
         if truth.shape != result.shape:
@@ -188,7 +189,7 @@ def some(values: list) -> str:
 
 def score_all(sequences: list[Sequence], *, num_workers: int) -> list[Scores]:
     """The scores of every video, in order; the same for any number of processes."""
-    bar = {'total': len(sequences), 'unit': 'video', 'disable': None}       # None: only on a terminal
+    bar = {'total': len(sequences), 'unit': 'video', 'disable': None}  # None: only on a terminal
     if num_workers <= 1 or len(sequences) == 1:
         return list(tqdm(map(score, sequences), **bar))
     workers = min(num_workers, len(sequences))
@@ -218,15 +219,13 @@ def object_entries(sequence: Sequence, scores: Scores) -> dict[str, dict]:
     return entries
 
 
-def evaluate(
-    results: Path, root: Path, *, dataset: str, split: str | None = None, num_workers: int = 1
-) -> dict:
+def evaluate(results: Path, root: Path, *, dataset: str, split: str | None = None, num_workers: int = 1) -> dict:
     """All numbers, from the data set down to single frames, as ``--json`` writes them.
 
     Raises:
         DataError: ground truth or results are incomplete, unreadable or do not match.
     """
-    if (results / 'Annotations').is_dir():      # the layout of a YouTubeVOS submission
+    if (results / 'Annotations').is_dir():  # the layout of a YouTubeVOS submission
         results = results / 'Annotations'
     meta = {}
     if dataset == 'youtube':
@@ -295,13 +294,25 @@ def write_csv(path: Path, numbers: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add('--results', type=Path, required=True,
-        help='masks to score: DIR/<video>/<frame>.png or DIR/Annotations/<video>/<frame>.png')
-    add('--dataset', choices=['davis2016', 'davis2017', 'youtube', 'folder'], required=True,
+    add(
+        '--results',
+        type=Path,
+        required=True,
+        help='masks to score: DIR/<video>/<frame>.png or DIR/Annotations/<video>/<frame>.png',
+    )
+    add(
+        '--dataset',
+        choices=['davis2016', 'davis2017', 'youtube', 'folder'],
+        required=True,
         help='davis2016: every non-zero label is the one object; folder: the ground truth is '
-             'ROOT/Annotations/<video>/<frame>.png')
-    add('--root', type=Path, required=True,
-        help='the data set; for youtube with <split>/Annotations and <split>/meta.json')
+        'ROOT/Annotations/<video>/<frame>.png',
+    )
+    add(
+        '--root',
+        type=Path,
+        required=True,
+        help='the data set; for youtube with <split>/Annotations and <split>/meta.json',
+    )
     add('--split', help='(default: val for DAVIS, valid for youtube)')
     add('--json', type=Path, metavar='FILE', help='write all numbers, down to single frames')
     add('--csv', type=Path, metavar='FILE', help='write a row an object')

@@ -1,7 +1,8 @@
 """Loss and IoU of runs, one after the other, as a picture: a chain of stages is one curve.
 
-    python scripts/plot_training.py saves/light_s0 saves/light_s01 saves/light_s012 --output curve.png
+python scripts/plot_training.py saves/light_s0 saves/light_s01 saves/light_s012 --output curve.png
 """
+
 import argparse
 import logging
 import sys
@@ -23,13 +24,16 @@ def read_curves(run: Path) -> dict[str, tuple[list[int], list[float]]]:
         FileNotFoundError: there are none.
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     logging.getLogger('tensorboard').setLevel(logging.WARNING)
     events = EventAccumulator(str(run)).Reload()
     there = [name for name in CURVES if name in events.Tags()['scalars']]
     if not there:
         raise FileNotFoundError(f'{run}: expected the folder of a run with TensorBoard events, found none')
-    return {name: ([event.step for event in events.Scalars(name)], [event.value for event in events.Scalars(name)])
-            for name in there}
+    return {
+        name: ([event.step for event in events.Scalars(name)], [event.value for event in events.Scalars(name)])
+        for name in there
+    }
 
 
 def main() -> int:
@@ -47,10 +51,20 @@ def main() -> int:
             if name in curves:
                 steps, values = curves[name]
                 axes = loss if name == 'train/loss' else overlap
-                axes.plot([start + step for step in steps], values, color=f'C{number}',
-                          label=label if run == args.runs[-1] else None)
-        loss.annotate(run.name, (start, 1), xycoords=('data', 'axes fraction'), xytext=(3, -10),
-                      textcoords='offset points', fontsize='small')
+                axes.plot(
+                    [start + step for step in steps],
+                    values,
+                    color=f'C{number}',
+                    label=label if run == args.runs[-1] else None,
+                )
+        loss.annotate(
+            run.name,
+            (start, 1),
+            xycoords=('data', 'axes fraction'),
+            xytext=(3, -10),
+            textcoords='offset points',
+            fontsize='small',
+        )
         for axes in (loss, overlap):
             axes.axvline(start, color='gray', linewidth=0.5)
         start += max(steps[-1] for steps, _ in curves.values())

@@ -1,4 +1,5 @@
 """Counts what operations do, by looking at each of them: multiply-adds, bytes moved, bytes alive."""
+
 import weakref
 
 import torch
@@ -37,7 +38,7 @@ class Work(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         packet = function._overloadpacket
-        if packet not in flop_registry:         # in inference mode, convolutions come as one of several names for them
+        if packet not in flop_registry:  # in inference mode, convolutions come as one of several names for them
             with self:
                 result = function.decompose(*args, **kwargs)
             if result is not NotImplemented:

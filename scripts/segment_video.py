@@ -12,6 +12,7 @@ OUTPUT/strip.png         with --strip N: N frames side by side
 Any length fits: memory holds a few frames and --max_memory_frames. Ctrl-C once ends the run after the frame it is at:
 masks and overlay are whole up to there. A second time it ends at once: the masks stay, there is no overlay.
 """
+
 import argparse
 import json
 import logging
@@ -45,8 +46,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-READ_AHEAD = 2          # frames
-WRITE_BEHIND = 8        # frames of each kind of output waiting to be written
+READ_AHEAD = 2  # frames
+WRITE_BEHIND = 8  # frames of each kind of output waiting to be written
 LOG_SECONDS = 10
 STRIP_HEIGHT = 240
 STRIP_GAP = 4
@@ -65,37 +66,65 @@ def main() -> int:
     output = Output(Path(args.output), video=overlay_writer(reader, args), cutouts=args.cutouts, strip=args.strip)
 
     from inference import LIGHT_WEIGHTS, load_model
+
     network = load_model(args.model or LIGHT_WEIGHTS, device=args.device)
-    output.claim([Path(args.input), *(file for each in args.mask for file in each.files)],
-                 settings=vars(args), overwrite=args.overwrite)
+    output.claim(
+        [Path(args.input), *(file for each in args.mask for file in each.files)],
+        settings=vars(args),
+        overwrite=args.overwrite,
+    )
     return segment(network, reader, masks, output, args)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add('--input', required=True, help='a video file; a folder of .jpg, .jpeg or .png images; camera:0 (a number, or '
-        'whatever else OpenCV opens)')
-    add('--mask', required=True, nargs='+', action='extend', type=Given.parse,
-        metavar='[FRAME[:LABEL]=]FILE[,FILE...]', help='frames count from 0, in a folder too, in the order of the '
+    add(
+        '--input',
+        required=True,
+        help='a video file; a folder of .jpg, .jpeg or .png images; camera:0 (a number, or '
+        'whatever else OpenCV opens)',
+    )
+    add(
+        '--mask',
+        required=True,
+        nargs='+',
+        action='extend',
+        type=Given.parse,
+        metavar='[FRAME[:LABEL]=]FILE[,FILE...]',
+        help='frames count from 0, in a folder too, in the order of the '
         'names; 0 is the default. One FILE has the labels of all objects (palette, grayscale, or black and white). Of '
         'several FILEs, or with a LABEL, each is one object: whatever is not 0 in it; labelled LABEL, LABEL + 1 ... '
         '(default: 1, 2 ...), later ones in front. A mask of a later frame adds the objects that are new, and '
-        'corrects those in it that are known; others stay')
+        'corrects those in it that are known; others stay',
+    )
     add('--output', required=True, help='folder for the masks and everything else')
-    add('--overlay', metavar='FILE', help='video with the objects tinted; .mp4, .m4v, .mov or .mkv; needs the package '
-        'av (default: OUTPUT/overlay.mp4)')
+    add(
+        '--overlay',
+        metavar='FILE',
+        help='video with the objects tinted; .mp4, .m4v, .mov or .mkv; needs the package '
+        'av (default: OUTPUT/overlay.mp4)',
+    )
     add('--no_overlay', dest='overlay', action='store_false', help='leave it out')
     add('--cutouts', action='store_true', help='also write OUTPUT/cutouts/LABEL/FRAME.png, RGBA, at full size')
     add('--strip', type=positive, metavar='N', help='also write OUTPUT/strip.png, N frames at even distances')
     add('--fps', type=frame_rate, default='25', help='of the overlay of a folder (default: 25)')
     add('--model', help='checkpoint: a published one or our own (default: the light one, weights/stcn_light.pth)')
-    add('--size', type=not_negative, default=480, help='shorter side at which the network works: smaller is faster, '
-        'larger shows more detail; 0: frames as they are (default: 480)')
+    add(
+        '--size',
+        type=not_negative,
+        default=480,
+        help='shorter side at which the network works: smaller is faster, '
+        'larger shows more detail; 0: frames as they are (default: 480)',
+    )
     add('--top', type=positive, default=20, help='memory positions that a query position reads (default: 20)')
     add('--mem_every', type=positive, default=5, help='every n-th frame goes into the memory (default: 5)')
-    add('--max_memory_frames', type=not_negative, default=64, help='bound of the memory: the least used frame goes, '
-        'never an annotated one; 0: no bound (default: 64)')
+    add(
+        '--max_memory_frames',
+        type=not_negative,
+        default=64,
+        help='bound of the memory: the least used frame goes, never an annotated one; 0: no bound (default: 64)',
+    )
     add('--object_chunk', type=positive, help='objects at a time, to save memory (default: all)')
     add('--amp', action='store_true', help='half precision; faster on a GPU, with slightly other masks')
     add('--device', help='e.g. cuda:1 or cpu (default: the GPU, if there is one)')
@@ -118,7 +147,7 @@ class Given:
 
     frame: int
     files: tuple[Path, ...]
-    first_label: int | None     # of binary masks, one an object; None: one file with all labels
+    first_label: int | None  # of binary masks, one an object; None: one file with all labels
 
     @classmethod
     def parse(cls, text: str) -> 'Given':
@@ -147,8 +176,8 @@ class Given:
 class Annotation:
     """What ``InferenceCore.step`` takes."""
 
-    labels: np.ndarray          # uint8 [H, W]
-    objects: list[int] | None   # that it speaks of; None: those in it
+    labels: np.ndarray  # uint8 [H, W]
+    objects: list[int] | None  # that it speaks of; None: those in it
 
 
 class FolderReader:
@@ -168,8 +197,10 @@ class FolderReader:
         for number, path in enumerate(self.paths):
             image = read_image(path)
             if image.shape[:2] != (self.height, self.width):
-                raise DataError(f'{path}: expected the size of the first image, {self.width} x {self.height}, '
-                                f'found {image.shape[1]} x {image.shape[0]}')
+                raise DataError(
+                    f'{path}: expected the size of the first image, {self.width} x {self.height}, '
+                    f'found {image.shape[1]} x {image.shape[0]}'
+                )
             yield image, number
 
 
@@ -188,8 +219,10 @@ class CameraReader:
         self.capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
         there, image = self.capture.read()
         if not there:
-            raise DataError(f'camera:{device}: no camera that OpenCV can open and read. Is it connected, free, and '
-                            'may this user read it?')
+            raise DataError(
+                f'camera:{device}: no camera that OpenCV can open and read. Is it connected, free, and '
+                'may this user read it?'
+            )
         self.height, self.width = image.shape[:2]
         self.frame_rate = Fraction(self.capture.get(cv2.CAP_PROP_FPS) or 30).limit_denominator(1001)
 
@@ -241,8 +274,13 @@ def overlay_writer(reader: Reader, args: argparse.Namespace) -> VideoWriter | No
         return None
     try:
         return VideoWriter(
-            args.overlay or Path(args.output, 'overlay.mp4'), reader.width, reader.height, time_base=reader.time_base,
-            frame_rate=reader.frame_rate, audio_from=args.input if reader.has_audio else None)
+            args.overlay or Path(args.output, 'overlay.mp4'),
+            reader.width,
+            reader.height,
+            time_base=reader.time_base,
+            frame_rate=reader.frame_rate,
+            audio_from=args.input if reader.has_audio else None,
+        )
     except VideoSupportError as error:
         if args.overlay:
             raise
@@ -273,14 +311,19 @@ class Output:
         for path in (path.resolve() for path in inputs):
             if taken & {path, *path.parents}:
                 raise DataError(f'{path}: is where the output would go; choose another --output, or move it')
-        found = [*self.masks.glob('*.png'), *cutouts.glob('*/*.png'),
-                 *(path for path in (strip, overlay) if path.exists())]
+        found = [
+            *self.masks.glob('*.png'),
+            *cutouts.glob('*/*.png'),
+            *(path for path in (strip, overlay) if path.exists()),
+        ]
         record = self.folder / SETTINGS_FILE
         if found and not overwrite:
             raise DataError(f'{self.folder}: has results already ({found[0]}); use --overwrite or another --output')
         if found and not record.exists():
-            raise DataError(f'{found[0]}: is in the way, and {record.name}, which every run leaves, is not in '
-                            f'{self.folder}: nothing is deleted there; choose another --output')
+            raise DataError(
+                f'{found[0]}: is in the way, and {record.name}, which every run leaves, is not in '
+                f'{self.folder}: nothing is deleted there; choose another --output'
+            )
         # At once, so that an interrupted run leaves nothing of the one before.
         for path in found:
             path.unlink()
@@ -295,7 +338,8 @@ class Output:
             alpha = np.where(labels == label, np.uint8(255), np.uint8(0))[..., None]
             with atomic_path(self.cutouts / str(label) / f'{name}.png') as temporary:
                 Image.fromarray(np.concatenate([image & alpha, alpha], axis=2)).save(
-                    temporary, format='PNG', compress_level=2)
+                    temporary, format='PNG', compress_level=2
+                )
 
     def write_picture(self, number: int, image: np.ndarray, labels: 'Tensor', pts: int) -> None:
         """What shows the objects on the frame: overlay and strip. Frames come in their order."""
@@ -329,8 +373,9 @@ class Strip:
         import cv2
 
         H, W = image.shape[:2]
-        self.kept.append(cv2.resize(
-            image, (max(1, round(W * STRIP_HEIGHT / H)), STRIP_HEIGHT), interpolation=cv2.INTER_AREA))
+        self.kept.append(
+            cv2.resize(image, (max(1, round(W * STRIP_HEIGHT / H)), STRIP_HEIGHT), interpolation=cv2.INTER_AREA)
+        )
         if len(self.kept) > 8 * self.count:
             del self.kept[1::2]
             self.every *= 2
@@ -346,7 +391,11 @@ class Strip:
 
 
 def segment(
-    network: 'STCN', reader: Reader, masks: dict[int, Annotation], output: Output, args: argparse.Namespace,
+    network: 'STCN',
+    reader: Reader,
+    masks: dict[int, Annotation],
+    output: Output,
+    args: argparse.Namespace,
 ) -> int:
     """Every frame through the network and into the output; prints what was done. Returns the exit status."""
     import torch
@@ -355,8 +404,15 @@ def segment(
     from inference.run import OUT_OF_MEMORY, BackgroundWriter, peak_memory
 
     core = InferenceCore(
-        network, top_k=args.top, mem_every=args.mem_every, size=args.size or None, amp=args.amp,
-        max_memory_frames=args.max_memory_frames or None, object_chunk=args.object_chunk, num_frames=reader.frames)
+        network,
+        top_k=args.top,
+        mem_every=args.mem_every,
+        size=args.size or None,
+        amp=args.amp,
+        max_memory_frames=args.max_memory_frames or None,
+        object_chunk=args.object_chunk,
+        num_frames=reader.frames,
+    )
     if core.device.type == 'cpu':
         torch.set_num_threads(args.num_threads or cores())
     else:
@@ -367,7 +423,7 @@ def segment(
         if output.video is not None:
             stack.enter_context(output.video)
         files = stack.enter_context(BackgroundWriter(WRITE_BEHIND))
-        pictures = stack.enter_context(BackgroundWriter(WRITE_BEHIND, threads=1))       # in their order
+        pictures = stack.enter_context(BackgroundWriter(WRITE_BEHIND, threads=1))  # in their order
         progress = stack.enter_context(Progress(reader.frames))
         try:
             for image, pts in read_ahead(iter(reader)):
@@ -390,15 +446,21 @@ def segment(
         output.strip.write()
 
     seconds = time.perf_counter() - start
-    print(f'frames: {count}\nFPS (wall clock): {count / seconds:.2f}\n'
-          f'peak memory: {peak_memory(core.device) / 2**20:.0f} MiB\noutput: {output.folder}')
+    print(
+        f'frames: {count}\nFPS (wall clock): {count / seconds:.2f}\n'
+        f'peak memory: {peak_memory(core.device) / 2**20:.0f} MiB\noutput: {output.folder}'
+    )
     if stop.signal:
         log.warning('interrupted after %d frames; they are complete', count)
         return 128 + stop.signal
     missed = sorted(frame for frame in masks if frame >= count)
     if missed and not failed:
-        log.error('%s: has %d frames, so the masks of these were not used: %s',
-                  args.input, count, ', '.join(map(str, missed)))
+        log.error(
+            '%s: has %d frames, so the masks of these were not used: %s',
+            args.input,
+            count,
+            ', '.join(map(str, missed)),
+        )
     return 1 if failed or missed else 0
 
 
@@ -426,6 +488,7 @@ class Progress:
         self.bar = None
         if sys.stderr.isatty():
             import progressbar
+
             self.bar = progressbar.ProgressBar(max_value=self.total or progressbar.UnknownLength, max_error=False)
         return self
 
@@ -438,8 +501,13 @@ class Progress:
             self.logged = now
             rate = count / (now - self.start)
             left = max(0, round(((self.total or 0) - count) / rate))
-            log.info('frame %d%s, %.1f FPS%s', count, f' of {self.total}' if self.total else '', rate,
-                     f', {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left' if self.total else '')
+            log.info(
+                'frame %d%s, %.1f FPS%s',
+                count,
+                f' of {self.total}' if self.total else '',
+                rate,
+                f', {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left' if self.total else '',
+            )
 
     def __exit__(self, *_) -> None:
         if self.bar is not None:

@@ -1,7 +1,8 @@
 """A contact sheet of training samples: one row a sample, its three frames as the network sees them, masks on top.
 
-    python scripts/show_samples.py --stage 3 --davis_root ../DAVIS --output samples.png
+python scripts/show_samples.py --stage 3 --davis_root ../DAVIS --output samples.png
 """
+
 import argparse
 import logging
 import sys
@@ -31,7 +32,7 @@ def main() -> int:
     parser.add_argument('--max_skip', type=int, default=5, help='frames that may lie between two of a sample')
     parser.add_argument('--count', type=int, default=8, help='samples to show')
     parser.add_argument('--output', type=Path, default='samples.png', help='image file to write')
-    args = parser.parse_args()      # --help must not wait for the imports below
+    args = parser.parse_args()  # --help must not wait for the imports below
 
     import numpy as np
     from PIL import Image
@@ -41,8 +42,14 @@ def main() -> int:
     from dataset.training import open_training_set
 
     dataset = open_training_set(
-        STAGES[args.stage].data, size=args.crop_size, static_root=args.static_root, bl_root=args.bl_root,
-        yv_root=args.yv_root, davis_root=args.davis_root, synthetic_root=args.synthetic_root)
+        STAGES[args.stage].data,
+        size=args.crop_size,
+        static_root=args.static_root,
+        bl_root=args.bl_root,
+        yv_root=args.yv_root,
+        davis_root=args.davis_root,
+        synthetic_root=args.synthetic_root,
+    )
     rows = []
     for index in epoch_order(len(dataset), seed=args.seed, epoch=0)[: args.count]:
         sample = dataset[Address(args.seed, 0, int(index), args.max_skip)]
@@ -51,7 +58,8 @@ def main() -> int:
         rows.append(np.concatenate([overlay(rgb, target) for rgb, target in frames], axis=1))
     with atomic_path(args.output) as temporary:
         Image.fromarray(np.concatenate(rows)).save(
-            temporary, format='JPEG' if args.output.suffix.lower() in ('.jpg', '.jpeg') else 'PNG')
+            temporary, format='JPEG' if args.output.suffix.lower() in ('.jpg', '.jpeg') else 'PNG'
+        )
     return 0
 
 

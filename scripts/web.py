@@ -1,4 +1,5 @@
 """A page in the browser, on this computer only: paint objects on a clip, propagate, correct, take the masks along."""
+
 import argparse
 import base64
 import html
@@ -30,12 +31,14 @@ log = logging.getLogger(__name__)
 HOSTS = ('127.0.0.1', 'localhost')
 # Corners of the RGB cube: no mixture of two of these colours, as an anti-aliased brush leaves, is near a third.
 OBJECTS = ('red', 'green', 'olive', 'blue', 'purple', 'teal', 'grey')
-TOLERANCE = 8               # of a colour, in each channel
-UNUSED = ('/process_recording', '/dev/reload')      # of what gradio serves; the first one starts FFmpeg
-SHOWN_ALPHA = 128           # masks that are there already let the frame shine through; new strokes are opaque
-PREVIEW_SECONDS = 0.1       # between two frames of the preview, so that a fast network does not flood the browser
-OUT_OF_MEMORY = ('Out of GPU memory. The masks up to here are kept. What helps: fewer objects, a shorter clip, or to '
-                 'start the page anew with a smaller --size or with --device cpu.')
+TOLERANCE = 8  # of a colour, in each channel
+UNUSED = ('/process_recording', '/dev/reload')  # of what gradio serves; the first one starts FFmpeg
+SHOWN_ALPHA = 128  # masks that are there already let the frame shine through; new strokes are opaque
+PREVIEW_SECONDS = 0.1  # between two frames of the preview, so that a fast network does not flood the browser
+OUT_OF_MEMORY = (
+    'Out of GPU memory. The masks up to here are kept. What helps: fewer objects, a shorter clip, or to '
+    'start the page anew with a smaller --size or with --device cpu.'
+)
 HELP = """**1.** Upload a clip. **2.** Go to a frame, choose an object and paint it; the eraser makes background.
 **3.** Propagate. **4.** Go to a frame where the mask is wrong, correct it and propagate from there: the frames before
 keep their masks. A painting that is neither kept nor propagated is gone when you go to another frame. What you
@@ -46,13 +49,18 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add('--model', help='checkpoint (default: the light network of this repository)')
-    add('--size', type=not_negative, default=480,
-        help='shorter side at which the network works; 0: frames as they are')
+    add(
+        '--size', type=not_negative, default=480, help='shorter side at which the network works; 0: frames as they are'
+    )
     add('--port', type=positive, default=7860, help='of the page, http://127.0.0.1:PORT')
     add('--device', help='e.g. cuda:1 or cpu (default: the GPU, if there is one)')
     add('--max_seconds', type=positive, default=60, help='longest clip')
-    add('--max_megabytes', type=positive, default=200,
-        help='largest upload; its frames may take ten times that on disk')
+    add(
+        '--max_megabytes',
+        type=positive,
+        default=200,
+        help='largest upload; its frames may take ten times that on disk',
+    )
     add('--num_threads', type=positive, help='on a CPU (default: one a core)')
     return parser.parse_args()
 
@@ -62,9 +70,12 @@ def main() -> int:
     # Before gradio is imported: it reads its settings from the environment, and some would open it to the network.
     for name in [name for name in os.environ if name.startswith('GRADIO_')]:
         del os.environ[name]
-    os.environ |= {'GRADIO_ANALYTICS_ENABLED': 'False', 'HF_HUB_OFFLINE': '1',
-                   'NO_PROXY': ','.join([*HOSTS, os.environ.get('NO_PROXY', '')])}
-    stay_local()        # gradio would fetch the address that a request gives in place of a file
+    os.environ |= {
+        'GRADIO_ANALYTICS_ENABLED': 'False',
+        'HF_HUB_OFFLINE': '1',
+        'NO_PROXY': ','.join([*HOSTS, os.environ.get('NO_PROXY', '')]),
+    }
+    stay_local()  # gradio would fetch the address that a request gives in place of a file
     # Ended by a signal, it cleans up as well. The last one is that of a closed terminal, which nohup ignores.
     for name in ('SIGTERM', 'SIGHUP'):
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
@@ -84,8 +95,13 @@ def main() -> int:
         if device.type == 'cpu':
             torch.set_num_threads(args.num_threads or cores())
         network = load_model(args.model or LIGHT_WEIGHTS, device=device)
-        tabs = Tabs(network, Path(root, 'clips'), max_seconds=args.max_seconds, max_bytes=args.max_megabytes * 10**6,
-                    core_options={'size': args.size or None})
+        tabs = Tabs(
+            network,
+            Path(root, 'clips'),
+            max_seconds=args.max_seconds,
+            max_bytes=args.max_megabytes * 10**6,
+            core_options={'size': args.size or None},
+        )
         try:
             serve(tabs, port=args.port)
         except KeyboardInterrupt:
@@ -103,9 +119,9 @@ class Tab:
         self.name = name
         self.objects = 1
         self.frame = 0
-        self.shown = session.labels(0)      # the mask that the editor began with
+        self.shown = session.labels(0)  # the mask that the editor began with
         self.stop = threading.Event()
-        self.busy = threading.Lock()        # while frames are propagated
+        self.busy = threading.Lock()  # while frames are propagated
         self.closed = False
 
     def show(self, frame: int) -> dict:
@@ -149,7 +165,7 @@ class Tab:
             yield
         finally:
             self.busy.release()
-            if self.closed:             # and what was written since then made the folder anew
+            if self.closed:  # and what was written since then made the folder anew
                 self.session.close()
 
     def status(self) -> str:
@@ -157,9 +173,11 @@ class Tab:
         masks = sum(map(session.has_mask, range(len(session))))
         painted = ', '.join(map(str, sorted(session.painted))) or 'none'
         height, width = session.shape
-        name = self.name.replace('`', '')       # as code: it is the user's, and would otherwise be Markdown
-        return (f'`{name}`: {len(session)} frames, {width} x {height}. Painted frames: {painted}. '
-                f'Frames with a mask: {masks}.')
+        name = self.name.replace('`', '')  # as code: it is the user's, and would otherwise be Markdown
+        return (
+            f'`{name}`: {len(session)} frames, {width} x {height}. Painted frames: {painted}. '
+            f'Frames with a mask: {masks}.'
+        )
 
     def close(self) -> None:
         """Stop, and delete all files."""
@@ -180,7 +198,7 @@ class Tabs:
         self.max_bytes = max_bytes
         self.core_options = core_options
         self.tabs: dict[str, Tab] = {}
-        self.opening: dict[str, Path] = {}      # the folder of the clip that a tab is waiting for
+        self.opening: dict[str, Path] = {}  # the folder of the clip that a tab is waiting for
 
     def open(self, key: str, upload: str | Path) -> Tab:
         """Replace the clip of a tab by an uploaded file, which is moved. After a ``DataError`` the old one stays.
@@ -189,6 +207,7 @@ class Tabs:
             DataError: the file is unusable, or the tab was closed meanwhile, or given another one.
         """
         from inference.session import Session, import_clip
+
         self.folder.mkdir(exist_ok=True)
         folder = self.opening[key] = Path(tempfile.mkdtemp(dir=self.folder))
         try:
@@ -245,8 +264,9 @@ def labels_of(layer: np.ndarray) -> np.ndarray:
     if mixed.all():
         return np.zeros_like(labels)
     if mixed.any():
-        nearest = cv2.distanceTransformWithLabels(mixed.astype(np.uint8), cv2.DIST_L2, 5,
-                                                  labelType=cv2.DIST_LABEL_PIXEL)[1]
+        nearest = cv2.distanceTransformWithLabels(
+            mixed.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+        )[1]
         label_of = np.zeros(nearest.max() + 1, np.uint8)
         label_of[nearest[~mixed]] = labels[~mixed]
         labels = label_of[nearest]
@@ -270,46 +290,59 @@ def build(tabs: Tabs):
         except torch.OutOfMemoryError:
             gr.Warning(OUT_OF_MEMORY)
         except (DataError, InputError, OSError) as error:
-            gr.Warning(html.escape(str(error).splitlines()[0]))     # there may be names of the user's files in it
+            gr.Warning(html.escape(str(error).splitlines()[0]))  # there may be names of the user's files in it
 
     def tools(label: int, shape: tuple[int, int] = (480, 854)) -> dict:
         """Brush and eraser for an object, their radius fit for a frame of this size."""
         colour = '#{:02x}{:02x}{:02x}'.format(*PALETTE[label].tolist())
         radius = max(2, min(shape) // 40)
-        return {'brush': gr.Brush(colors=[colour], default_color=colour, color_mode='fixed', default_size=radius),
-                'eraser': gr.Eraser(default_size=radius)}
+        return {
+            'brush': gr.Brush(colors=[colour], default_color=colour, color_mode='fixed', default_size=radius),
+            'eraser': gr.Eraser(default_size=radius),
+        }
 
     def selector(tab: Tab) -> dict:
         """The objects to choose from; the last one is chosen."""
-        choices = [(f'{label} {name}', label) for label, name in enumerate(OBJECTS[:tab.objects], 1)]
+        choices = [(f'{label} {name}', label) for label, name in enumerate(OBJECTS[: tab.objects], 1)]
         return gr.update(choices=choices, value=tab.objects)
 
     def picture(image, caption: str) -> str:
         coded = cv2.imencode('.jpg', image[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, 80))[1]
         data = base64.b64encode(coded.tobytes()).decode()
-        return (f'<figure><img alt="{caption}" src="data:image/jpeg;base64,{data}">'
-                f'<figcaption>{caption}</figcaption></figure>')
+        return (
+            f'<figure><img alt="{caption}" src="data:image/jpeg;base64,{data}">'
+            f'<figcaption>{caption}</figcaption></figure>'
+        )
 
     def suggestions(tab: Tab) -> dict:
         frames = tab.session.least_sure()
-        return gr.update(choices=[(f'frame {frame} ({tab.session.uncertainty[frame]:.3f})', frame)
-                                  for frame in frames], value=None)
+        return gr.update(
+            choices=[(f'frame {frame} ({tab.session.uncertainty[frame]:.3f})', frame) for frame in frames], value=None
+        )
 
     def load(upload: str, request: gr.Request):
         with told():
             tab = tabs.open(request.session_hash, upload)
             return {
-                file: None, files: None, frame: gr.update(maximum=len(tab.session) - 1, value=0, interactive=True),
-                label: selector(tab), editor: gr.ImageEditor(tab.show(0), **tools(1, tab.session.shape)),
-                status: tab.status(), preview: '', doubtful: suggestions(tab)}
+                file: None,
+                files: None,
+                frame: gr.update(maximum=len(tab.session) - 1, value=0, interactive=True),
+                label: selector(tab),
+                editor: gr.ImageEditor(tab.show(0), **tools(1, tab.session.shape)),
+                status: tab.status(),
+                preview: '',
+                doubtful: suggestions(tab),
+            }
         return {file: None}
 
     def show(number: float, request: gr.Request):
         with told():
             tab = tabs[request.session_hash]
             if int(number) != tab.frame:
-                return {editor: tab.show(int(number)),
-                        preview: picture(tab.session.overlay(tab.frame), f'frame {tab.frame}')}
+                return {
+                    editor: tab.show(int(number)),
+                    preview: picture(tab.session.overlay(tab.frame), f'frame {tab.frame}'),
+                }
         return gr.skip()
 
     def show_again(request: gr.Request):
@@ -405,8 +438,18 @@ def build(tabs: Tabs):
                 with gr.Row():
                     label = gr.Radio([(f'1 {OBJECTS[0]}', 1)], value=1, label='Object', scale=4, elem_id='object')
                     add = gr.Button('Add object', size='sm', min_width=100)
-                editor = gr.ImageEditor(label='Paint', type='numpy', format='png', sources=(), transforms=(),
-                                        layers=False, buttons=[], height=440, elem_id='editor', **tools(1))
+                editor = gr.ImageEditor(
+                    label='Paint',
+                    type='numpy',
+                    format='png',
+                    sources=(),
+                    transforms=(),
+                    layers=False,
+                    buttons=[],
+                    height=440,
+                    elem_id='editor',
+                    **tools(1),
+                )
                 with gr.Row():
                     start = gr.Button('Propagate from here', variant='primary', size='sm', min_width=100)
                     halt = gr.Button('Stop', variant='stop', size='sm', min_width=100)
@@ -414,8 +457,12 @@ def build(tabs: Tabs):
                     undo = gr.Button('Forget it', size='sm', min_width=100)
             with gr.Column(scale=2):
                 limits = f'{tabs.max_seconds:g} s and {tabs.max_bytes / 1e6:.0f} MB'
-                file = gr.File(label=f'Clip: a video or a zip of images, up to {limits}',
-                               file_types=['video', '.zip'], height=140, elem_id='file')
+                file = gr.File(
+                    label=f'Clip: a video or a zip of images, up to {limits}',
+                    file_types=['video', '.zip'],
+                    height=140,
+                    elem_id='file',
+                )
                 status = gr.Markdown('No clip yet.', elem_id='status')
                 preview = gr.HTML(elem_id='preview')
                 doubtful = gr.Radio([], label='Least sure: look at these next', elem_id='doubtful')
@@ -451,11 +498,15 @@ class LocalOnly:
     async def __call__(self, scope, receive, send) -> None:
         from starlette.datastructures import Headers
         from starlette.responses import PlainTextResponse
+
         answer = self.app
         if scope['type'] == 'http':
             headers = Headers(scope=scope)
             host = headers.get('host', '')
-            foreign = urlsplit(f'//{host}').hostname not in HOSTS or headers.get('origin') not in (None, f'http://{host}')
+            foreign = urlsplit(f'//{host}').hostname not in HOSTS or headers.get('origin') not in (
+                None,
+                f'http://{host}',
+            )
             if foreign or '=http' in scope['path'] or scope['path'].rstrip('/').endswith(UNUSED):
                 answer = PlainTextResponse('refused', 403)
         await answer(scope, receive, send)
@@ -470,11 +521,24 @@ def serve(tabs: Tabs, *, port: int) -> None:
     page = build(tabs)
     page.queue(api_open=False)
     page.launch(
-        server_name=HOSTS[0], server_port=port, share=False, quiet=True, prevent_thread_lock=True, inbrowser=False,
-        max_file_size=tabs.max_bytes, allowed_paths=[], run_history=False, enable_monitoring=False, footer_links=[],
-        ssr_mode=False, pwa=False, mcp_server=False, app_kwargs={'middleware': [Middleware(LocalOnly)]},
+        server_name=HOSTS[0],
+        server_port=port,
+        share=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        inbrowser=False,
+        max_file_size=tabs.max_bytes,
+        allowed_paths=[],
+        run_history=False,
+        enable_monitoring=False,
+        footer_links=[],
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        app_kwargs={'middleware': [Middleware(LocalOnly)]},
         theme=gr.themes.Default(font=('system-ui', 'sans-serif'), font_mono=('ui-monospace', 'monospace')),
-        css='#preview figure {margin: 0} #preview img {width: 100%}')
+        css='#preview figure {margin: 0} #preview img {width: 100%}',
+    )
     log.info('open %s in a browser; Ctrl-C stops', page.local_url)
     try:
         threading.Event().wait()

@@ -1,4 +1,5 @@
 """Networks, clips and small dataset roots that several tests use; and no network for any of them."""
+
 import json
 import os
 import runpy
@@ -19,7 +20,7 @@ from model import STCN, VARIANTS, STCNConfig, save_network
 REPOSITORY = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / 'golden'
 FRAMES = sorted((GOLDEN / 'clip').iterdir())
-APPEARING = {2: 0, 5: 4, 9: 7}          # label -> frame, of GOLDEN / 'appearing'
+APPEARING = {2: 0, 5: 4, 9: 7}  # label -> frame, of GOLDEN / 'appearing'
 sys.path.insert(0, str(GOLDEN))
 from procedural_weights import make_state_dict  # noqa: E402
 
@@ -59,6 +60,7 @@ def one_thread():
 @pytest.fixture(scope='module')
 def roots(tmp_path_factory) -> dict[str, Path]:
     from tests.trees import make_roots
+
     return make_roots(tmp_path_factory.mktemp('roots'))
 
 
@@ -67,12 +69,14 @@ def learn(roots, tmp_path, monkeypatch):
     """Runs train.py in this process and an empty folder, with a tiny network; returns the exit status."""
     import train
     from tests.tiny import TINY, training_flags
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(VARIANTS, 'tiny', TINY)
 
     def learn(*flags):
         monkeypatch.setattr(sys, 'argv', ['train.py', *training_flags(roots), '--num_workers', '0', *map(str, flags)])
         return train.main()
+
     return learn
 
 
@@ -146,15 +150,18 @@ def youtube_root(tmp_path) -> Path:
         annotations = root / 'valid/Annotations' / video
         images.mkdir(parents=True)
         annotations.mkdir(parents=True)
-        for number, path in enumerate(FRAMES[:12 - 4 * (offset > 0)]):
+        for number, path in enumerate(FRAMES[: 12 - 4 * (offset > 0)]):
             Image.open(path).convert('RGB').resize(size).save(images / f'{2 * number:05d}.jpg', quality=95)
         for label, first in APPEARING.items():
             if first + offset >= len(list(images.iterdir())):
                 continue
             mask = Image.open(GOLDEN / 'appearing' / f'{first:05d}.png')
             mask.resize(size, Image.Resampling.NEAREST).save(annotations / f'{2 * (first + offset):05d}.png')
-            frames = [f'{2 * number:05d}' for number in range(first + offset, len(list(images.iterdir())))
-                      if number == first + offset or number % 2 == 0]
+            frames = [
+                f'{2 * number:05d}'
+                for number in range(first + offset, len(list(images.iterdir())))
+                if number == first + offset or number % 2 == 0
+            ]
             objects = meta.setdefault(video, {'objects': {}})['objects']
             objects[str(label)] = {'category': 'person', 'frames': frames}
     (root / 'valid' / 'meta.json').write_text(json.dumps({'videos': meta}))

@@ -6,6 +6,7 @@ out with undisturbed ones.
 Most runs are forked from this process, which has imported everything: they can be killed within a second of work.
 Every sixth starts an interpreter of its own. Half of the forked ones write slowly, so that many kills hit a write.
 """
+
 import argparse
 import hashlib
 import importlib
@@ -43,13 +44,16 @@ REPOSITORY = Path(__file__).parents[1]
 TINY = [sys.executable, str(REPOSITORY / 'tests' / 'tiny.py')]
 ENVIRONMENT = os.environ | {'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1'}
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-LIMIT = 300             # seconds that a run may take
-SLOW = 0.1              # seconds that a file is half written; a checkpoint five times as long
-FRESH = 1 / 6           # share of the runs that start an interpreter of their own
+LIMIT = 300  # seconds that a run may take
+SLOW = 0.1  # seconds that a file is half written; a checkpoint five times as long
+FRESH = 1 / 6  # share of the runs that start an interpreter of their own
 
 # How a run ends that a signal ends, before and after it can take note of it.
-STATUSES = {signal.SIGKILL: (-signal.SIGKILL,), signal.SIGTERM: (-signal.SIGTERM, 128 + signal.SIGTERM),
-            signal.SIGINT: (-signal.SIGINT, 128 + signal.SIGINT)}
+STATUSES = {
+    signal.SIGKILL: (-signal.SIGKILL,),
+    signal.SIGTERM: (-signal.SIGTERM, 128 + signal.SIGTERM),
+    signal.SIGINT: (-signal.SIGINT, 128 + signal.SIGINT),
+}
 
 
 @dataclass
@@ -58,20 +62,24 @@ class Tally:
 
     kind: str
     signals: Counter = field(default_factory=Counter)
-    interpreters: int = 0           # kills of a run with an interpreter of its own
-    half_written: int = 0           # kills that left a temporary file
-    finished: int = 0               # runs that were killed until they were finished, and compared
-    slowest_stop: float = 0.0       # seconds from SIGTERM or SIGINT to the end
+    interpreters: int = 0  # kills of a run with an interpreter of its own
+    half_written: int = 0  # kills that left a temporary file
+    finished: int = 0  # runs that were killed until they were finished, and compared
+    slowest_stop: float = 0.0  # seconds from SIGTERM or SIGINT to the end
     differences: list[str] = field(default_factory=list)
 
     def row(self) -> str:
         by_signal = ' | '.join(str(self.signals[number]) for number in SIGNALS)
-        return (f'| {self.kind} | {self.signals.total()} | {by_signal} | {self.interpreters} | {self.half_written} '
-                f'| {self.slowest_stop:.1f} s | {self.finished} | {len(self.differences)} |')
+        return (
+            f'| {self.kind} | {self.signals.total()} | {by_signal} | {self.interpreters} | {self.half_written} '
+            f'| {self.slowest_stop:.1f} s | {self.finished} | {len(self.differences)} |'
+        )
 
 
-HEADER = ('| runs | kills | SIGKILL | SIGTERM | SIGINT | own interpreter | half-written file left | slowest stop '
-          '| finished and compared | differences |\n|---|' + 9 * '---:|')
+HEADER = (
+    '| runs | kills | SIGKILL | SIGTERM | SIGINT | own interpreter | half-written file left | slowest stop '
+    '| finished and compared | differences |\n|---|' + 9 * '---:|'
+)
 
 
 # A run
@@ -93,7 +101,7 @@ def run_script(script: str, flags: list[str], folder: Path, *, fresh: bool, slow
     status = 1
     try:
         os.setsid()
-        signal.signal(signal.SIGINT, signal.default_int_handler)    # a shell's background ignores it
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
         log = os.open(folder / 'log', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for descriptor in (1, 2):
             os.dup2(log, descriptor)
@@ -111,7 +119,7 @@ def run_script(script: str, flags: list[str], folder: Path, *, fresh: bool, slow
             print(end.code, file=sys.stderr)
         else:
             status = end.code or 0
-    except KeyboardInterrupt:       # before the script could take note of it
+    except KeyboardInterrupt:  # before the script could take note of it
         status = -signal.SIGINT
     except BaseException:
         sys.excepthook(*sys.exc_info())
@@ -128,17 +136,18 @@ def run_script(script: str, flags: list[str], folder: Path, *, fresh: bool, slow
 def write_slowly() -> None:
     """Masks, probabilities and checkpoints are half there for a moment, an archive for one each mask."""
     import zipfile
+
     png, npz, member, tensors = Image.Image.save, np.savez_compressed, zipfile.ZipFile.writestr, torch.save
 
     def write(path: str | Path, content: bytes, seconds: float) -> None:
         with open(path, 'wb', buffering=0) as file:
-            file.write(content[:len(content) // 2])
+            file.write(content[: len(content) // 2])
             time.sleep(seconds)
-            file.write(content[len(content) // 2:])
+            file.write(content[len(content) // 2 :])
 
     def slow_png(image: Image.Image, target: Path | BytesIO, **options: object) -> None:
         png(image, buffer := BytesIO() if isinstance(target, Path) else target, **options)
-        if isinstance(target, Path):        # TensorBoard's go to memory
+        if isinstance(target, Path):  # TensorBoard's go to memory
             write(target, buffer.getvalue(), SLOW)
 
     def slow_npz(file: BytesIO, **arrays: np.ndarray) -> None:
@@ -155,7 +164,11 @@ def write_slowly() -> None:
         write(path, buffer.getvalue(), 5 * SLOW)
 
     Image.Image.save, np.savez_compressed, zipfile.ZipFile.writestr, torch.save = (
-        slow_png, slow_npz, slow_member, slow_tensors)
+        slow_png,
+        slow_npz,
+        slow_member,
+        slow_tensors,
+    )
 
 
 def ended(process: int, seconds: float) -> bool:
@@ -185,8 +198,16 @@ def undisturbed(script: str, flags: list[str], folder: Path, **how: bool) -> flo
 
 
 def kill_until_finished(
-    tally: Tally, kills: int, script: str, flags: list[str], folder: Path, *, lengths: dict[tuple[bool, bool], float],
-    rng: random.Random, fresh_share: float, look: Callable[[], set[str]],
+    tally: Tally,
+    kills: int,
+    script: str,
+    flags: list[str],
+    folder: Path,
+    *,
+    lengths: dict[tuple[bool, bool], float],
+    rng: random.Random,
+    fresh_share: float,
+    look: Callable[[], set[str]],
 ) -> None:
     """Start a run, kill it at a random moment of its length, again and again until one comes through.
 
@@ -223,7 +244,7 @@ def kill_until_finished(
         tally.half_written += bool(left - before)
         if number != signal.SIGKILL:
             tally.slowest_stop = max(tally.slowest_stop, time.monotonic() - sent)
-        if status > 0 and not stumbled:     # it took note of the signal
+        if status > 0 and not stumbled:  # it took note of the signal
             if 'Traceback' in log:
                 tally.differences.append(f'{folder.name}: a traceback after {number.name}:\n{log}')
             if left - before:
@@ -243,8 +264,24 @@ def kill_evaluation(folder: Path, *, kills: int, rng: random.Random, fresh_share
     torch.manual_seed(0)
     save_network(folder / 'tiny.pth', build_network(TINY_CONFIG))
     script = str(REPOSITORY / 'eval_davis.py')
-    flags = ['--model', str(folder / 'tiny.pth'), '--davis_path', str(folder / 'DAVIS'), '--device', 'cpu',
-             '--num_threads', '1', '--size', '48', '--mem_every', '2', '--save_probs', '--zip', '--output', 'out']
+    flags = [
+        '--model',
+        str(folder / 'tiny.pth'),
+        '--davis_path',
+        str(folder / 'DAVIS'),
+        '--device',
+        'cpu',
+        '--num_threads',
+        '1',
+        '--size',
+        '48',
+        '--mem_every',
+        '2',
+        '--save_probs',
+        '--zip',
+        '--output',
+        'out',
+    ]
     tally = Tally('evaluation')
 
     lengths, expected = {}, None
@@ -265,14 +302,18 @@ def kill_evaluation(folder: Path, *, kills: int, rng: random.Random, fresh_share
             found = files(run)
             parts = {name for name in found if re.search(r'(^|/)\.[^/]+\.part$', name)}
             # All that has its own name is whole.
-            tally.differences.extend(f'{run.name}: {name} differs' for name, content in found.items()
-                                     if name not in parts and content != expected.get(name))
+            tally.differences.extend(
+                f'{run.name}: {name} differs'
+                for name, content in found.items()
+                if name not in parts and content != expected.get(name)
+            )
             if len(parts) > 4:
                 tally.differences.append(f'{run.name}: {len(parts)} temporary files: {sorted(parts)}')
             return parts
 
-        kill_until_finished(tally, kills, script, flags, run, lengths=lengths, rng=rng, fresh_share=fresh_share,
-                            look=look)
+        kill_until_finished(
+            tally, kills, script, flags, run, lengths=lengths, rng=rng, fresh_share=fresh_share, look=look
+        )
         if missing := expected.keys() - files(run).keys():
             tally.differences.append(f'{run.name}: {sorted(missing)} missing')
     return tally
@@ -280,24 +321,47 @@ def kill_evaluation(folder: Path, *, kills: int, rng: random.Random, fresh_share
 
 def files(folder: Path) -> dict[str, bytes]:
     """All that lies there, but for what the run said."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*')
-            if path.is_file() and path.name != 'log'}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob('*')
+        if path.is_file() and path.name != 'log'
+    }
 
 
 # Training
 
 
 def kill_training(
-    folder: Path, *, kills: int, rng: random.Random, fresh_share: float = FRESH, iterations: int = 12,
+    folder: Path,
+    *,
+    kills: int,
+    rng: random.Random,
+    fresh_share: float = FRESH,
+    iterations: int = 12,
 ) -> Tally:
     """Stage 3 with two workers on seven samples, two an iteration, and a checkpoint every other one: epochs end often,
     and max-skip changes five times."""
     script = str(REPOSITORY / 'train.py')
-    command = [*training_flags(make_roots(folder / 'roots')), '--stage', '3', '-i', str(iterations),
-               '--num_workers', '2', '--save_every', '2', '--log_every', '1', '--images_every', '3', '--id', 'run',
-               '--resume']
+    command = [
+        *training_flags(make_roots(folder / 'roots')),
+        '--stage',
+        '3',
+        '-i',
+        str(iterations),
+        '--num_workers',
+        '2',
+        '--save_every',
+        '2',
+        '--log_every',
+        '1',
+        '--images_every',
+        '3',
+        '--id',
+        'run',
+        '--resume',
+    ]
     tally = Tally('training')
-    states: dict[int, str] = {}     # iteration -> digest of its state
+    states: dict[int, str] = {}  # iteration -> digest of its state
 
     def look(run: Path) -> set[str]:
         """Every checkpoint can be read and is the one of its iteration in all other runs."""
@@ -309,7 +373,7 @@ def kill_training(
                 if path.name == 'config.json':
                     json.loads(path.read_text())
                 elif match := re.fullmatch(r'(checkpoint_(\d+)|run)\.pth', path.name):
-                    iteration = int(match[2]) if match[2] else -1       # the final weights
+                    iteration = int(match[2]) if match[2] else -1  # the final weights
                     state = digest(read_checkpoint(path))
                     if states.setdefault(iteration, state) != state:
                         tally.differences.append(f'{run.name}: {path.name} differs')
@@ -331,11 +395,24 @@ def kill_training(
     while tally.signals.total() < kills:
         run = folder / f'killed_{tally.finished}'
         run.mkdir()
-        kill_until_finished(tally, kills, script, command, run, lengths=lengths, rng=rng, fresh_share=fresh_share,
-                            look=lambda run=run: look(run))
+        kill_until_finished(
+            tally,
+            kills,
+            script,
+            command,
+            run,
+            lengths=lengths,
+            rng=rng,
+            fresh_share=fresh_share,
+            look=lambda run=run: look(run),
+        )
         found = sorted(re.sub(r'.*tfevents.*', 'events', path.name) for path in (run / 'saves' / 'run').iterdir())
-        if set(found) != {'config.json', 'events', 'run.pth'} | {
-                f'checkpoint_{iteration:08d}.pth' for iteration in saved_last(found)} or iterations not in states:
+        if (
+            set(found)
+            != {'config.json', 'events', 'run.pth'}
+            | {f'checkpoint_{iteration:08d}.pth' for iteration in saved_last(found)}
+            or iterations not in states
+        ):
             tally.differences.append(f'{run.name}: finished with {found}')
     return tally
 

@@ -7,6 +7,7 @@ objects appear in the warm-up; from then on each leaves (it is annotated as empt
 again), in turns. The first thousand frames after the warm-up are compared with the last thousand; the exit status is
 1 if anything has grown or slowed down.
 """
+
 import argparse
 import gc
 import os
@@ -32,12 +33,12 @@ from tests.conftest import FRAMES, GOLDEN
 from tests.tiny import TINY
 
 LABELS = (1, 2, 3)
-EVERY = 10              # frames from one look at the process to the next
-COUNT_EVERY = 250       # and from one count of its tensors, which takes a tenth of a second
-SLACK = 4 * 2**20       # bytes by which the process may grow: the heap's own fragments
-POOLS = READERS + WRITERS - 2       # threads that a pool starts only once it is late
-PENDING = 2 * READ_AHEAD + WRITE_BEHIND      # tensors on their way, more or fewer of them
-SLOWER = 1.25           # times as much CPU a frame; other work on the machine has its share in that
+EVERY = 10  # frames from one look at the process to the next
+COUNT_EVERY = 250  # and from one count of its tensors, which takes a tenth of a second
+SLACK = 4 * 2**20  # bytes by which the process may grow: the heap's own fragments
+POOLS = READERS + WRITERS - 2  # threads that a pool starts only once it is late
+PENDING = 2 * READ_AHEAD + WRITE_BEHIND  # tensors on their way, more or fewer of them
+SLOWER = 1.25  # times as much CPU a frame; other work on the machine has its share in that
 
 
 @dataclass(frozen=True)
@@ -45,22 +46,30 @@ class Sample:
     """What a process holds at a frame."""
 
     frame: int
-    resident: int           # bytes
-    files: int              # open descriptors
+    resident: int  # bytes
+    files: int  # open descriptors
     threads: int
-    tensors: int            # that Python knows of, when they were last counted
+    tensors: int  # that Python knows of, when they were last counted
     memory_frames: int
-    memory_bytes: int       # of the memory bank, reserved space included
-    cpu: float              # seconds, of all threads
+    memory_bytes: int  # of the memory bank, reserved space included
+    cpu: float  # seconds, of all threads
     clock: float
 
     @classmethod
     def take(cls, frame: int, core: InferenceCore, tensors: int) -> 'Sample':
         """Needs Linux' /proc."""
         pages = int(Path('/proc/self/statm').read_text().split()[1])
-        return cls(frame, pages * os.sysconf('SC_PAGE_SIZE'), len(os.listdir('/proc/self/fd')),
-                   len(os.listdir('/proc/self/task')), tensors, len(core.memory), core.memory.nbytes,
-                   time.process_time(), time.perf_counter())
+        return cls(
+            frame,
+            pages * os.sysconf('SC_PAGE_SIZE'),
+            len(os.listdir('/proc/self/fd')),
+            len(os.listdir('/proc/self/task')),
+            tensors,
+            len(core.memory),
+            core.memory.nbytes,
+            time.process_time(),
+            time.perf_counter(),
+        )
 
 
 def count_tensors() -> int:
@@ -85,8 +94,9 @@ def write_annotations(folder: Path) -> dict[int | None, Path]:
 def looping_video(folder: Path, *, frames: int, warm_up: int, events: int) -> Video:
     """The clip of the tests again and again. After the warm-up objects leave and come back, ``events`` times."""
     given = write_annotations(folder)
-    annotations = {number * (warm_up // (2 * len(LABELS))): (label, given[label])
-                   for number, label in enumerate(LABELS)}
+    annotations = {
+        number * (warm_up // (2 * len(LABELS))): (label, given[label]) for number, label in enumerate(LABELS)
+    }
     period = (frames - warm_up) // events
     for event in range(events):
         label = LABELS[event // 2 % len(LABELS)]
@@ -108,7 +118,13 @@ def drive(core: InferenceCore, video: Video, folder: Path, look: Callable[[int],
 
 
 def samples(
-    *, frames: int, warm_up: int, size: int, max_memory_frames: int, events: int, count_every: int = COUNT_EVERY,
+    *,
+    frames: int,
+    warm_up: int,
+    size: int,
+    max_memory_frames: int,
+    events: int,
+    count_every: int = COUNT_EVERY,
 ) -> list[Sample]:
     core = InferenceCore(network(), size=size, max_memory_frames=max_memory_frames, num_frames=frames)
     taken: list[Sample] = []
@@ -129,19 +145,34 @@ def compare(taken: list[Sample], *, warm_up: int, window: int) -> Iterator[tuple
     last = taken[-1].frame
     begin = [sample for sample in taken if warm_up <= sample.frame <= warm_up + window]
     end = [sample for sample in taken if last - window <= sample.frame]
-    for name, unit, slack in (('resident', 2**20, SLACK), ('files', 1, READERS + WRITERS), ('threads', 1, POOLS),
-                              ('tensors', 1, PENDING), ('memory_frames', 1, 0), ('memory_bytes', 2**20, 0)):
+    for name, unit, slack in (
+        ('resident', 2**20, SLACK),
+        ('files', 1, READERS + WRITERS),
+        ('threads', 1, POOLS),
+        ('tensors', 1, PENDING),
+        ('memory_frames', 1, 0),
+        ('memory_bytes', 2**20, 0),
+    ):
         before, after = (max(getattr(sample, name) for sample in part) / unit for part in (begin, end))
         yield name, before, after, before + slack / unit
     for name in ('cpu', 'clock'):
-        before, after = (1000 * (getattr(part[-1], name) - getattr(part[0], name)) / (part[-1].frame - part[0].frame)
-                         for part in (begin, end))
+        before, after = (
+            1000 * (getattr(part[-1], name) - getattr(part[0], name)) / (part[-1].frame - part[0].frame)
+            for part in (begin, end)
+        )
         yield name, before, after, before * SLOWER if name == 'cpu' else float('inf')
 
 
-TITLES = {'resident': 'resident memory, MiB', 'files': 'open files', 'threads': 'threads', 'tensors': 'live tensors',
-          'memory_frames': 'memory frames', 'memory_bytes': 'memory bank, MiB', 'cpu': 'CPU a frame, ms',
-          'clock': 'wall clock a frame, ms'}
+TITLES = {
+    'resident': 'resident memory, MiB',
+    'files': 'open files',
+    'threads': 'threads',
+    'tensors': 'live tensors',
+    'memory_frames': 'memory frames',
+    'memory_bytes': 'memory bank, MiB',
+    'cpu': 'CPU a frame, ms',
+    'clock': 'wall clock a frame, ms',
+}
 
 
 def main() -> int:
@@ -152,22 +183,36 @@ def main() -> int:
     add('--window', type=int, default=1000, help='frames that are compared; default: %(default)s')
     add('--size', type=int, default=48, help='shorter side at which the network works; default: %(default)s')
     add('--max_memory_frames', type=int, default=64, help='default: %(default)s')
-    add('--events', type=int, default=48, help='objects that leave or come back. Annotated frames are never evicted: '
-        'with more than --max_memory_frames of them the memory grows as it should; default: %(default)s')
+    add(
+        '--events',
+        type=int,
+        default=48,
+        help='objects that leave or come back. Annotated frames are never evicted: '
+        'with more than --max_memory_frames of them the memory grows as it should; default: %(default)s',
+    )
     args = parser.parse_args()
     if args.frames < args.warm_up + 2 * args.window:
         parser.error('--frames: expected at least the warm-up and two windows')
 
     torch.set_num_threads(1)
-    taken = samples(frames=args.frames, warm_up=args.warm_up, size=args.size,
-                    max_memory_frames=args.max_memory_frames, events=args.events)
+    taken = samples(
+        frames=args.frames,
+        warm_up=args.warm_up,
+        size=args.size,
+        max_memory_frames=args.max_memory_frames,
+        events=args.events,
+    )
     failed = False
-    print(f'| of {args.frames:,} frames | first {args.window:,} after {args.warm_up:,} | last {args.window:,} | ratio '
-          '|  |\n|---|---:|---:|---:|---|')
+    print(
+        f'| of {args.frames:,} frames | first {args.window:,} after {args.warm_up:,} | last {args.window:,} | ratio '
+        '|  |\n|---|---:|---:|---:|---|'
+    )
     for name, before, after, limit in compare(taken, warm_up=args.warm_up, window=args.window):
         failed |= after > limit
-        print(f'| {TITLES[name]} | {before:.4g} | {after:.4g} | {after / before:.3f} | '
-              f'{"" if after <= limit else f"more than {limit:.4g}"} |')
+        print(
+            f'| {TITLES[name]} | {before:.4g} | {after:.4g} | {after / before:.3f} | '
+            f'{"" if after <= limit else f"more than {limit:.4g}"} |'
+        )
     print(f'CPU {taken[-1].cpu:.0f} s, wall clock {taken[-1].clock - taken[0].clock:.0f} s')
     return int(failed)
 

@@ -1,4 +1,5 @@
 """Augmentation: torchvision's conventions, distributions, alignment of image and mask, no aliasing."""
+
 from pathlib import Path
 
 import cv2

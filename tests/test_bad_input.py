@@ -1,5 +1,6 @@
 """Bad input, by the hundred: whatever a file or an argument holds, it works, or one of our errors names it and says
 what was expected. Hypothesis draws the cases, the same ones in every run."""
+
 import dataclasses
 import functools
 import io
@@ -66,7 +67,10 @@ def scratch(name: str) -> Iterator[Path]:
 
 
 def attempt(
-    function: Callable, *args: object, names: Sequence[object] = (), error: type[Exception] = DataError,
+    function: Callable,
+    *args: object,
+    names: Sequence[object] = (),
+    error: type[Exception] = DataError,
     says: str = 'expected',
 ) -> object:
     """What the function returns; ``None`` after an error with a name in it, by default ``args[0]``, and a reason."""
@@ -109,8 +113,25 @@ def ramp(height: int, width: int) -> np.ndarray:
 
 
 @cases(100)
-@given(st.sampled_from(['L .png', 'LA .png', 'RGB .png', 'RGBA .PNG', 'P .png', '1 .png', 'I;16 .png',
-                        'L .jpg', 'RGB .jpg', 'CMYK .jpeg', 'RGB progressive .JPG']), SIZES, st.integers(1, 8))
+@given(
+    st.sampled_from(
+        [
+            'L .png',
+            'LA .png',
+            'RGB .png',
+            'RGBA .PNG',
+            'P .png',
+            '1 .png',
+            'I;16 .png',
+            'L .jpg',
+            'RGB .jpg',
+            'CMYK .jpeg',
+            'RGB progressive .JPG',
+        ]
+    ),
+    SIZES,
+    st.integers(1, 8),
+)
 def test_images_of_all_kinds_sizes_and_orientations(kind, size, orientation):
     mode, *progressive, suffix = kind.split()
     image = Image.fromarray(ramp(*size)).convert('L' if mode == 'I;16' else mode)
@@ -167,10 +188,12 @@ MASKS = {
     'gray and alpha': lambda labels: Image.fromarray(np.dstack([labels, np.full_like(labels, 255)])),
     'DAVIS colours': lambda labels: Image.fromarray(PALETTE[labels]),
     'DAVIS colours on a transparent background': lambda labels: Image.fromarray(
-        np.dstack([np.where(labels[..., None] > 0, PALETTE[labels], 200), np.uint8(255) * (labels > 0)])),
+        np.dstack([np.where(labels[..., None] > 0, PALETTE[labels], 200), np.uint8(255) * (labels > 0)])
+    ),
     'white on black': lambda labels: Image.fromarray(np.uint8(255) * (labels > 0)),
     'white on transparent': lambda labels: Image.fromarray(
-        np.dstack([np.full((*labels.shape, 3), 255, np.uint8), np.uint8(255) * (labels > 0)])),
+        np.dstack([np.full((*labels.shape, 3), 255, np.uint8), np.uint8(255) * (labels > 0)])
+    ),
     '1 bit': lambda labels: Image.fromarray(labels > 0),
 }
 
@@ -186,10 +209,12 @@ def test_masks_of_all_kinds_and_labels(kind, labels):
 
 
 SPOILERS = {
-    'resized': lambda image, amount: image.resize([max(1, round(side * amount)) for side in image.size],
-                                                  Image.Resampling.BILINEAR),
-    'sharpened and resized': lambda image, amount: image.resize([max(1, round(side * amount)) for side in image.size],
-                                                                Image.Resampling.LANCZOS),
+    'resized': lambda image, amount: image.resize(
+        [max(1, round(side * amount)) for side in image.size], Image.Resampling.BILINEAR
+    ),
+    'sharpened and resized': lambda image, amount: image.resize(
+        [max(1, round(side * amount)) for side in image.size], Image.Resampling.LANCZOS
+    ),
     'blurred': lambda image, amount: image.filter(ImageFilter.GaussianBlur(amount)),
     'smooth outlines': lambda image, amount: image.reduce(2),
     'JPEG': lambda image, amount: Image.open(io.BytesIO(encoded(image, 'JPEG', quality=round(40 * amount)))),
@@ -197,9 +222,13 @@ SPOILERS = {
 
 
 @cases(120)
-@given(st.sampled_from(sorted(SPOILERS)), st.sampled_from(['gray', 'DAVIS colours', 'white on black']),
-       st.lists(st.integers(1, 255), min_size=1, max_size=4, unique=True),
-       st.floats(0.6, 2.3).filter(lambda amount: abs(amount - 1) > 0.1), SEEDS)
+@given(
+    st.sampled_from(sorted(SPOILERS)),
+    st.sampled_from(['gray', 'DAVIS colours', 'white on black']),
+    st.lists(st.integers(1, 255), min_size=1, max_size=4, unique=True),
+    st.floats(0.6, 2.3).filter(lambda amount: abs(amount - 1) > 0.1),
+    SEEDS,
+)
 def test_no_spoiled_mask_brings_phantom_objects(spoiler, kind, labels, amount, seed):
     """Refused, or read as if nothing had happened to its labels."""
     rng = np.random.default_rng(seed)
@@ -218,8 +247,10 @@ def test_no_spoiled_mask_brings_phantom_objects(spoiler, kind, labels, amount, s
 @given(SIZES, SIZES, st.sampled_from(['any', 'a pixel off', 'half']))
 def test_masks_of_any_other_size(image, mask, kind):
     if kind != 'any':
-        mask = tuple(max(1, side // 2 if kind == 'half' else side + change % 3 - 1)
-                     for side, change in zip(image, mask, strict=True))
+        mask = tuple(
+            max(1, side // 2 if kind == 'half' else side + change % 3 - 1)
+            for side, change in zip(image, mask, strict=True)
+        )
     labels = np.arange(mask[0] * mask[1], dtype=np.uint32).reshape(mask).astype(np.uint8)
     found = attempt(fit_mask, labels, image, 'mask.png', names=['mask.png'], says=f'found {mask[1]} x {mask[0]}')
     if kind != 'any':
@@ -251,9 +282,9 @@ def damaged(data: bytes, damage: tuple[str, int]) -> bytes:
     elif kind == 'inserted bytes':
         changed[first:first] = rng.bytes(count)
     elif kind == 'lost bytes':
-        del changed[first:first + count]
-    elif kind == 'zeros':       # a block that never reached the disk
-        changed[first:first + 100 * count] = bytes(len(changed[first:first + 100 * count]))
+        del changed[first : first + count]
+    elif kind == 'zeros':  # a block that never reached the disk
+        changed[first : first + 100 * count] = bytes(len(changed[first : first + 100 * count]))
     else:
         changed = rng.bytes(len(data)) if kind == 'noise' else b''
     return bytes(changed)
@@ -263,14 +294,15 @@ def png(*chunks: tuple[bytes, bytes]) -> bytes:
     """A file with these chunks, checksums included."""
     return b'\x89PNG\r\n\x1a\n' + b''.join(
         struct.pack('>I', len(content)) + name + content + struct.pack('>I', zlib.crc32(name + content))
-        for name, content in chunks)
+        for name, content in chunks
+    )
 
 
 def chunks_of(data: bytes) -> list[tuple[bytes, bytes]]:
     found, place = [], 8
     while place + 12 <= len(data):
-        size = struct.unpack('>I', data[place:place + 4])[0]
-        found.append((data[place + 4:place + 8], data[place + 8:place + 8 + size]))
+        size = struct.unpack('>I', data[place : place + 4])[0]
+        found.append((data[place + 4 : place + 8], data[place + 8 : place + 8 + size]))
         place += 12 + size
     return found
 
@@ -341,14 +373,20 @@ HEADER = struct.pack('>IIBBBBB', 9, 6, 8, 3, 0, 0, 0)
 ODD_FILES = {
     # content, and what read_image and read_mask give: a shape, or what they say
     'photo of an odd EXIF': (broken_exif(), (9, 6, 3), 'not in the DAVIS palette'),
-    'palette without colours': (png((b'IHDR', HEADER), (b'IDAT', zlib.compress(bytes(60))), (b'IEND', b'')),
-                                'without a palette', (6, 9)),
+    'palette without colours': (
+        png((b'IHDR', HEADER), (b'IDAT', zlib.compress(bytes(60))), (b'IEND', b'')),
+        'without a palette',
+        (6, 9),
+    ),
     'no pixels': (png((b'IHDR', HEADER), (b'PLTE', bytes(6)), (b'IEND', b'')), 'cannot read it', 'cannot read it'),
     'EPS': (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 6\n', 'cannot read it', 'cannot read it'),
     'TIFF': (encoded(ramp(6, 9), 'TIFF'), 'cannot read it', 'cannot read it'),
     'WebP': (encoded(ramp(6, 9), 'WEBP', lossless=True), (6, 9, 3), 'not in the DAVIS palette'),
-    'multi-picture': (encoded(ramp(6, 9), 'MPO', save_all=True, append_images=[Image.new('RGB', (9, 6))]),
-                      (6, 9, 3), 'JPEG'),
+    'multi-picture': (
+        encoded(ramp(6, 9), 'MPO', save_all=True, append_images=[Image.new('RGB', (9, 6))]),
+        (6, 9, 3),
+        'JPEG',
+    ),
 }
 
 
@@ -375,19 +413,24 @@ def test_an_orientation_in_xmp_counts_for_all_jpegs_or_none(mode, tmp_path):
 
 def sized(data: bytes, marker: bytes, offset: int, layout: str, *size: int) -> bytes:
     place = data.index(marker) + offset
-    return data[:place] + struct.pack(layout, *size) + data[place + struct.calcsize(layout):]
+    return data[:place] + struct.pack(layout, *size) + data[place + struct.calcsize(layout) :]
 
 
 BOMBS = {
-    '60000.png': png((b'IHDR', struct.pack('>IIBBBBB', 60000, 60000, 8, 2, 0, 0, 0)),
-                     *chunks_of(encoded(ramp(6, 9)))[1:]),
-    '13000.png': png((b'IHDR', struct.pack('>IIBBBBB', 13000, 13000, 8, 0, 0, 0, 0)),
-                     *chunks_of(encoded(ramp(6, 9)[..., 0]))[1:]),
+    '60000.png': png(
+        (b'IHDR', struct.pack('>IIBBBBB', 60000, 60000, 8, 2, 0, 0, 0)), *chunks_of(encoded(ramp(6, 9)))[1:]
+    ),
+    '13000.png': png(
+        (b'IHDR', struct.pack('>IIBBBBB', 13000, 13000, 8, 0, 0, 0, 0)), *chunks_of(encoded(ramp(6, 9)[..., 0]))[1:]
+    ),
     '60000.jpg': sized(encoded(ramp(6, 9), 'JPEG'), b'\xff\xc0', 5, '>HH', 60000, 60000),
     '20000.jpg': sized(encoded(ramp(6, 9), 'JPEG'), b'\xff\xc0', 5, '>HH', 20000, 20000),
     '40000.bmp.png': sized(encoded(ramp(6, 9), 'BMP'), b'BM', 18, '<ii', 40000, 40),
-    'text.png': png((b'IHDR', HEADER), (b'zTXt', b'a\0\0' + zlib.compress(bytes(10**8))),
-                    *chunks_of(encoded(palette_image(np.zeros((6, 9), np.uint8))))[1:]),
+    'text.png': png(
+        (b'IHDR', HEADER),
+        (b'zTXt', b'a\0\0' + zlib.compress(bytes(10**8))),
+        *chunks_of(encoded(palette_image(np.zeros((6, 9), np.uint8))))[1:],
+    ),
 }
 
 
@@ -555,8 +598,11 @@ ROOTS = [
 MAKERS = {davis: make_davis, youtube: make_youtube, folder: make_folder}
 
 
-@pytest.mark.parametrize(('reader', 'change', 'expected'), ROOTS, ids=[
-    f'{reader.__name__}-{expected if isinstance(expected, str) else "works"}' for reader, _, expected in ROOTS])
+@pytest.mark.parametrize(
+    ('reader', 'change', 'expected'),
+    ROOTS,
+    ids=[f'{reader.__name__}-{expected if isinstance(expected, str) else "works"}' for reader, _, expected in ROOTS],
+)
 def test_roots_with_pieces_missing_or_doubled(reader, change, expected, tmp_path):
     MAKERS[reader](tmp_path / 'root')
     if change is not None:
@@ -579,8 +625,28 @@ def test_damaged_lists_of_videos(damage):
         assert found is None or {video.name for video in found} <= {'dog', 'goat'}
 
 
-JUNK = st.sampled_from([None, True, 0, -1, 2.5, 10**40, '', 'x', '00001', '../x', '\ud800', 300 * 'x', [], ['00000'],
-                        [[]], {}, {'frames': []}, {'1': 1}])
+JUNK = st.sampled_from(
+    [
+        None,
+        True,
+        0,
+        -1,
+        2.5,
+        10**40,
+        '',
+        'x',
+        '00001',
+        '../x',
+        '\ud800',
+        300 * 'x',
+        [],
+        ['00000'],
+        [[]],
+        {},
+        {'frames': []},
+        {'1': 1},
+    ]
+)
 
 
 def spoiled(content: object, rng: np.random.Generator, junk: object) -> object:
@@ -589,14 +655,17 @@ def spoiled(content: object, rng: np.random.Generator, junk: object) -> object:
         return junk
     if isinstance(content, list):
         place = int(rng.integers(len(content)))
-        return [*content[:place], spoiled(content[place], rng, junk), *content[place + 1:]]
+        return [*content[:place], spoiled(content[place], rng, junk), *content[place + 1 :]]
     key = list(content)[int(rng.integers(len(content)))]
     kept = {name: value for name, value in content.items() if name != key}
     change = rng.integers(6)
     if change == 0:
         return kept
-    return kept | ({junk if isinstance(junk, str) else f'{junk}': content[key]} if change == 1
-                   else {key: spoiled(content[key], rng, junk)})
+    return kept | (
+        {junk if isinstance(junk, str) else f'{junk}': content[key]}
+        if change == 1
+        else {key: spoiled(content[key], rng, junk)}
+    )
 
 
 @cases(120)
@@ -645,7 +714,7 @@ def test_training_samples_of_images_of_any_size(size, kind, seed):
     with scratch('mine/1.jpg') as path:
         write(path, ramp(*size))
         mask = np.zeros([side + (kind == 'a pixel off') for side in size], np.uint8)
-        mask[size[0] // 3:, :size[1] // 2 + 1] = 255 * (kind != 'empty')
+        mask[size[0] // 3 :, : size[1] // 2 + 1] = 255 * (kind != 'empty')
         write(path.with_suffix('.png'), np.full_like(mask, 255) if kind == 'full' else mask)
         pairs = find_pairs(path.parent)
         for dataset, objects in ((StaticDataset(pairs, size=32), 1), (SyntheticDataset(pairs, size=32), 2)):
@@ -701,8 +770,12 @@ def checkpoint() -> dict:
 
 
 def content_of(state: TrainingState) -> dict:
-    return {'iteration': state.iteration, 'network': state.network.state_dict(),
-            'optimizer': state.optimizer.state_dict(), 'scaler': state.scaler.state_dict()}
+    return {
+        'iteration': state.iteration,
+        'network': state.network.state_dict(),
+        'optimizer': state.optimizer.state_dict(),
+        'scaler': state.scaler.state_dict(),
+    }
 
 
 def same(content: object, other: object) -> bool:
@@ -723,14 +796,25 @@ def test_damaged_checkpoints(damage, form):
         path.write_bytes(damaged(path.read_bytes(), damage))
         found = attempt(read_checkpoint, path, error=CheckpointError, says=': ')
     assert found is None or isinstance(found, dict)
-    if form == 'zip':           # it has checksums: no weight is other than it was
+    if form == 'zip':  # it has checksums: no weight is other than it was
         assert found is None or same(found, content)
 
 
-TENSORS = st.sampled_from([
-    torch.zeros(()), torch.zeros(3), torch.zeros(2, 2, dtype=torch.int64), torch.zeros(4, 3, dtype=torch.complex64),
-    torch.full((4, 3), torch.nan), torch.zeros(4, 3, dtype=torch.bool), torch.zeros(4, 3, dtype=torch.uint16),
-    torch.eye(3).to_sparse(), torch.zeros(4, 3, device='meta'), torch.zeros(1).expand(4, 3), torch.zeros(0)])
+TENSORS = st.sampled_from(
+    [
+        torch.zeros(()),
+        torch.zeros(3),
+        torch.zeros(2, 2, dtype=torch.int64),
+        torch.zeros(4, 3, dtype=torch.complex64),
+        torch.full((4, 3), torch.nan),
+        torch.zeros(4, 3, dtype=torch.bool),
+        torch.zeros(4, 3, dtype=torch.uint16),
+        torch.eye(3).to_sparse(),
+        torch.zeros(4, 3, device='meta'),
+        torch.zeros(1).expand(4, 3),
+        torch.zeros(0),
+    ]
+)
 
 
 @pytest.mark.filterwarnings('ignore:Using a non-tuple sequence')
@@ -740,7 +824,7 @@ def test_odd_training_checkpoints(junk, seed):
     """Refused, or training goes on with it."""
     content = spoiled(content_of(checkpoint()), np.random.default_rng(seed), junk)
     if not isinstance(content, dict):
-        return      # read_checkpoint has refused it
+        return  # read_checkpoint has refused it
     state = checkpoint()
     state.iteration = 0
     attempt(state.restore, content, 'file.pth', names=['file.pth'], error=CheckpointError, says=': ')
@@ -779,20 +863,33 @@ def annotations(draw) -> dict[int, list[int]]:
     return draw(st.dictionaries(st.integers(0, 3), some, min_size=1))
 
 
-OPTIONS = st.fixed_dictionaries({}, optional={
-    'size': st.integers(1, 40), 'top_k': st.sampled_from((None, 1, 20)), 'mem_every': st.sampled_from((None, 1, 2)),
-    'include_last': st.booleans(), 'kernel_sigma': st.just(7.0), 'max_memory_frames': st.integers(1, 2),
-    'object_chunk': st.integers(1, 3)})
+OPTIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        'size': st.integers(1, 40),
+        'top_k': st.sampled_from((None, 1, 20)),
+        'mem_every': st.sampled_from((None, 1, 2)),
+        'include_last': st.booleans(),
+        'kernel_sigma': st.just(7.0),
+        'max_memory_frames': st.integers(1, 2),
+        'object_chunk': st.integers(1, 3),
+    },
+)
 KINDS_OF_LABELS = (torch.uint8, torch.int16, torch.int64, torch.uint16)
 
 
 @cases(30)
 @example((32, 24), {0: [*range(50, 0, -1)], 1: [7, 200, 3], 2: [*range(1, 51, 2)]}, {}, torch.uint8, 0)
-@given(st.tuples(st.integers(1, 33), st.integers(1, 33)) | st.sampled_from([(1, 1), (1, 300), (300, 1), (2, 150)]),
-       annotations(), OPTIONS, st.sampled_from(KINDS_OF_LABELS), SEEDS)
+@given(
+    st.tuples(st.integers(1, 33), st.integers(1, 33)) | st.sampled_from([(1, 1), (1, 300), (300, 1), (2, 150)]),
+    annotations(),
+    OPTIONS,
+    st.sampled_from(KINDS_OF_LABELS),
+    SEEDS,
+)
 def test_objects_in_any_number_order_and_size(network, size, annotations, options, dtype, seed):
     if max(size) > 33:
-        options = options | {'size': min(options.get('size', 2), 2)}      # the longer side grows with it
+        options = options | {'size': min(options.get('size', 2), 2)}  # the longer side grows with it
     rng = np.random.default_rng(seed)
     core = InferenceCore(network, **options)
     known = []

@@ -1,4 +1,5 @@
 """What the benchmark rests on: its baseline is the paper's network, and it counts what it says."""
+
 import json
 import sys
 
@@ -65,11 +66,11 @@ def test_work():
     assert convolution == (100 * 4 * 6 * 9, 4 * (400 + 216 + 600))
     assert gather == (0, 12 * (4 + 8 + 4))
     assert bag[0] == 4 * 16
-    assert work.seconds(1e30, 4.) == pytest.approx(work.bytes / 4)
+    assert work.seconds(1e30, 4.0) == pytest.approx(work.bytes / 4)
 
 
 def test_allocations():
-    x = torch.ones(2**18)           # 1 MiB, there before
+    x = torch.ones(2**18)  # 1 MiB, there before
     with Allocations() as allocations:
         y = x + 1
         z = (y * 2).view(2, -1)
@@ -86,8 +87,10 @@ def test_memory_model_grows_with_the_memory(monkeypatch):
     added = 50 * 4 * 6 * 4 * (2 * TINY.value_dim + TINY.key_dim + 1)
     assert two - one == pytest.approx(added, rel=0.1)
     assert benchmark_memory.inference_peak('tiny', 64, 96, 2, 100, amp=True) < two
-    kept, again = (benchmark_memory.training_peak(3, 2, arch='tiny', crop_size=64, recompute=recompute)
-                   for recompute in (False, True))
+    kept, again = (
+        benchmark_memory.training_peak(3, 2, arch='tiny', crop_size=64, recompute=recompute)
+        for recompute in (False, True)
+    )
     assert again < kept
 
 
@@ -102,21 +105,38 @@ def test_gpu_takes_what_the_model_says(monkeypatch, capsys):
     assert all(0.5 < float(row[4]) < 1.6 for row in rows)
 
 
-@pytest.mark.parametrize('flags', [
-    ['--measure', 'stages', 'read', 'core', 'growth', '--memory_frames', '5', '--objects', '1', '2'],
-    ['--measure', 'cost', 'batch', 'video', '--video_frames', '6', '--objects', '1', '--max_memory_frames', '2'],
-    ['--measure', 'read', 'core', '--top', '0', '--memory_frames', '2', '--objects', '2'],
-    ['--measure', 'read', 'core', '--model', 'SMALL', '--memory_frames', '5', '--objects', '2'],
-    ['--measure', 'video', '--arch', 'stm_light', '--top', '0', '--include_last', '--video_frames', '6'],
-])
+@pytest.mark.parametrize(
+    'flags',
+    [
+        ['--measure', 'stages', 'read', 'core', 'growth', '--memory_frames', '5', '--objects', '1', '2'],
+        ['--measure', 'cost', 'batch', 'video', '--video_frames', '6', '--objects', '1', '--max_memory_frames', '2'],
+        ['--measure', 'read', 'core', '--top', '0', '--memory_frames', '2', '--objects', '2'],
+        ['--measure', 'read', 'core', '--model', 'SMALL', '--memory_frames', '5', '--objects', '2'],
+        ['--measure', 'video', '--arch', 'stm_light', '--top', '0', '--include_last', '--video_frames', '6'],
+    ],
+)
 def test_measurements(monkeypatch, tmp_path, capsys, small_checkpoint, flags):
     if 'growth' in flags:
         pytest.importorskip('matplotlib')
     arch = [] if '--arch' in flags else ['--arch', 'stcn_light']
     flags = [str(small_checkpoint) if flag == 'SMALL' else flag for flag in flags]
-    monkeypatch.setattr('sys.argv', ['benchmark.py', *flags, *arch, '--size', '64x96', '--repeat', '1', '--device',
-                                     'cpu', '--json', str(tmp_path / 'found.json'),
-                                     *(['--plot', str(tmp_path / 'plot.png')] if 'growth' in flags else [])])
+    monkeypatch.setattr(
+        'sys.argv',
+        [
+            'benchmark.py',
+            *flags,
+            *arch,
+            '--size',
+            '64x96',
+            '--repeat',
+            '1',
+            '--device',
+            'cpu',
+            '--json',
+            str(tmp_path / 'found.json'),
+            *(['--plot', str(tmp_path / 'plot.png')] if 'growth' in flags else []),
+        ],
+    )
     assert benchmark.main() == 0
     found = json.loads((tmp_path / 'found.json').read_text())
     for name in ('read', 'core'):
@@ -148,8 +168,23 @@ def test_what_has_no_straightforward_formulation_is_left_out(monkeypatch, capsys
 
 def test_training_step(monkeypatch, capsys, tmp_path):
     static_root = make_roots(tmp_path)['static_root']
-    flags = ['--static_root', str(static_root), '--arch', 'stcn_light', '--crop_size', '64', '--batch_size', '1',
-             '--steps', '1', '--num_workers', '0', '--recompute', '--device', 'cpu']
+    flags = [
+        '--static_root',
+        str(static_root),
+        '--arch',
+        'stcn_light',
+        '--crop_size',
+        '64',
+        '--batch_size',
+        '1',
+        '--steps',
+        '1',
+        '--num_workers',
+        '0',
+        '--recompute',
+        '--device',
+        'cpu',
+    ]
     monkeypatch.setattr('sys.argv', ['benchmark_training.py', *flags])
     assert benchmark_training.main() == 0
     assert 'plain / ours' in capsys.readouterr().out

@@ -1,4 +1,5 @@
 """Checkpoints: every layout that users have loads; every broken file says what is wrong with it."""
+
 import dataclasses
 import pickle
 
@@ -29,24 +30,28 @@ def test_published_layouts_are_ours():
     for variant, layout in (('stcn', 'layout_stcn.json'), ('stcn_s0', 'layout_stcn_s0.json')):
         with torch.device('meta'):
             network = STCN(VARIANTS[variant])
-        assert ([(name, value.shape) for name, value in network.state_dict().items()]
-                == [(name, value.shape) for name, value in state_dict(layout).items()])
+        assert [(name, value.shape) for name, value in network.state_dict().items()] == [
+            (name, value.shape) for name, value in state_dict(layout).items()
+        ]
 
 
-@pytest.mark.parametrize('wrap', [
-    lambda state: state,
-    lambda state: {f'module.{name}': value for name, value in state.items()},
-    lambda state: {'it': 7, 'network': state, 'optimizer': {}, 'scheduler': {}},
-    lambda state: {'network': {f'module.{name}': value for name, value in state.items()}},
-    lambda state: {name: value for name, value in state.items() if 'num_batches_tracked' not in name},
-], ids=['plain', 'module', 'training', 'training-module', 'without-counters'])
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda state: state,
+        lambda state: {f'module.{name}': value for name, value in state.items()},
+        lambda state: {'it': 7, 'network': state, 'optimizer': {}, 'scheduler': {}},
+        lambda state: {'network': {f'module.{name}': value for name, value in state.items()}},
+        lambda state: {name: value for name, value in state.items() if 'num_batches_tracked' not in name},
+    ],
+    ids=['plain', 'module', 'training', 'training-module', 'without-counters'],
+)
 def test_published_file_loads(tmp_path, published, wrap):
     network = load_network(save(tmp_path, wrap(published)))
     assert not network.training
     assert network.config == VARIANTS['stcn']
     own = network.state_dict()
-    assert all(torch.equal(own[name], value) for name, value in published.items()
-               if 'num_batches_tracked' not in name)
+    assert all(torch.equal(own[name], value) for name, value in published.items() if 'num_batches_tracked' not in name)
 
 
 def test_stage_0_gets_a_fifth_input_channel(tmp_path):
@@ -110,8 +115,12 @@ def test_every_wrong_tensor_is_listed(tmp_path, published):
     message = str(error.value)
     assert str(path) in message
     assert "closest is 'stcn'" in message
-    for line in ('missing: key_comp.bias (512,)', 'missing: decoder.pred.weight (1, 256, 3, 3)',
-                 'mis-shaped: key_proj.key_proj.bias is (32,), expected (64,)', 'unexpected: extra.weight (2,)'):
+    for line in (
+        'missing: key_comp.bias (512,)',
+        'missing: decoder.pred.weight (1, 256, 3, 3)',
+        'mis-shaped: key_proj.key_proj.bias is (32,), expected (64,)',
+        'unexpected: extra.weight (2,)',
+    ):
         assert line in message
 
 
@@ -120,24 +129,38 @@ class Evil:
         return (exec, ('raise SystemExit("executed")',))
 
 
-@pytest.mark.parametrize(('make', 'message'), [
-    (lambda path: None, 'no such checkpoint file'),
-    (lambda path: path.write_bytes(b''), 'unreadable'),
-    (lambda path: path.write_text('<html>quota exceeded</html>'), 'not a checkpoint'),
-    (lambda path: path.write_bytes(pickle.dumps(Evil(), protocol=2)), 'not a checkpoint that can be loaded safely'),
-    (lambda path: torch.save({'network': Evil()}, path), 'not a checkpoint that can be loaded safely'),
-    (lambda path: torch.save([1, 2], path), 'expected a dictionary'),
-    (lambda path: torch.save({'it': 3}, path), 'no tensors'),
-    (lambda path: torch.save({'network': 5}, path), 'expected a state dict'),
-    (lambda path: torch.save({'config': {'layers': 3}, 'network': {'a': torch.zeros(1)}}, path), 'not understood'),
-    (lambda path: torch.save({'config': 3, 'network': {'a': torch.zeros(1)}}, path), 'not understood'),
-    (lambda path: torch.save({'config': {'key_backbone': 'vgg'}, 'network': {'a': torch.zeros(1)}}, path),
-     'not understood'),
-    (lambda path: torch.save({'config': {'arch': 'rnn'}, 'network': {'a': torch.zeros(1)}}, path),
-     "not understood.*'rnn'"),
-    (lambda path: torch.save({'config': {'arch': 'stm', 'key_backbone': 'resnet50'}, 'network': {'a': torch.zeros(1)}},
-                             path), "not understood.*'key_backbone'"),
-])
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (lambda path: None, 'no such checkpoint file'),
+        (lambda path: path.write_bytes(b''), 'unreadable'),
+        (lambda path: path.write_text('<html>quota exceeded</html>'), 'not a checkpoint'),
+        (
+            lambda path: path.write_bytes(pickle.dumps(Evil(), protocol=2)),
+            'not a checkpoint that can be loaded safely',
+        ),
+        (lambda path: torch.save({'network': Evil()}, path), 'not a checkpoint that can be loaded safely'),
+        (lambda path: torch.save([1, 2], path), 'expected a dictionary'),
+        (lambda path: torch.save({'it': 3}, path), 'no tensors'),
+        (lambda path: torch.save({'network': 5}, path), 'expected a state dict'),
+        (lambda path: torch.save({'config': {'layers': 3}, 'network': {'a': torch.zeros(1)}}, path), 'not understood'),
+        (lambda path: torch.save({'config': 3, 'network': {'a': torch.zeros(1)}}, path), 'not understood'),
+        (
+            lambda path: torch.save({'config': {'key_backbone': 'vgg'}, 'network': {'a': torch.zeros(1)}}, path),
+            'not understood',
+        ),
+        (
+            lambda path: torch.save({'config': {'arch': 'rnn'}, 'network': {'a': torch.zeros(1)}}, path),
+            "not understood.*'rnn'",
+        ),
+        (
+            lambda path: torch.save(
+                {'config': {'arch': 'stm', 'key_backbone': 'resnet50'}, 'network': {'a': torch.zeros(1)}}, path
+            ),
+            "not understood.*'key_backbone'",
+        ),
+    ],
+)
 def test_wrong_files(tmp_path, make, message):
     path = tmp_path / 'file.pth'
     make(path)
@@ -154,11 +177,11 @@ def test_truncated_anywhere(tmp_path):
     torch.save(make_small_network().state_dict(), legacy, _use_new_zipfile_serialization=False)
     damaged = bytearray(legacy.read_bytes())
     for position in range(0, 4000, 101):
-        path.write_bytes(damaged[:position] + bytes([damaged[position] ^ 0x55]) + damaged[position + 1:20000])
+        path.write_bytes(damaged[:position] + bytes([damaged[position] ^ 0x55]) + damaged[position + 1 : 20000])
         with pytest.raises(CheckpointError, match=r'part\.pth'):
             load_network(path)
     for share in (0.001, 0.1, 0.5, 0.9, 0.999, 0.99999):
-        path.write_bytes(content[:int(share * len(content))])
+        path.write_bytes(content[: int(share * len(content))])
         with pytest.raises(CheckpointError, match=r'part\.pth'):
             load_network(path)
 

@@ -1,4 +1,5 @@
 """The forward and backward pass of training against the published numbers."""
+
 import json
 
 import numpy as np
@@ -15,8 +16,11 @@ ITERATIONS = (0, 20_000, 45_000, 70_000, 100_000)
 
 def published_clip(stage):
     """rgb, masks of the first frame, selector, target of the predicted frames; stage 0 knows one object."""
-    arrays = {name: torch.from_numpy(array) for name, array in golden('training').items()
-              if name in ('rgb', 'gt', 'sec_gt', 'selector', 'cls_gt')}
+    arrays = {
+        name: torch.from_numpy(array)
+        for name, array in golden('training').items()
+        if name in ('rgb', 'gt', 'sec_gt', 'selector', 'cls_gt')
+    }
     masks = torch.cat([arrays['gt'], arrays['sec_gt']], dim=2)[:, 0]
     target = arrays['cls_gt'][:, 1:]
     if stage == 0:
@@ -24,14 +28,21 @@ def published_clip(stage):
     return arrays['rgb'], masks, arrays['selector'], target
 
 
-@pytest.mark.parametrize(('stage', 'variant', 'layout'), [
-    (0, 'stcn_s0', 'layout_stcn_s0.json'), (3, 'stcn', 'layout_stcn.json'),
-])
+@pytest.mark.parametrize(
+    ('stage', 'variant', 'layout'),
+    [
+        (0, 'stcn_s0', 'layout_stcn_s0.json'),
+        (3, 'stcn', 'layout_stcn.json'),
+    ],
+)
 def test_published_numbers(stage, variant, layout):
     network = STCN(VARIANTS[variant]).train()
     network.load_state_dict(state_dict(layout))
-    expected = {name.removeprefix(f's{stage}_'): array for name, array in golden('training').items()
-                if name.startswith(f's{stage}_')}
+    expected = {
+        name.removeprefix(f's{stage}_'): array
+        for name, array in golden('training').items()
+        if name.startswith(f's{stage}_')
+    }
 
     rgb, masks, selector, target = published_clip(stage)
     logits = segment_clip(network, rgb, masks, selector)
@@ -63,7 +74,7 @@ def random_clip():
 def test_samples_do_not_see_each_other(random_clip):
     network = make_small_network()
     together = segment_clip(network, *random_clip)
-    alone = torch.cat([segment_clip(network, *(each[i:i + 1] for each in random_clip)) for i in range(2)])
+    alone = torch.cat([segment_clip(network, *(each[i : i + 1] for each in random_clip)) for i in range(2)])
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
 
 
@@ -81,9 +92,10 @@ def test_half_precision_aggregates_in_float32(random_clip):
     with torch.autocast('cpu', dtype=torch.bfloat16):
         logits = segment_clip(network, *random_clip)
     assert logits.dtype == torch.float32
-    assert logits[1, :, 2].max().item() == pytest.approx(np.log(1e-7), abs=1e-3)       # an object that is not there
-    torch.testing.assert_close(logits.softmax(dim=2), segment_clip(network, *random_clip).softmax(dim=2),
-                               atol=0.1, rtol=0)
+    assert logits[1, :, 2].max().item() == pytest.approx(np.log(1e-7), abs=1e-3)  # an object that is not there
+    torch.testing.assert_close(
+        logits.softmax(dim=2), segment_clip(network, *random_clip).softmax(dim=2), atol=0.1, rtol=0
+    )
 
 
 def test_every_parameter_is_trained(random_clip):

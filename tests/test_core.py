@@ -1,4 +1,5 @@
 """The streaming core: schedules, annotations, sizes, and that streaming equals a run over the whole video."""
+
 import functools
 
 import pytest
@@ -45,8 +46,16 @@ class PerObjectKeys(Network):
 def run(network, images, masks, *, wanted=None, objects=None, **options):
     """Probabilities of every frame. masks: {frame: labels}."""
     core = InferenceCore(network, **options)
-    outputs = [core.step(image, masks.get(t), (objects or {}).get(t), wanted=wanted is None or t in wanted,
-                         last=t == len(images) - 1) for t, image in enumerate(images)]
+    outputs = [
+        core.step(
+            image,
+            masks.get(t),
+            (objects or {}).get(t),
+            wanted=wanted is None or t in wanted,
+            last=t == len(images) - 1,
+        )
+        for t, image in enumerate(images)
+    ]
     return outputs, core
 
 
@@ -65,10 +74,14 @@ def run_whole(network, images, masks, *, mem_every, top_k=20):
         if labels:
             probs = []
             for k, join in enumerate(joined):
-                own = [(key[0] if len(key) == 1 else key[k], value[k])
-                       for time, key, value in zip(*keys_values(keys, values), strict=True) if time >= join]
-                readout = dense_read(torch.stack([key for key, _ in own]),
-                                     torch.stack([value for _, value in own]), query.key[0], top_k)
+                own = [
+                    (key[0] if len(key) == 1 else key[k], value[k])
+                    for time, key, value in zip(*keys_values(keys, values), strict=True)
+                    if time >= join
+                ]
+                readout = dense_read(
+                    torch.stack([key for key, _ in own]), torch.stack([value for _, value in own]), query.key[0], top_k
+                )
                 probs.append(network.decode(readout[None, None], query).sigmoid())
             prob = aggregate(torch.cat(probs, dim=1)).softmax(dim=1)
         if t in masks:
@@ -88,7 +101,7 @@ def run_whole(network, images, masks, *, mem_every, top_k=20):
             key, value = network.encode_memory(frame[None], query, prob[:, 1:])
             keys.append((t, key[0]))
             values.append(value[0])
-        outputs.append(prob[0, :, top:top + H, left:left + W])
+        outputs.append(prob[0, :, top : top + H, left : left + W])
     return outputs
 
 
@@ -129,7 +142,7 @@ def test_objects_at_once_equal_objects_one_by_one(clip, first_mask):
     bank.add(key[0], value[0])
     logits = network.decode(bank.read(query.key[0])[None], query)
     for k in range(3):
-        key_k, value_k = network.encode_memory(image, query, masks[:, k:k + 1])
+        key_k, value_k = network.encode_memory(image, query, masks[:, k : k + 1])
         torch.testing.assert_close(value_k[:, 0], value[:, k])
         single = MemoryBank()
         single.add(key_k[0], value_k[0])
@@ -159,7 +172,7 @@ def test_odd_and_tiny_frames(small_network, size):
 def test_video_of_one_frame(small_network, clip, first_mask):
     [prob], core = run(small_network, clip[:1], {0: first_mask})
     assert torch.equal(core.to_labels(prob), first_mask)
-    assert len(core.memory) == 0        # the last frame need not be encoded
+    assert len(core.memory) == 0  # the last frame need not be encoded
 
 
 @pytest.mark.parametrize('size', [64, 200])
@@ -225,7 +238,7 @@ def test_fifty_objects_and_label_255(small_network, clip, object_chunk):
     mask = torch.zeros(110, 182, dtype=torch.uint8)
     for index, label in enumerate(labels):
         row, column = divmod(index, 10)
-        mask[22 * row + 2:22 * row + 20, 18 * column + 2:18 * column + 16] = label
+        mask[22 * row + 2 : 22 * row + 20, 18 * column + 2 : 18 * column + 16] = label
     probs, core = run(small_network, clip[:3], {0: mask}, object_chunk=object_chunk)
     assert core.objects == labels
     assert torch.equal(core.to_labels(probs[0]), mask)
@@ -243,7 +256,7 @@ def test_bounded_memory_keeps_the_annotated_frames(small_network, clip, first_ma
         core.step(image, masks.get(t), last=t == 299)
         if t in masks:
             slot = core.memory.permanent - 1
-            annotated.append(core.memory._shared_keys.rows.buffer[slot * 6:(slot + 1) * 6].clone())
+            annotated.append(core.memory._shared_keys.rows.buffer[slot * 6 : (slot + 1) * 6].clone())
         assert len(core.memory) <= 10
     kept = core.memory._shared_keys.rows.buffer[:60].unflatten(0, (10, 6))
     assert core.memory._protected.count(True) == 2
@@ -254,17 +267,19 @@ def test_bounded_memory_keeps_the_annotated_frames(small_network, clip, first_ma
 def test_schedule():
     def plan(count, annotated, wanted=None, **options):
         schedule = Schedule(**options)
-        steps = [schedule.advance(annotated=t in annotated, wanted=wanted is None or t in wanted, last=t == count - 1)
-                 for t in range(count)]
+        steps = [
+            schedule.advance(annotated=t in annotated, wanted=wanted is None or t in wanted, last=t == count - 1)
+            for t in range(count)
+        ]
         return ''.join('-' if not s.compute else '.' if not s.memorise else 'P' if s.permanent else 'T' for s in steps)
 
     assert plan(12, {0}) == 'P....P....P.'
-    assert plan(11, {0}) == 'P....P.....'                # the last frame is not memorised
+    assert plan(11, {0}) == 'P....P.....'  # the last frame is not memorised
     assert plan(12, {0, 3}, mem_every=5) == 'P..P....P...'
     assert plan(8, {0}, include_last=True, mem_every=3) == 'PTTPTTP.'
     assert plan(12, {2}, wanted={0, 4, 11}) == '--P-.--P---.'
     assert plan(12, {2}, wanted={0, 4}) == '--P-.--P----'
-    assert plan(8, {0, 5}, mem_every=None) == 'P....P..'                # the annotated ones only
+    assert plan(8, {0, 5}, mem_every=None) == 'P....P..'  # the annotated ones only
     assert plan(8, {0}, mem_every=None, include_last=True) == 'PTTTTTT.'  # the first and the last
     assert plan(8, {2}, wanted={6}, mem_every=None) == '--P---.-'
 
@@ -316,15 +331,18 @@ def test_float_images_are_as_good_as_uint8(small_network, clip, first_mask):
     torch.testing.assert_close(found[-1], expected[-1], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(('image', 'mask', 'message'), [
-    (torch.zeros(1, 8, 8, dtype=torch.uint8), None, r'image: expected \[3, H, W\]'),
-    (torch.zeros(3, 8, 8, dtype=torch.int64), None, 'image: expected uint8 or float'),
-    (torch.zeros(3, 8, 9, dtype=torch.uint8), None, 'size of the frames before'),
-    (torch.zeros(3, 8, 8), torch.zeros(8, 9, dtype=torch.uint8), 'mask: expected the size of its image'),
-    (torch.zeros(3, 8, 8), torch.zeros(8, 8), 'mask: expected integer labels'),
-    (torch.zeros(3, 8, 8), torch.full((8, 8), 256), 'labels are 1 to 255'),
-    (None, None, 'its image is None'),
-])
+@pytest.mark.parametrize(
+    ('image', 'mask', 'message'),
+    [
+        (torch.zeros(1, 8, 8, dtype=torch.uint8), None, r'image: expected \[3, H, W\]'),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), None, 'image: expected uint8 or float'),
+        (torch.zeros(3, 8, 9, dtype=torch.uint8), None, 'size of the frames before'),
+        (torch.zeros(3, 8, 8), torch.zeros(8, 9, dtype=torch.uint8), 'mask: expected the size of its image'),
+        (torch.zeros(3, 8, 8), torch.zeros(8, 8), 'mask: expected integer labels'),
+        (torch.zeros(3, 8, 8), torch.full((8, 8), 256), 'labels are 1 to 255'),
+        (None, None, 'its image is None'),
+    ],
+)
 def test_bad_input_leaves_the_core_as_it_was(small_network, image, mask, message):
     core = InferenceCore(small_network)
     core.step(torch.zeros(3, 8, 8), torch.ones(8, 8, dtype=torch.uint8))
@@ -344,8 +362,10 @@ def test_a_frame_that_failed_can_be_given_again(clip, first_mask, monkeypatch):
     expected, _ = run(network, clip[:3], {0: first_mask})
     core = InferenceCore(network)
     with monkeypatch.context() as patch:
+
         def fail(*args, **options):
             raise torch.OutOfMemoryError
+
         patch.setattr(network, 'encode_memory', fail)
         with pytest.raises(torch.OutOfMemoryError):
             core.step(clip[0], first_mask)
@@ -361,7 +381,7 @@ def test_frames_encoded_together_are_the_same(small_network, clip, later, size):
     """Objects appear within a batch; the last one is shorter."""
     expected, _ = run(small_network, clip, later, size=size, mem_every=2)
     core = InferenceCore(small_network, size=size, mem_every=2)
-    encoded = [frame for t in range(0, len(clip), 5) for frame in core.encode(clip[t:t + 5])]
+    encoded = [frame for t in range(0, len(clip), 5) for frame in core.encode(clip[t : t + 5])]
     for t, frame in enumerate(encoded):
         found = core.step(frame, later.get(t), last=t == len(clip) - 1)
         torch.testing.assert_close(found, expected[t], atol=1e-5, rtol=0)

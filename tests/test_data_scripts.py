@@ -1,4 +1,5 @@
 """Downloading, unpacking, converting and checking data sets, against a server on the loopback interface."""
+
 import gzip
 import io
 import json
@@ -29,7 +30,7 @@ from dataset.video import find_videos
 from scripts import check_data, convert, download
 from tests.trees import write_video
 
-TIMEOUT = 60        # seconds, of anything that should take one
+TIMEOUT = 60  # seconds, of anything that should take one
 
 
 # A server
@@ -40,12 +41,12 @@ class Site:
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
-        self.types: dict[str, str] = {}         # Content-Type
-        self.cut: dict[str, int] = {}           # bytes after which a connection is cut
+        self.types: dict[str, str] = {}  # Content-Type
+        self.cut: dict[str, int] = {}  # bytes after which a connection is cut
         self.errors: dict[str, list[int]] = {}  # status codes of the next answers
         self.without_range: set[str] = set()
         self.slow: set[str] = set()
-        self.requests: list[tuple[str, str | None]] = []    # path, Range
+        self.requests: list[tuple[str, str | None]] = []  # path, Range
         self.url = ''
 
 
@@ -82,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
                 if self.path in site.slow:
                     time.sleep(0.05)
         except ConnectionError:
-            pass        # the client was killed
+            pass  # the client was killed
 
     def log_message(self, *arguments) -> None:
         pass
@@ -117,8 +118,12 @@ def run(monkeypatch, script, *arguments) -> int:
 # Archives
 
 
-VIDEOS = {'JPEGImages/480p/bear/00000.jpg': os.urandom(30_000), 'JPEGImages/480p/bear/00001.jpg': os.urandom(30_000),
-          'Annotations/480p/bear/00000.png': os.urandom(9_000), 'ImageSets/2017/train.txt': b'bear\n'}
+VIDEOS = {
+    'JPEGImages/480p/bear/00000.jpg': os.urandom(30_000),
+    'JPEGImages/480p/bear/00001.jpg': os.urandom(30_000),
+    'Annotations/480p/bear/00000.png': os.urandom(9_000),
+    'ImageSets/2017/train.txt': b'bear\n',
+}
 
 
 def make_zip(files: dict[str, bytes], *, inside: str = '') -> bytes:
@@ -158,10 +163,27 @@ def sources(tmp_path, site):
     listed = {
         'note': 'a note',
         'weights': [{'name': 'the network', 'url': f'{site.url}/stcn.pth', 'to': 'stcn.pth'}],
-        'davis': [{'name': 'the videos', 'url': f'{site.url}/davis.zip', 'page': 'https://a.page/davis',
-                   'archive': 'DAVIS-data.zip', 'holds': holds, 'to': 'DAVIS/2016'}],
-        'bl30k': [{'name': f'part {x}', 'url': f'{site.url}/{x}.tar', 'archive': f'{x}.tar', 'holds': holds,
-                   'to': 'BL30K', 'gigabytes': 0.001} for x in 'ab'],
+        'davis': [
+            {
+                'name': 'the videos',
+                'url': f'{site.url}/davis.zip',
+                'page': 'https://a.page/davis',
+                'archive': 'DAVIS-data.zip',
+                'holds': holds,
+                'to': 'DAVIS/2016',
+            }
+        ],
+        'bl30k': [
+            {
+                'name': f'part {x}',
+                'url': f'{site.url}/{x}.tar',
+                'archive': f'{x}.tar',
+                'holds': holds,
+                'to': 'BL30K',
+                'gigabytes': 0.001,
+            }
+            for x in 'ab'
+        ],
     }
     path = tmp_path / 'sources.json'
     path.write_text(json.dumps(listed))
@@ -193,8 +215,14 @@ def test_list_and_keep(tmp_path, site, sources, monkeypatch, capsys):
     before, asked = tree(tmp_path), len(site.requests)
     assert run(monkeypatch, download, 'all', *sources, '--list') == 0
     text = capsys.readouterr().out
-    for line in ('the network: to be downloaded', 'the videos: complete', 'part a: to be continued at 0.2 MB',
-                 'part b: to be unpacked', f'as   {tmp_path / "data/BL30K/a.tar"}', 'from https://a.page/davis'):
+    for line in (
+        'the network: to be downloaded',
+        'the videos: complete',
+        'part a: to be continued at 0.2 MB',
+        'part b: to be unpacked',
+        f'as   {tmp_path / "data/BL30K/a.tar"}',
+        'from https://a.page/davis',
+    ):
         assert line in text
     assert (tree(tmp_path), len(site.requests)) == (before, asked)
 
@@ -210,7 +238,7 @@ def test_a_folder_made_by_hand_is_complete_unless_archives_share_it(tmp_path, si
 def test_an_archive_fetched_by_hand_is_unpacked(tmp_path, site, sources, monkeypatch):
     archive = tmp_path / 'data/DAVIS/2016/DAVIS-data.zip'
     archive.parent.mkdir(parents=True)
-    archive.write_bytes(make_zip(VIDEOS))       # without a folder around it
+    archive.write_bytes(make_zip(VIDEOS))  # without a folder around it
     assert run(monkeypatch, download, 'davis', *sources) == 0
     assert visible(archive.parent) == VIDEOS
     assert not site.requests
@@ -251,9 +279,13 @@ def test_what_fails_is_named_and_others_go_on(tmp_path, site, sources, monkeypat
     del site.files['/davis.zip']
     site.errors['/a.tar'] = [503] * 10
     assert run(monkeypatch, download, 'all', *sources) == 1
-    for words in ('FAILED the videos: the server answered 404', 'open https://a.page/davis',
-                  str(tmp_path / 'data/DAVIS/2016/DAVIS-data.zip'), 'FAILED part a: the server answered 503',
-                  'failed: the videos; part a'):
+    for words in (
+        'FAILED the videos: the server answered 404',
+        'open https://a.page/davis',
+        str(tmp_path / 'data/DAVIS/2016/DAVIS-data.zip'),
+        'FAILED part a: the server answered 503',
+        'failed: the videos; part a',
+    ):
         assert words in caplog.text
     assert (tmp_path / 'saves/stcn.pth').is_file()
     assert (tmp_path / 'data/BL30K/JPEGImages/480p/boat').is_dir()
@@ -302,12 +334,12 @@ def test_drive_asks_before_large_files(tmp_path, site, sources, monkeypatch):
 def test_disk_space(tmp_path, site, sources, monkeypatch, caplog):
     usage = namedtuple('usage', 'free')
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(1_500_000))
-    with pytest.raises(OSError, match=r'needs 2\.0 MB of free disk, found 1\.5 MB'):     # the two tars, by the list
+    with pytest.raises(OSError, match=r'needs 2\.0 MB of free disk, found 1\.5 MB'):  # the two tars, by the list
         run(monkeypatch, download, 'all', *sources)
     assert not site.requests
 
     size = len(site.files['/davis.zip'])
-    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(2 * size - 1))     # download, then unpack
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(2 * size - 1))  # download, then unpack
     assert run(monkeypatch, download, 'davis', 'weights', *sources) == 1
     assert 'FAILED the videos: the videos needs 0.1 MB of free disk' in caplog.text
     assert (tmp_path / 'saves/stcn.pth').is_file()
@@ -369,7 +401,7 @@ def test_killed_at_any_point_of_unpacking(tmp_path, site, sources, monkeypatch, 
         assert run(monkeypatch, download, 'davis', *sources) == 0
         found = visible(tmp_path / 'data/DAVIS/2016')
         assert {name: found.get(name) for name in VIDEOS} == VIDEOS
-        assert len(found) == len(VIDEOS) + 3        # and the user's own files
+        assert len(found) == len(VIDEOS) + 3  # and the user's own files
         if finished:
             break
         interrupted += 1
@@ -384,9 +416,18 @@ def test_the_wrong_archive(tmp_path, site, sources, monkeypatch, caplog):
 
 
 def test_shipped_sources():
-    layout = {'static', 'BL30K', 'DAVIS/2016', 'DAVIS/2017/trainval', 'DAVIS/2017/test-dev', 'YouTube/train',
-              'YouTube/valid', 'YouTube/all_frames/valid_all_frames', 'YouTube2018/valid',
-              'YouTube2018/all_frames/valid_all_frames'}
+    layout = {
+        'static',
+        'BL30K',
+        'DAVIS/2016',
+        'DAVIS/2017/trainval',
+        'DAVIS/2017/test-dev',
+        'YouTube/train',
+        'YouTube/valid',
+        'YouTube/all_frames/valid_all_frames',
+        'YouTube2018/valid',
+        'YouTube2018/all_frames/valid_all_frames',
+    }
     groups = download.read_sources(REPOSITORY / 'scripts/sources.json', root=Path('root'), saves=Path('saves'))
     assert list(groups) == ['weights', 'static', 'davis', 'youtube', 'bl30k']
     sources = [source for group in groups.values() for source in group]
@@ -404,7 +445,7 @@ def zip_with(*members: tuple[str, bytes], mode: int = 0, **changes) -> bytes:
     with zipfile.ZipFile(stream, 'w', zipfile.ZIP_DEFLATED) as archive:
         for name, content in members:
             info = zipfile.ZipInfo('x')
-            info.filename = name        # past the constructor, which mends some names
+            info.filename = name  # past the constructor, which mends some names
             info.compress_type = zipfile.ZIP_DEFLATED
             info.external_attr = mode << 16
             for key, value in changes.items():
@@ -472,21 +513,39 @@ TARS = {
     'parent within': tar_with({'name': 'a/../../../../outside/evil', 'content': b'x'}),
     'parent folder': tar_with({'name': '../../../outside/evil', 'type': tarfile.DIRTYPE}),
     'link': tar_with({'name': 'link', 'type': tarfile.SYMTYPE, 'linkname': '../../../outside/precious'}),
-    'link, then through it': tar_with({'name': 'link', 'type': tarfile.SYMTYPE, 'linkname': '../../../outside'},
-                                      {'name': 'link/evil', 'content': b'x'}),
-    'link, then onto it': tar_with({'name': 'link', 'type': tarfile.SYMTYPE, 'linkname': '../../../outside/precious'},
-                                   {'name': 'link', 'content': b'x'}),
-    'hard link': tar_with({'name': 'link', 'type': tarfile.LNKTYPE, 'linkname': '../../../outside/precious'},
-                          {'name': 'link', 'content': b'x'}),
+    'link, then through it': tar_with(
+        {'name': 'link', 'type': tarfile.SYMTYPE, 'linkname': '../../../outside'},
+        {'name': 'link/evil', 'content': b'x'},
+    ),
+    'link, then onto it': tar_with(
+        {'name': 'link', 'type': tarfile.SYMTYPE, 'linkname': '../../../outside/precious'},
+        {'name': 'link', 'content': b'x'},
+    ),
+    'hard link': tar_with(
+        {'name': 'link', 'type': tarfile.LNKTYPE, 'linkname': '../../../outside/precious'},
+        {'name': 'link', 'content': b'x'},
+    ),
     'device': tar_with({'name': 'device', 'type': tarfile.CHRTYPE, 'devmajor': 1, 'devminor': 3}),
     'block device': tar_with({'name': 'device', 'type': tarfile.BLKTYPE}),
     'pipe': tar_with({'name': 'pipe', 'type': tarfile.FIFOTYPE}),
-    'holes': tar_with({'name': 'sparse', 'pax_headers': {'GNU.sparse.major': '0', 'GNU.sparse.minor': '1',
-                       'GNU.sparse.size': '900000000000', 'GNU.sparse.map': '0,0,900000000000,0'}}),
+    'holes': tar_with(
+        {
+            'name': 'sparse',
+            'pax_headers': {
+                'GNU.sparse.major': '0',
+                'GNU.sparse.minor': '1',
+                'GNU.sparse.size': '900000000000',
+                'GNU.sparse.map': '0,0,900000000000,0',
+            },
+        }
+    ),
     'larger than the archive': tar_with({'name': 'a', 'content': b'x', 'size': 10**12}),
-    'less than nothing': tar_with({'name': 'a'}, {'name': 'b', 'size': -1536}),      # leads back to itself
-    'in the middle': tar_with({'name': 'JPEGImages/a', 'content': b'x'}, {'name': 'Annotations/a', 'content': b'x'},
-                              {'name': OUT, 'content': b'x'}),
+    'less than nothing': tar_with({'name': 'a'}, {'name': 'b', 'size': -1536}),  # leads back to itself
+    'in the middle': tar_with(
+        {'name': 'JPEGImages/a', 'content': b'x'},
+        {'name': 'Annotations/a', 'content': b'x'},
+        {'name': OUT, 'content': b'x'},
+    ),
     'truncated': make_tar(VIDEOS)[:-12_000],
     'cut between members': make_tar(VIDEOS)[: 512 + 30_208],
     'compressed': gzip.compress(make_tar(VIDEOS)),
@@ -501,13 +560,23 @@ REASONS = {
     'is a special file': ('device', 'block device', 'pipe', 'holes'),
     'that unpack to': ('bomb',),
     'is both a file and a folder': ('file as folder',),
-    'Delete it': ('understated', 'encrypted', 'truncated', 'damaged', 'a tar', 'text', 'empty', 'cut', 'compressed',
-                  'larger than the archive', 'less than nothing'),
+    'Delete it': (
+        'understated',
+        'encrypted',
+        'truncated',
+        'damaged',
+        'a tar',
+        'text',
+        'empty',
+        'cut',
+        'compressed',
+        'larger than the archive',
+        'less than nothing',
+    ),
 }
 
 
-@pytest.mark.parametrize(
-    ('suffix', 'name'), [*(('.zip', name) for name in ZIPS), *(('.tar', name) for name in TARS)])
+@pytest.mark.parametrize(('suffix', 'name'), [*(('.zip', name) for name in ZIPS), *(('.tar', name) for name in TARS)])
 def test_hostile_archive(tmp_path, suffix, name):
     """It is refused for what it is, and nothing but the archive is anywhere."""
     ABSOLUTE.unlink(missing_ok=True)
@@ -531,8 +600,14 @@ def hostile_source(folder: Path, content: bytes, suffix: str) -> download.Source
 
 
 def everything(folder: Path) -> dict[str, tuple]:
-    return {str(path): (stat.S_IFMT(path.lstat().st_mode), path.lstat().st_nlink,
-                        path.read_bytes() if path.is_file() else b'') for path in folder.rglob('*')}
+    return {
+        str(path): (
+            stat.S_IFMT(path.lstat().st_mode),
+            path.lstat().st_nlink,
+            path.read_bytes() if path.is_file() else b'',
+        )
+        for path in folder.rglob('*')
+    }
 
 
 def test_mutated_archives_do_nothing_outside(tmp_path):
@@ -636,8 +711,9 @@ def test_convert_youtube(youtube_root, monkeypatch, capsys):
             places = [np.argwhere(m == label).mean(axis=0) / m.shape for m in (original, mask)]
             np.testing.assert_allclose(*places, atol=1e-3)
             np.testing.assert_allclose(*((m == label).mean() for m in (original, mask)), rtol=0.01)
-    assert {name: content for name, content in tree(small).items() if 'small' in name} == \
-        {name: content for name, content in tree(source).items() if 'small' in name}
+    assert {name: content for name, content in tree(small).items() if 'small' in name} == {
+        name: content for name, content in tree(source).items() if 'small' in name
+    }
     reference = picture((1280, 720), seed=1).resize((853, 480), Image.Resampling.BOX)
     difference = read_image(small / 'JPEGImages/wide/00005.jpg').astype(float) - np.array(reference)
     assert np.abs(difference).mean() < 2
@@ -649,16 +725,24 @@ def test_convert_reports_and_goes_on(youtube_root, monkeypatch, capsys, caplog):
     data = (train / 'JPEGImages/wide/00000.jpg').read_bytes()
     (train / 'JPEGImages/wide/00000.jpg').write_bytes(data[: len(data) // 2])
     Image.fromarray(labels((1280, 720)) * 30).resize((1280, 720)).convert('RGB').save(
-        train / 'Annotations/wide/00005.png')
+        train / 'Annotations/wide/00005.png'
+    )
     shutil.rmtree(train / 'Annotations/tall')
     (train / 'JPEGImages/small/00010.jpg').unlink()
     assert run(monkeypatch, convert, 'youtube', '--root', youtube_root, '--num_workers', 1) == 1
     assert '1 images converted, 0 were there, 4 problems' in capsys.readouterr().out
-    for words in ('wide/00000.jpg: expected an image', 'wide/00005.png: expected a mask', 'Annotations/tall: expected',
-                  'Annotations/small: 1 mask(s) without an image: 00010'):
+    for words in (
+        'wide/00000.jpg: expected an image',
+        'wide/00005.png: expected a mask',
+        'Annotations/tall: expected',
+        'Annotations/small: 1 mask(s) without an image: 00010',
+    ):
         assert words in caplog.text
     assert sorted(tree(youtube_root / 'train_480p')) == [
-        'Annotations/wide/00010.png', 'JPEGImages/wide/00010.jpg', 'meta.json']
+        'Annotations/wide/00010.png',
+        'JPEGImages/wide/00010.jpg',
+        'meta.json',
+    ]
 
 
 def test_convert_continues(youtube_root, monkeypatch, capsys):
@@ -726,7 +810,8 @@ def test_convert_stills(tmp_path, monkeypatch, capsys):
     flags = ('stills', '--root', davis, '--output', output, '--every', 4, '--num_workers', 1)
     assert run(monkeypatch, convert, *flags, '--hold_aside', 'boat') == 0
     assert sorted(path.name for path in output.iterdir()) == [
-        f'bear_0000{frame}_{label}.{suffix}' for frame in (0, 4) for label in (1, 4) for suffix in ('jpg', 'png')]
+        f'bear_0000{frame}_{label}.{suffix}' for frame in (0, 4) for label in (1, 4) for suffix in ('jpg', 'png')
+    ]
     assert len(find_pairs(output)) == 4
     mask = read_mask(base / 'Annotations' / '480p' / 'bear' / '00004.png')
     assert np.array_equal(np.array(Image.open(output / 'bear_00004_4.png')), np.where(mask == 4, 255, 0))
@@ -757,9 +842,11 @@ def training_roots(tmp_path, monkeypatch):
             soft = Image.fromarray((labels((240, 160)) > 0).astype(np.uint8) * np.uint8(255)).resize((60, 40))
             soft.save(static / folder / f'{number}.png')
     trainval = davis / '2017/trainval'
-    for images, masks in ((bl / 'JPEGImages', bl / 'Annotations'),
-                          (yv / 'train_480p/JPEGImages', yv / 'train_480p/Annotations'),
-                          (trainval / 'JPEGImages/480p', trainval / 'Annotations/480p')):
+    for images, masks in (
+        (bl / 'JPEGImages', bl / 'Annotations'),
+        (yv / 'train_480p/JPEGImages', yv / 'train_480p/Annotations'),
+        (trainval / 'JPEGImages/480p', trainval / 'Annotations/480p'),
+    ):
         for name in ('bear', 'boat'):
             save_video(images, masks, name, frames=4)
     return ['--static_root', static, '--bl_root', bl, '--yv_root', yv, '--davis_root', davis]
@@ -769,8 +856,10 @@ def findings(monkeypatch, folder: Path, *flags) -> tuple[int, list[tuple]]:
     """The exit status; of every problem its data set, kind, path below ``folder`` and names."""
     status = run(monkeypatch, check_data, *flags, '--json', folder / 'report.json')
     report = json.loads((folder / 'report.json').read_text())
-    return status, [(problem['dataset'], problem['kind'], str(Path(problem['path']).relative_to(folder)),
-                     problem['names']) for problem in report['problems']]
+    return status, [
+        (problem['dataset'], problem['kind'], str(Path(problem['path']).relative_to(folder)), problem['names'])
+        for problem in report['problems']
+    ]
 
 
 @pytest.mark.parametrize('flags', [('--num_workers', 1), ('--num_workers', 2, '--quick')])
@@ -778,7 +867,11 @@ def test_check_finds_nothing_in_clean_trees(tmp_path, training_roots, monkeypatc
     assert findings(monkeypatch, tmp_path, *training_roots, *flags) == (0, [])
     table = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in table[1:]] == [
-        ['static', '6'], ['BL30K', '8'], ['YouTubeVOS', '8'], ['DAVIS', '8']]
+        ['static', '6'],
+        ['BL30K', '8'],
+        ['YouTubeVOS', '8'],
+        ['DAVIS', '8'],
+    ]
     assert all(set(line.split()[2:]) == {'0'} for line in table[1:])
 
 
@@ -801,18 +894,49 @@ DEFECTS = [
     ('static/fss/cat/1.jpg', Path.unlink, 'static', 'no image', 'static/fss/cat', ['1']),
     ('BL30K/JPEGImages/bear/00005.jpg', cut, 'BL30K', 'unreadable', None, []),
     ('BL30K/JPEGImages/bear/00005.jpg', lambda path: path.write_text('text'), 'BL30K', 'unreadable', None, []),
-    ('BL30K/Annotations/bear', shutil.rmtree, 'BL30K',
-     {'too short': [], 'no mask': ['00000', '00005', '00010', '00015']}, 'BL30K/JPEGImages/bear', None),
+    (
+        'BL30K/Annotations/bear',
+        shutil.rmtree,
+        'BL30K',
+        {'too short': [], 'no mask': ['00000', '00005', '00010', '00015']},
+        'BL30K/JPEGImages/bear',
+        None,
+    ),
     (f'{YV}/Annotations/boat/00010.png', blur, 'YouTubeVOS', 'bad mask', None, []),
-    (f'{YV}/Annotations/boat/00010.png', lambda path: save_labels(path, labels((127, 96))), 'YouTubeVOS', 'size',
-     None, []),
+    (
+        f'{YV}/Annotations/boat/00010.png',
+        lambda path: save_labels(path, labels((127, 96))),
+        'YouTubeVOS',
+        'size',
+        None,
+        [],
+    ),
     (f'{YV}/Annotations/boat/00010.png', Path.unlink, 'YouTubeVOS', 'no mask', f'{YV}/JPEGImages/boat', ['00010']),
     (f'{YV}/JPEGImages/boat/00010.jpg', Path.unlink, 'YouTubeVOS', 'no image', f'{YV}/Annotations/boat', ['00010']),
-    (f'{YV}/boat', lambda path: [shutil.rmtree(path.parent / kind / 'boat') for kind in ('JPEGImages', 'Annotations')],
-     'YouTubeVOS', 'absent', f'{YV}/JPEGImages', ['boat']),
-    (f'{DAVIS}/bear', lambda path: [(path.parent / kind / f'480p/bear/{frame}').unlink() for kind, frame in (
-        ('JPEGImages', '00000.jpg'), ('JPEGImages', '00005.jpg'), ('Annotations', '00000.png'),
-        ('Annotations', '00005.png'))], 'DAVIS', 'too short', f'{DAVIS}/JPEGImages/480p/bear', []),
+    (
+        f'{YV}/boat',
+        lambda path: [shutil.rmtree(path.parent / kind / 'boat') for kind in ('JPEGImages', 'Annotations')],
+        'YouTubeVOS',
+        'absent',
+        f'{YV}/JPEGImages',
+        ['boat'],
+    ),
+    (
+        f'{DAVIS}/bear',
+        lambda path: [
+            (path.parent / kind / f'480p/bear/{frame}').unlink()
+            for kind, frame in (
+                ('JPEGImages', '00000.jpg'),
+                ('JPEGImages', '00005.jpg'),
+                ('Annotations', '00000.png'),
+                ('Annotations', '00005.png'),
+            )
+        ],
+        'DAVIS',
+        'too short',
+        f'{DAVIS}/JPEGImages/480p/bear',
+        [],
+    ),
     (DAVIS, shutil.rmtree, 'DAVIS', 'absent', f'{DAVIS}/JPEGImages/480p', ['bear', 'boat']),
     ('static', shutil.rmtree, 'static', 'absent', 'static', []),
     ('BL30K', shutil.rmtree, 'BL30K', 'absent', 'BL30K', []),
@@ -837,8 +961,10 @@ def test_quick_check_reads_headers(tmp_path, training_roots, monkeypatch):
     save_labels(tmp_path / 'BL30K/Annotations/bear/00000.png', labels((127, 96)))
     rotated = Image.Exif()
     rotated[0x0112] = 6
-    picture((96, 128)).save(tmp_path / 'BL30K/JPEGImages/boat/00000.jpg', exif=rotated)    # upright 128 x 96
+    picture((96, 128)).save(tmp_path / 'BL30K/JPEGImages/boat/00000.jpg', exif=rotated)  # upright 128 x 96
     status, found = findings(monkeypatch, tmp_path, *training_roots, '--quick', '--num_workers', 1)
     assert status == 1
     assert sorted(problem[1:3] for problem in found) == [
-        ('size', 'BL30K/Annotations/bear/00000.png'), ('unreadable', 'BL30K/JPEGImages/bear/00010.jpg')]
+        ('size', 'BL30K/Annotations/bear/00000.png'),
+        ('unreadable', 'BL30K/JPEGImages/bear/00010.jpg'),
+    ]

@@ -1,4 +1,5 @@
 """Long videos add nothing up, too little memory ends what does not fit and no more, and the same gives the same."""
+
 import logging
 import subprocess
 import sys
@@ -27,15 +28,16 @@ from util.video_file import VideoReader
 pytestmark = pytest.mark.usefixtures('one_thread')
 
 CUDA = 'CUDA out of memory. Tried to allocate 9.00 GiB.\nGPU 0 has a total capacity of 8.00 GiB.'
-THREE = ('--stage', 3, '-i', 3)      # iterations
+THREE = ('--stage', 3, '-i', 3)  # iterations
 
 
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='needs /proc')
 def test_a_long_video_adds_nothing_up():
     """In little: the whole is ``python tests/long_run.py``, which also looks at memory and speed."""
     taken = long_run.samples(frames=201, warm_up=60, size=32, max_memory_frames=8, events=4, count_every=20)
-    found = {name: (before, after, limit)
-             for name, before, after, limit in long_run.compare(taken, warm_up=60, window=60)}
+    found = {
+        name: (before, after, limit) for name, before, after, limit in long_run.compare(taken, warm_up=60, window=60)
+    }
     for name in ('files', 'threads', 'tensors', 'memory_frames', 'memory_bytes'):
         before, after, limit = found[name]
         assert after <= limit, f'{name}: {before} became {after}'
@@ -67,7 +69,7 @@ def test_finished_videos_are_kept_and_others_go_on(davis_root, small_network, tm
     with too_little_memory(monkeypatch, frame=3, cores=range(1, 2)):
         summary = run_dataset(*arguments, settings={}, core_options={})
     [(name, cause)] = summary.failures.items()
-    assert (name, summary.videos) == ('goat', 1)            # the longer one, dog, came first
+    assert (name, summary.videos) == ('goat', 1)  # the longer one, dog, came first
     for flag in ('--object_chunk', '--max_memory_frames', '--amp', '--size'):
         assert flag in cause
     assert len(cause.splitlines()) == 1
@@ -82,14 +84,33 @@ def test_finished_videos_are_kept_and_others_go_on(davis_root, small_network, tm
     (tmp_path / 'out' / 'goat' / '00004.png').unlink()
     with too_little_memory(monkeypatch, frame=3, cores=range(1)):
         summary = run_dataset(*arguments, settings={}, core_options={})
-    assert (list(summary.failures), summary.videos) == (['dog'], 1)     # what comes after it is segmented
+    assert (list(summary.failures), summary.videos) == (['dog'], 1)  # what comes after it is segmented
 
 
 def test_a_video_ends_where_memory_does(small_checkpoint, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(sys, 'argv', [
-        'segment_video.py', '--input', str(GOLDEN / 'clip'), '--mask', str(GOLDEN / 'first_mask.png'), '--strip', '2',
-        '--output', str(tmp_path / 'out'), '--model', str(small_checkpoint), '--size', '0', '--device', 'cpu',
-        '--num_threads', '1'])
+    monkeypatch.setattr(
+        sys,
+        'argv',
+        [
+            'segment_video.py',
+            '--input',
+            str(GOLDEN / 'clip'),
+            '--mask',
+            str(GOLDEN / 'first_mask.png'),
+            '--strip',
+            '2',
+            '--output',
+            str(tmp_path / 'out'),
+            '--model',
+            str(small_checkpoint),
+            '--size',
+            '0',
+            '--device',
+            'cpu',
+            '--num_threads',
+            '1',
+        ],
+    )
     with too_little_memory(monkeypatch, frame=7):
         assert segment_video.main() == 1
     [message] = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
@@ -98,7 +119,7 @@ def test_a_video_ends_where_memory_does(small_checkpoint, tmp_path, monkeypatch,
         assert flag in message
     assert sorted(tree(tmp_path / 'out' / 'masks')) == [f'{frame:05d}.png' for frame in range(7)]
     assert (tmp_path / 'out' / 'strip.png').exists()
-    if (tmp_path / 'out' / 'overlay.mp4').exists():         # PyAV is optional
+    if (tmp_path / 'out' / 'overlay.mp4').exists():  # PyAV is optional
         assert len(list(VideoReader(tmp_path / 'out' / 'overlay.mp4'))) == 7
 
 
@@ -120,7 +141,7 @@ def test_a_page_says_that_memory_is_out_and_goes_on(small_network, first_mask, t
     assert told == [web.OUT_OF_MEMORY]
     assert '--size' in told[0]
     assert [frame for frame in range(12) if tab.session.has_mask(frame)] == list(range(7))
-    list(propagate(drawn, request))             # the clip is not busy for ever
+    list(propagate(drawn, request))  # the clip is not busy for ever
     assert all(tab.session.has_mask(frame) for frame in range(12))
     assert len(told) == 1
 
@@ -161,9 +182,23 @@ def test_other_scripts_say_it_without_a_traceback(monkeypatch):
 
 def test_evaluating_twice_gives_the_same_bytes(davis_root, small_checkpoint, tmp_path, monkeypatch):
     """Masks and probabilities: again, in a process of its own, with other numbers of threads that read and write."""
+
     def words(output, *flags):
-        return ['eval_davis.py', '--model', small_checkpoint, '--davis_path', davis_root, '--device', 'cpu',
-                '--num_threads', 1, '--save_probs', '--output', tmp_path / output, *flags]
+        return [
+            'eval_davis.py',
+            '--model',
+            small_checkpoint,
+            '--davis_path',
+            davis_root,
+            '--device',
+            'cpu',
+            '--num_threads',
+            1,
+            '--save_probs',
+            '--output',
+            tmp_path / output,
+            *flags,
+        ]
 
     def evaluate(output, *flags):
         monkeypatch.setattr(sys, 'argv', list(map(str, words(output, *flags))))

@@ -1,4 +1,5 @@
 """Ensembles of cores: means of what their cores say one by one, whatever the networks, sizes, flips and failures."""
+
 import pytest
 import torch
 
@@ -33,8 +34,10 @@ def masks(first_mask):
 
 def run(core, clip, masks, *, wanted=range(FRAMES)):
     """``core.step`` over the clip's first frames."""
-    return [core.step(image, masks.get(t), wanted=t in wanted, last=t == FRAMES - 1)
-            for t, image in enumerate(clip[:FRAMES])]
+    return [
+        core.step(image, masks.get(t), wanted=t in wanted, last=t == FRAMES - 1)
+        for t, image in enumerate(clip[:FRAMES])
+    ]
 
 
 def mirrored(clip, masks):
@@ -71,8 +74,14 @@ def test_a_network_twice_is_itself(small_network, clip, masks):
 @pytest.mark.parametrize('options', [{}, {'include_last': True, 'top_k': None}, {'max_memory_frames': 2}])
 def test_sizes_flips_and_networks_are_averaged(small_network, other_network, small_stm, clip, masks, options):
     """Different similarities, widths, keys a frame and keys an object: each equals its own run."""
-    members = [Member(small_network), Member(small_network, size=48), Member(small_network, size=48, flip=True),
-               Member(other_network, size=35), Member(small_stm, size=32), Member(small_stm, size=32, flip=True)]
+    members = [
+        Member(small_network),
+        Member(small_network, size=48),
+        Member(small_network, size=48, flip=True),
+        Member(other_network, size=35),
+        Member(small_stm, size=32),
+        Member(small_stm, size=32, flip=True),
+    ]
     runs = []
     for member in members:
         core = InferenceCore(member.network, size=member.size, mem_every=2, **options)
@@ -95,8 +104,10 @@ def test_frames_encoded_together_are_the_same(small_network, small_stm, clip, ma
 
 def test_kernelised_read_of_one_size(small_network, clip, masks):
     sigma = {'kernel_sigma': 7.0}
-    expected = mean(run(InferenceCore(small_network, size=32), clip, masks),
-                    run(InferenceCore(small_network, size=48, **sigma), clip, masks))
+    expected = mean(
+        run(InferenceCore(small_network, size=32), clip, masks),
+        run(InferenceCore(small_network, size=48, **sigma), clip, masks),
+    )
     found = run(Ensemble([Member(small_network, size=32), Member(small_network, size=48, **sigma)]), clip, masks)
     assert_equal(found, expected, atol=1e-6, rtol=0)
 
@@ -126,16 +137,21 @@ def test_before_the_first_annotation_everything_is_background(small_network, cli
 def test_a_frame_that_failed_can_be_given_again(small_network, other_network, clip, masks, monkeypatch, function, t):
     if (t, function) in ((0, 'decode'), (2, 'encode_memory')):
         pytest.skip('not called on this frame')
-    members = [Member(small_network, size=32, flip=True), Member(small_network, size=32),
-               Member(other_network, size=48)]
+    members = [
+        Member(small_network, size=32, flip=True),
+        Member(small_network, size=32),
+        Member(other_network, size=48),
+    ]
     expected = run(Ensemble(members), clip, masks)
     ensemble, found = Ensemble(members), []
     for time, image in enumerate(clip[:FRAMES]):
         last = time == FRAMES - 1
         if time == t:
             with monkeypatch.context() as patch:
+
                 def fail(*args, **options):
                     raise torch.OutOfMemoryError
+
                 patch.setattr(other_network, function, fail)
                 for _ in range(2):
                     with pytest.raises(torch.OutOfMemoryError):
@@ -181,7 +197,11 @@ def test_gpu_equals_cpu(clip, masks):
     networks = make_small_network(), make_small_network(similarity='dot')
     found = {}
     for device in ('cpu', 'cuda'):
-        members = [Member(network.to(device), size=size, flip=flip)
-                   for network in networks for size in (None, 64) for flip in (False, True)]
+        members = [
+            Member(network.to(device), size=size, flip=flip)
+            for network in networks
+            for size in (None, 64)
+            for flip in (False, True)
+        ]
         found[device] = [prob.cpu() for prob in run(Ensemble(members), clip, masks)]
     assert_equal(found['cuda'], found['cpu'], atol=5e-3, rtol=0)

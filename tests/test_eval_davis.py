@@ -1,4 +1,5 @@
 """eval_davis.py from a dataset root to the folder that is handed in."""
+
 import json
 import shutil
 import subprocess
@@ -23,11 +24,27 @@ from util.cli import sha256
 @pytest.fixture
 def evaluate(davis_root, small_checkpoint, monkeypatch):
     """Runs the script in this process; returns the exit status and the output folder's files."""
+
     def evaluate(output, *flags, root=davis_root):
-        monkeypatch.setattr(sys, 'argv', ['eval_davis.py', '--model', str(small_checkpoint), '--device', 'cpu',
-                                          '--davis_path', str(root), '--output', str(output), *flags])
+        monkeypatch.setattr(
+            sys,
+            'argv',
+            [
+                'eval_davis.py',
+                '--model',
+                str(small_checkpoint),
+                '--device',
+                'cpu',
+                '--davis_path',
+                str(root),
+                '--output',
+                str(output),
+                *flags,
+            ],
+        )
         status = eval_davis.main()
         return status, tree(output)
+
     return evaluate
 
 
@@ -38,8 +55,9 @@ def masks_of(files):
 def test_masks_are_what_a_server_takes(evaluate, davis_root, tmp_path):
     status, files = evaluate(tmp_path / 'out')
     assert status == 0
-    assert set(masks_of(files)) == {f'{video}/{frame:05d}.png' for video, count in (('dog', 7), ('goat', 5))
-                                    for frame in range(count)}
+    assert set(masks_of(files)) == {
+        f'{video}/{frame:05d}.png' for video, count in (('dog', 7), ('goat', 5)) for frame in range(count)
+    }
     for name in masks_of(files):
         with Image.open(tmp_path / 'out' / name) as image:
             assert image.mode == 'P'
@@ -95,7 +113,7 @@ def test_second_run_skips_what_is_finished(evaluate, tmp_path, capsys):
     assert second == first
     assert times == {path: path.stat().st_mtime_ns for path in times}
 
-    (tmp_path / 'out' / 'dog' / '00003.png').unlink()       # an interrupted video is done again
+    (tmp_path / 'out' / 'dog' / '00003.png').unlink()  # an interrupted video is done again
     _, third = evaluate(tmp_path / 'out')
     assert '1 segmented, 1 finished before' in capsys.readouterr().out
     assert third == first
@@ -116,8 +134,18 @@ def test_masks_of_other_settings_are_not_taken_for_these(evaluate, tmp_path):
 
 def test_settings_of_one_network_read_as_they_always_did(evaluate, davis_root, small_checkpoint, tmp_path):
     """So that folders of earlier versions go on, whatever the way in which the same is said."""
-    expected = {'top': 20, 'mem_every': 5, 'include_last': False, 'max_memory_frames': None, 'size': 0, 'amp': False,
-                'year': 2017, 'davis_path': str(davis_root), 'split': 'val', 'network': sha256(small_checkpoint)}
+    expected = {
+        'top': 20,
+        'mem_every': 5,
+        'include_last': False,
+        'max_memory_frames': None,
+        'size': 0,
+        'amp': False,
+        'year': 2017,
+        'davis_path': str(davis_root),
+        'split': 'val',
+        'network': sha256(small_checkpoint),
+    }
     evaluate(tmp_path / 'out')
     assert json.loads((tmp_path / 'out' / 'settings.json').read_text()) == expected
     evaluate(tmp_path / 'out', '--preset', 'paper-val', '--kernel_sigma', '0', '--no_flip')
@@ -132,10 +160,12 @@ def test_fast_is_half_precision(evaluate, tmp_path):
 
 def test_members_tell_runs_apart(evaluate, small_checkpoint, tmp_path):
     evaluate(tmp_path / 'out')
-    for flags, message in ((['--flip'], 'flip was None, is True'),
-                           (['--size', '0', '48'], r'size was 0, is \[0, 48\]'),
-                           (['--kernel_sigma', '7'], r'kernel_sigma was None, is 7\.0'),
-                           (['--model', str(small_checkpoint), str(small_checkpoint)], r'network was \w+, is \[')):
+    for flags, message in (
+        (['--flip'], 'flip was None, is True'),
+        (['--size', '0', '48'], r'size was 0, is \[0, 48\]'),
+        (['--kernel_sigma', '7'], r'kernel_sigma was None, is 7\.0'),
+        (['--model', str(small_checkpoint), str(small_checkpoint)], r'network was \w+, is \['),
+    ):
         with pytest.raises(DataError, match=message):
             evaluate(tmp_path / 'out', *flags)
     small = ('--size', '48', '64')
@@ -199,16 +229,19 @@ def test_frames_are_not_held(davis_root, small_network, monkeypatch, encode_batc
     assert len(reads) == len(long.frames)
 
 
-@pytest.mark.parametrize(('damage', 'message'), [
-    (lambda base: shutil.rmtree(base / 'JPEGImages'), 'no DAVIS 2017 val; expected'),
-    (lambda base: (base / 'ImageSets/2017/val.txt').unlink(), 'cannot read the list'),
-    (lambda base: (base / 'ImageSets/2017/val.txt').write_bytes(b'\xff\xfe'), 'expected a text file'),
-    (lambda base: (base / 'ImageSets/2017/val.txt').write_text(''), 'lists no videos'),
-    (lambda base: (base / 'ImageSets/2017/val.txt').write_text('../dog'), 'expected the name of a video'),
-    (lambda base: (base / 'ImageSets/2017/val.txt').write_text('dog\ncat\n'), '1 of the 2 videos.*missing: cat'),
-    (lambda base: (base / 'Annotations/480p/dog/00000.png').unlink(), 'annotation of the first frame is missing'),
-    (lambda base: [path.unlink() for path in (base / 'JPEGImages/480p/dog').iterdir()], 'no frames'),
-])
+@pytest.mark.parametrize(
+    ('damage', 'message'),
+    [
+        (lambda base: shutil.rmtree(base / 'JPEGImages'), 'no DAVIS 2017 val; expected'),
+        (lambda base: (base / 'ImageSets/2017/val.txt').unlink(), 'cannot read the list'),
+        (lambda base: (base / 'ImageSets/2017/val.txt').write_bytes(b'\xff\xfe'), 'expected a text file'),
+        (lambda base: (base / 'ImageSets/2017/val.txt').write_text(''), 'lists no videos'),
+        (lambda base: (base / 'ImageSets/2017/val.txt').write_text('../dog'), 'expected the name of a video'),
+        (lambda base: (base / 'ImageSets/2017/val.txt').write_text('dog\ncat\n'), '1 of the 2 videos.*missing: cat'),
+        (lambda base: (base / 'Annotations/480p/dog/00000.png').unlink(), 'annotation of the first frame is missing'),
+        (lambda base: [path.unlink() for path in (base / 'JPEGImages/480p/dog').iterdir()], 'no frames'),
+    ],
+)
 def test_incomplete_roots(davis_root, damage, message):
     damage(davis_root / 'trainval')
     with pytest.raises(DataError, match=message):
@@ -226,8 +259,21 @@ def test_2016_has_20_videos(davis_root, caplog):
 def test_command_line(davis_root, tmp_path):
     """As a user meets it: an error is a line, not a traceback."""
     result = subprocess.run(
-        [sys.executable, 'eval_davis.py', '--davis_path', davis_root, '--model', tmp_path / 'none.pth',
-         '--output', tmp_path / 'out'], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        [
+            sys.executable,
+            'eval_davis.py',
+            '--davis_path',
+            davis_root,
+            '--model',
+            tmp_path / 'none.pth',
+            '--output',
+            tmp_path / 'out',
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 1
     assert result.stderr.strip() == f'error: {tmp_path / "none.pth"}: no such checkpoint file'
     assert not (tmp_path / 'out').exists()

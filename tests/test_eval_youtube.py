@@ -1,4 +1,5 @@
 """eval_youtube.py and scripts/eval_folder.py: objects that appear later, frame subsets, many processes, kills."""
+
 import json
 import shutil
 import subprocess
@@ -19,24 +20,37 @@ from dataset.io import DataError, read_mask
 from dataset.youtube import youtube
 from tests.conftest import APPEARING, REPOSITORY, tree
 
-SIZE = 96                               # works faster than 480
+SIZE = 96  # works faster than 480
 
 
 @pytest.fixture
 def command(youtube_root, small_checkpoint):
     """The script's command line, for a process of its own."""
     return lambda output, *flags, size=('--size', str(SIZE)): [
-        sys.executable, 'eval_youtube.py', '--model', small_checkpoint, '--device', 'cpu', '--yv_path',
-        youtube_root, *size, '--output', output, *flags]
+        sys.executable,
+        'eval_youtube.py',
+        '--model',
+        small_checkpoint,
+        '--device',
+        'cpu',
+        '--yv_path',
+        youtube_root,
+        *size,
+        '--output',
+        output,
+        *flags,
+    ]
 
 
 @pytest.fixture
 def evaluate(command, monkeypatch):
     """Runs the script in this process and returns the output folder's files."""
+
     def evaluate(output, *flags, **options):
         monkeypatch.setattr(sys, 'argv', [str(word) for word in command(output, *flags, **options)[1:]])
         assert eval_youtube.main() == 0
         return tree(output)
+
     return evaluate
 
 
@@ -49,14 +63,15 @@ def test_frames_labels_and_first_frames(evaluate, youtube_root, tmp_path):
     # Every fourth number, and those at which objects appear (8 and 14; in the second video 4 and 12).
     assert names(files) == (
         [f'Annotations/0a1b/{number:05d}.png' for number in (0, 4, 8, 12, 14, 16, 20)]
-        + [f'Annotations/ff02/{number:05d}.png' for number in (4, 8, 12)])
+        + [f'Annotations/ff02/{number:05d}.png' for number in (4, 8, 12)]
+    )
     for name in names(files):
         with Image.open(tmp_path / 'out' / name) as image:
             assert image.mode == 'P'
             assert image.size == ((182, 110) if '0a1b' in name else (150, 263))
             number = int(Path(name).stem) - (4 if 'ff02' in name else 0)
             assert set(np.unique(image)) <= {0} | {label for label, first in APPEARING.items() if 2 * first <= number}
-    for number in (0, 8, 14):           # an annotated object is where its annotation says
+    for number in (0, 8, 14):  # an annotated object is where its annotation says
         given = read_mask(youtube_root / 'valid/Annotations/0a1b' / f'{number:05d}.png')
         found = read_mask(tmp_path / 'out/Annotations/0a1b' / f'{number:05d}.png')
         label = given.max()
@@ -74,9 +89,11 @@ def test_default_size_is_480(evaluate, youtube_root, tmp_path, monkeypatch):
 
     def evaluate_spied(args, videos):
         from model.stcn import STCN
+
         encode = STCN.encode_query
-        monkeypatch.setattr(STCN, 'encode_query',
-                            lambda self, image: shapes.append(tuple(image.shape[2:])) or encode(self, image))
+        monkeypatch.setattr(
+            STCN, 'encode_query', lambda self, image: shapes.append(tuple(image.shape[2:])) or encode(self, image)
+        )
         return original(args, [video for video in videos if video.name == 'ff02'])
 
     monkeypatch.setattr(eval_youtube, 'evaluate', evaluate_spied)
@@ -88,7 +105,7 @@ def test_default_size_is_480(evaluate, youtube_root, tmp_path, monkeypatch):
 def test_output_all(evaluate, tmp_path):
     files = evaluate(tmp_path / 'some')
     everything = evaluate(tmp_path / 'all', '--output_all')
-    assert len(names(everything)) == 12 + 6        # from the first annotated frame on
+    assert len(names(everything)) == 12 + 6  # from the first annotated frame on
     assert all(everything[name] == files[name] for name in names(files))
 
 
@@ -101,11 +118,12 @@ def test_training_annotations_do_not_leak(evaluate, youtube_root, tmp_path):
         mask = read_mask(path) if path.exists() else np.zeros((110, 182), np.uint8)
         for label, first in APPEARING.items():
             if number > 2 * first:
-                mask[:40, 10 * label:10 * label + 10] = label      # wrong on purpose
+                mask[:40, 10 * label : 10 * label + 10] = label  # wrong on purpose
         Image.fromarray(mask).save(path)
     assert names(tree(tmp_path / 'out')) == names(evaluate(tmp_path / 'again'))
     assert tree(tmp_path / 'again/Annotations') == {
-        name.removeprefix('Annotations/'): content for name, content in expected.items() if name.endswith('.png')}
+        name.removeprefix('Annotations/'): content for name, content in expected.items() if name.endswith('.png')
+    }
 
 
 def test_archive_and_probabilities(evaluate, tmp_path):
@@ -129,16 +147,48 @@ def test_archive_and_probabilities(evaluate, tmp_path):
 def test_flags_reach_the_core(evaluate, tmp_path, monkeypatch):
     seen = []
     create = ensemble_module.InferenceCore
-    monkeypatch.setattr(ensemble_module, 'InferenceCore',
-                        lambda network, **options: seen.append(options) or create(network, **options))
+    monkeypatch.setattr(
+        ensemble_module, 'InferenceCore', lambda network, **options: seen.append(options) or create(network, **options)
+    )
     evaluate(tmp_path / 'plain')
-    evaluate(tmp_path / 'out', '--top', '7', '--mem_every', '3', '--include_last', '--max_memory_frames', '2',
-             '--object_chunk', '1', '--amp', '--half_memory')
-    defaults = {'top_k': 20, 'mem_every': 5, 'include_last': False, 'max_memory_frames': None, 'object_chunk': None,
-                'amp': False, 'half_memory': False, 'size': SIZE, 'kernel_sigma': None}
+    evaluate(
+        tmp_path / 'out',
+        '--top',
+        '7',
+        '--mem_every',
+        '3',
+        '--include_last',
+        '--max_memory_frames',
+        '2',
+        '--object_chunk',
+        '1',
+        '--amp',
+        '--half_memory',
+    )
+    defaults = {
+        'top_k': 20,
+        'mem_every': 5,
+        'include_last': False,
+        'max_memory_frames': None,
+        'object_chunk': None,
+        'amp': False,
+        'half_memory': False,
+        'size': SIZE,
+        'kernel_sigma': None,
+    }
     assert seen[0] == {'num_frames': 12, **defaults}
-    assert seen[-1] == {'num_frames': 8, 'top_k': 7, 'mem_every': 3, 'include_last': True, 'max_memory_frames': 2,
-                        'object_chunk': 1, 'amp': True, 'half_memory': True, 'size': SIZE, 'kernel_sigma': None}
+    assert seen[-1] == {
+        'num_frames': 8,
+        'top_k': 7,
+        'mem_every': 3,
+        'include_last': True,
+        'max_memory_frames': 2,
+        'object_chunk': 1,
+        'amp': True,
+        'half_memory': True,
+        'size': SIZE,
+        'kernel_sigma': None,
+    }
     seen.clear()
     evaluate(tmp_path / 'everything', '--top', '0', '--mem_every', 'none', '--kernel_sigma', '7')
     assert seen[0] == {'num_frames': 12, **defaults, 'top_k': None, 'mem_every': None, 'kernel_sigma': 7}
@@ -180,19 +230,36 @@ def change_meta(root, change):
     path.write_text(json.dumps(meta))
 
 
-@pytest.mark.parametrize(('damage', 'message'), [
-    (lambda root: shutil.rmtree(root / 'all_frames'), 'JPEGImages: missing'),
-    (lambda root: (root / 'valid/meta.json').unlink(), r'meta\.json: cannot read'),
-    (lambda root: (root / 'valid/meta.json').write_text('{"videos": {'), r'meta\.json: expected'),
-    (lambda root: (root / 'valid/meta.json').write_text('[]'), r'meta\.json: expected'),
-    (lambda root: (root / 'valid/meta.json').write_text('{"videos": {}}'), 'lists no videos'),
-    (lambda root: change_meta(root, lambda videos: videos.update({'../../out': videos['0a1b']})), 'name of a video'),
-    (lambda root: change_meta(root, lambda videos: videos['0a1b']['objects']['2'].update(frames=[])), 'at least one'),
-    (lambda root: change_meta(root, lambda videos: videos['0a1b']['objects']['2']['frames'].append('99999')),
-     'are missing: 99999'),
-    (lambda root: (root / 'valid/Annotations/0a1b/00008.png').unlink(), r'annotation of objects \(5,\) is missing'),
-    (lambda root: shutil.rmtree(root / 'all_frames/valid_all_frames/JPEGImages/0a1b'), 'expected a folder of frames'),
-])
+@pytest.mark.parametrize(
+    ('damage', 'message'),
+    [
+        (lambda root: shutil.rmtree(root / 'all_frames'), 'JPEGImages: missing'),
+        (lambda root: (root / 'valid/meta.json').unlink(), r'meta\.json: cannot read'),
+        (lambda root: (root / 'valid/meta.json').write_text('{"videos": {'), r'meta\.json: expected'),
+        (lambda root: (root / 'valid/meta.json').write_text('[]'), r'meta\.json: expected'),
+        (lambda root: (root / 'valid/meta.json').write_text('{"videos": {}}'), 'lists no videos'),
+        (
+            lambda root: change_meta(root, lambda videos: videos.update({'../../out': videos['0a1b']})),
+            'name of a video',
+        ),
+        (
+            lambda root: change_meta(root, lambda videos: videos['0a1b']['objects']['2'].update(frames=[])),
+            'at least one',
+        ),
+        (
+            lambda root: change_meta(root, lambda videos: videos['0a1b']['objects']['2']['frames'].append('99999')),
+            'are missing: 99999',
+        ),
+        (
+            lambda root: (root / 'valid/Annotations/0a1b/00008.png').unlink(),
+            r'annotation of objects \(5,\) is missing',
+        ),
+        (
+            lambda root: shutil.rmtree(root / 'all_frames/valid_all_frames/JPEGImages/0a1b'),
+            'expected a folder of frames',
+        ),
+    ],
+)
 def test_incomplete_roots(youtube_root, damage, message):
     damage(youtube_root)
     with pytest.raises(DataError, match=message):
@@ -201,16 +268,35 @@ def test_incomplete_roots(youtube_root, damage, message):
 
 def run_folder(root, output, checkpoint, *flags):
     return subprocess.run(
-        [sys.executable, 'scripts/eval_folder.py', '--model', checkpoint, '--device', 'cpu', '--root', root,
-         '--output', output, '--size', str(SIZE), *flags], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        [
+            sys.executable,
+            'scripts/eval_folder.py',
+            '--model',
+            checkpoint,
+            '--device',
+            'cpu',
+            '--root',
+            root,
+            '--output',
+            output,
+            '--size',
+            str(SIZE),
+            *flags,
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_folder(folder_root, small_checkpoint, tmp_path):
     result = run_folder(folder_root, tmp_path / 'out', small_checkpoint)
     assert result.returncode == 0, result.stderr
     files = tree(tmp_path / 'out')
-    assert names(files) == ([f'cat/{number}.png' for number in range(5)]
-                            + sorted(f'dog/frame{number}.png' for number in range(9, 13)))
+    assert names(files) == (
+        [f'cat/{number}.png' for number in range(5)] + sorted(f'dog/frame{number}.png' for number in range(9, 13))
+    )
     assert set(np.unique(read_mask(tmp_path / 'out/dog/frame10.png'))) <= {0, 2}
     corrected = read_mask(tmp_path / 'out/dog/frame11.png')
     assert set(np.unique(corrected)) <= {0, 2, 255}
@@ -254,15 +340,18 @@ def test_masks_of_another_size(folder_root, small_checkpoint, tmp_path):
     assert f"failed: cat: {path}: expected a mask of its image's aspect ratio" in result.stdout
 
 
-@pytest.mark.parametrize(('damage', 'message'), [
-    (lambda root: shutil.rmtree(root / 'Annotations'), 'Annotations: missing'),
-    (lambda root: shutil.rmtree(root / 'Annotations/cat'), 'expected a folder of frames'),
-    (lambda root: (root / 'Annotations/cat/0.png').unlink(), 'no masks'),
-    (lambda root: (root / 'Annotations/cat/0.png').rename(root / 'Annotations/cat/00.png'), 'without a frame'),
-    (lambda root: shutil.copy(root / 'JPEGImages/cat/1.jpeg', root / 'JPEGImages/cat/1.jpg'), 'one file a frame'),
-    (lambda root: [path.unlink() for path in (root / 'JPEGImages/cat').iterdir()], 'no frames'),
-    (lambda root: [shutil.rmtree(path) for path in (root / 'JPEGImages').iterdir()], 'neither frames nor folders'),
-])
+@pytest.mark.parametrize(
+    ('damage', 'message'),
+    [
+        (lambda root: shutil.rmtree(root / 'Annotations'), 'Annotations: missing'),
+        (lambda root: shutil.rmtree(root / 'Annotations/cat'), 'expected a folder of frames'),
+        (lambda root: (root / 'Annotations/cat/0.png').unlink(), 'no masks'),
+        (lambda root: (root / 'Annotations/cat/0.png').rename(root / 'Annotations/cat/00.png'), 'without a frame'),
+        (lambda root: shutil.copy(root / 'JPEGImages/cat/1.jpeg', root / 'JPEGImages/cat/1.jpg'), 'one file a frame'),
+        (lambda root: [path.unlink() for path in (root / 'JPEGImages/cat').iterdir()], 'no frames'),
+        (lambda root: [shutil.rmtree(path) for path in (root / 'JPEGImages').iterdir()], 'neither frames nor folders'),
+    ],
+)
 def test_incomplete_folders(folder_root, damage, message):
     damage(folder_root)
     with pytest.raises(DataError, match=message):

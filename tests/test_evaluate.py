@@ -32,7 +32,7 @@ def square(top: int, left: int, side: int, *, label: int = 1, size: tuple[int, i
 
 
 def test_j_by_hand():
-    truth, result = square(0, 0, 4) > 0, square(2, 1, 4) > 0        # overlap 2 x 3
+    truth, result = square(0, 0, 4) > 0, square(2, 1, 4) > 0  # overlap 2 x 3
     assert region_similarity(truth, result) == 6 / (16 + 16 - 6)
     assert region_similarity(truth, truth) == 1
     empty = np.zeros_like(truth)
@@ -67,7 +67,7 @@ def test_f_of_empty_masks():
     some, empty, full = half_plane(50), np.zeros((100, 100), bool), np.ones((100, 100), bool)
     assert boundary_accuracy(empty, empty) == 1
     assert boundary_accuracy(some, empty) == boundary_accuracy(empty, some) == 0
-    assert boundary_accuracy(full, full) == boundary_accuracy(full, empty) == 1     # neither has a boundary
+    assert boundary_accuracy(full, full) == boundary_accuracy(full, empty) == 1  # neither has a boundary
 
 
 def f_by_definition(truth: np.ndarray, result: np.ndarray) -> float:
@@ -75,12 +75,16 @@ def f_by_definition(truth: np.ndarray, result: np.ndarray) -> float:
 
     def pixels(mask):
         height, width = mask.shape
-        return np.array([
-            (y, x) for y in range(height) for x in range(width)
-            if (x + 1 < width and mask[y, x] != mask[y, x + 1])
-            or (y + 1 < height and mask[y, x] != mask[y + 1, x])
-            or (x + 1 < width and y + 1 < height and mask[y, x] != mask[y + 1, x + 1])
-        ])
+        return np.array(
+            [
+                (y, x)
+                for y in range(height)
+                for x in range(width)
+                if (x + 1 < width and mask[y, x] != mask[y, x + 1])
+                or (y + 1 < height and mask[y, x] != mask[y + 1, x])
+                or (x + 1 < width and y + 1 < height and mask[y, x] != mask[y + 1, x + 1])
+            ]
+        )
 
     a, b = pixels(truth), pixels(result)
     squared = ((a[:, None] - b[None]) ** 2).sum(-1)
@@ -109,8 +113,8 @@ def test_statistics_by_hand():
     values = [0.9, 0.8, 0.4, 0.5, 0.7, 0.6, 0.2]
     numbers = statistics(values)
     assert numbers['mean'] == pytest.approx(4.1 / 7)
-    assert numbers['recall'] == pytest.approx(4 / 7)        # 0.5 itself is not above
-    assert numbers['decay'] == pytest.approx(2.1 / 3 - 0.8 / 2)        # borders 1, 3, 4, 6, 7
+    assert numbers['recall'] == pytest.approx(4 / 7)  # 0.5 itself is not above
+    assert numbers['decay'] == pytest.approx(2.1 / 3 - 0.8 / 2)  # borders 1, 3, 4, 6, 7
     assert statistics([0.75]) == {'mean': 0.75, 'recall': 1.0, 'decay': 0.0}
 
 
@@ -148,10 +152,18 @@ def test_davis_2017(davis):
     numbers = evaluate(*davis, dataset='davis2017')
     one, two = numbers['sequences']['one'], numbers['sequences']['two']
     assert one['objects']['7']['J'] == {
-        'mean': 1, 'recall': 1, 'decay': 0, 'frames': dict.fromkeys(['00001', '00002', '00003', '00004'], 1.0)}
+        'mean': 1,
+        'recall': 1,
+        'decay': 0,
+        'frames': dict.fromkeys(['00001', '00002', '00003', '00004'], 1.0),
+    }
     assert two['objects'].keys() == {'1', '2'}
     assert two['objects']['2']['F'] == {
-        'mean': 0, 'recall': 0, 'decay': 0, 'frames': dict.fromkeys(['00001', '00002', '00003', '00004'], 0.0)}
+        'mean': 0,
+        'recall': 0,
+        'decay': 0,
+        'frames': dict.fromkeys(['00001', '00002', '00003', '00004'], 0.0),
+    }
     assert two['J']['mean'] == two['F']['recall'] == two['J&F'] == 0.5
     for value in (numbers['J&F'], numbers['J']['mean'], numbers['F']['mean'], numbers['J']['recall']):
         assert value == pytest.approx(2 / 3)
@@ -177,7 +189,7 @@ def test_davis_2016_takes_every_label_for_the_object(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         numbers = evaluate(tmp_path / 'results', root, dataset='davis2016')
     assert numbers['J&F'] == 1
-    assert numbers['sequences'].keys() == {'dog'}       # bear is no validation video of 2016
+    assert numbers['sequences'].keys() == {'dog'}  # bear is no validation video of 2016
     assert '1 of the 20' in caplog.text
 
 
@@ -186,7 +198,7 @@ def test_folder_scores_an_object_after_its_first_frame_up_to_the_last(tmp_path):
     nothing, both, shifted = np.zeros_like(early), early + late, early + square(20, 35, 10, label=5)
     write_video(tmp_path / 'root' / 'Annotations' / 'v', [nothing, early, early, both, both], step=5)
     write_video(tmp_path / 'results' / 'v', [nothing, nothing, early, early, shifted], step=5)
-    (tmp_path / 'results' / 'v' / '00000.png').unlink()     # nothing to segment yet
+    (tmp_path / 'results' / 'v' / '00000.png').unlink()  # nothing to segment yet
     objects = evaluate(tmp_path / 'results', tmp_path / 'root', dataset='folder')['sequences']['v']['objects']
     assert objects['2']['J']['frames'] == {'00010': 1, '00015': 1, '00020': 1}
     assert objects['5']['J']['frames'] == {'00020': pytest.approx(50 / 150)}
@@ -328,8 +340,21 @@ def test_files_do_not_depend_on_the_number_of_processes(davis, tmp_path):
     outputs = []
     for workers in (1, 2):
         files = [tmp_path / f'{workers}' / name for name in ('numbers.json', 'numbers.csv')]
-        done = run('--results', results, '--dataset', 'davis2017', '--root', root, '--num_workers', workers,
-                   '--json', files[0], '--csv', files[1], cwd=tmp_path)
+        done = run(
+            '--results',
+            results,
+            '--dataset',
+            'davis2017',
+            '--root',
+            root,
+            '--num_workers',
+            workers,
+            '--json',
+            files[0],
+            '--csv',
+            files[1],
+            cwd=tmp_path,
+        )
         assert done.returncode == 0, done.stderr
         assert '66.67' in done.stdout.splitlines()[-1]
         outputs.append([path.read_bytes() for path in files])
@@ -339,7 +364,10 @@ def test_files_do_not_depend_on_the_number_of_processes(davis, tmp_path):
     assert numbers == evaluate(*davis, dataset='davis2017')
     rows = list(csv.DictReader(outputs[0][1].decode().splitlines()))
     assert [(row['sequence'], row['object'], float(row['J mean'])) for row in rows] == [
-        ('one', '7', 1), ('two', '1', 1), ('two', '2', 0)]
+        ('one', '7', 1),
+        ('two', '1', 1),
+        ('two', '2', 0),
+    ]
 
 
 def test_errors_end_the_script_with_one_message(davis):

@@ -1,5 +1,6 @@
 """A disk that is full, a folder that cannot be written, threads and processes that fail, signals: what is there is
 whole, the status says so, one line says which file and what to do, and the next run goes on."""
+
 import gc
 import json
 import logging
@@ -53,6 +54,7 @@ pytestmark = pytest.mark.usefixtures('one_thread')
 def signals_as_in_a_terminal():
     """A shell's background ignores Ctrl-C; and a script that was ended leaves its handlers. What nobody takes note of
     is not to end the tests."""
+
     def unnoticed(number, frame):
         raise AssertionError(f'signal {number} ends the process on the spot')
 
@@ -90,7 +92,7 @@ def disk(tmp_path):
 
 def fill(folder: Path, *, leave: int) -> Path:
     """A file that takes all of the disk but this many bytes."""
-    gc.collect()        # a deleted file takes room while the traceback of a run before keeps it open
+    gc.collect()  # a deleted file takes room while the traceback of a run before keeps it open
     filler = folder / 'filler'
     free = os.statvfs(folder).f_bavail * PAGE
     with open(filler, 'wb') as file:
@@ -117,12 +119,14 @@ def used(folder: Path) -> int:
 @pytest.fixture
 def run(monkeypatch, capfd):
     """A script in this process, as the shell sees it: status, and what it said last."""
+
     def run(script, *flags):
         monkeypatch.setattr(sys, 'argv', [script.__name__, *map(str, flags)])
         with signals_as_in_a_terminal(), pytest.raises(SystemExit) as end:
             cli.run_main(script.main)
         status = end.value.code or 0
         return (1, status) if isinstance(status, str) else (status, capfd.readouterr().err)
+
     return run
 
 
@@ -157,8 +161,9 @@ WRITERS = {
     'mask.png': lambda path: write_mask(path, noise),
     'frame.npz': write_probabilities,
     'masks.zip': write_archive,
-    'network.pth': lambda path: save_network(path, build_network(STCNConfig('mobilenet_v2', 'mobilenet_v2', key_dim=8,
-                                                                            value_dim=8, decoder_widths=(8, 8)))),
+    'network.pth': lambda path: save_network(
+        path, build_network(STCNConfig('mobilenet_v2', 'mobilenet_v2', key_dim=8, value_dim=8, decoder_widths=(8, 8)))
+    ),
     'checkpoint_00000002.pth': lambda path: Run(path.parent).save(content),
     'nonfinite_00000002.pth': lambda path: Run(path.parent).save_broken(content),
     'config.json': lambda path: Run(path.parent).write_configuration({'flags': 1000 * [1]}),
@@ -227,9 +232,27 @@ def videos(tmp_path_factory):
 @pytest.fixture
 def segment(run, network, videos):
     """eval_davis.py on two videos of four frames."""
+
     def segment(output, *flags):
-        return run(eval_davis, '--model', network, '--davis_path', videos, '--device', 'cpu', '--num_threads', 1,
-                   '--size', 48, '--save_probs', '--zip', '--output', output, *flags)
+        return run(
+            eval_davis,
+            '--model',
+            network,
+            '--davis_path',
+            videos,
+            '--device',
+            'cpu',
+            '--num_threads',
+            1,
+            '--size',
+            48,
+            '--save_probs',
+            '--zip',
+            '--output',
+            output,
+            *flags,
+        )
+
     return segment
 
 
@@ -249,7 +272,7 @@ def test_the_disk_gets_full_while_evaluating(segment, disk, tmp_path):
         [named_file] = re.findall(f'^error: {re.escape(str(work))}/(.+): {FULL}$', message)
         named.append(named_file)
         left = tree(work)
-        assert all(expected[name] == value for name, value in left.items())     # no .part, nothing half
+        assert all(expected[name] == value for name, value in left.items())  # no .part, nothing half
         assert named_file not in left
         filler.unlink()
         assert segment(work / 'out')[0] == 0
@@ -263,8 +286,10 @@ def test_the_disk_gets_full_while_evaluating(segment, disk, tmp_path):
 @pytest.fixture
 def no_network(monkeypatch):
     """Whoever comes as far as the network has refused too late."""
+
     def fail(*args, **options):
         raise AssertionError('the network runs')
+
     monkeypatch.setattr(run_module, 'Ensemble', fail)
 
 
@@ -276,7 +301,7 @@ def test_a_read_only_disk_is_refused_before_the_network_runs(segment, tmp_path):
         assert status == 1
         assert re.match(f'error: {disk}/out/settings.json: {refusal}', message)
         (tmp_path / 'out').mkdir()
-        subprocess.run(['mount', '--bind', disk, tmp_path / 'out'], check=True)     # the archive could be written
+        subprocess.run(['mount', '--bind', disk, tmp_path / 'out'], check=True)  # the archive could be written
         try:
             assert re.match(f'error: {tmp_path}/out/settings.json: {refusal}', segment(tmp_path / 'out')[1])
         finally:
@@ -289,8 +314,11 @@ def test_a_file_in_place_of_a_folder_is_refused_before_the_network_runs(segment,
     for output in (tmp_path / 'file', tmp_path / 'file' / 'out'):
         status, message = segment(output)
         assert status == 1
-        assert re.match(f'error: {output}/settings.json: cannot be written '
-                        rf'\({output} has to be a folder\)\. Choose another place', message)
+        assert re.match(
+            f'error: {output}/settings.json: cannot be written '
+            rf'\({output} has to be a folder\)\. Choose another place',
+            message,
+        )
     (tmp_path / 'out.zip').mkdir()
     assert re.match(f'error: {tmp_path}/out.zip: cannot be written .Is a directory', segment(tmp_path / 'out')[1])
     assert list(tree(tmp_path)) == ['file']
@@ -303,7 +331,7 @@ def test_an_error_of_the_writing_threads_ends_the_run_and_names_the_file(segment
 
     def slow_step(core, *args, **options):
         computed.append(core)
-        for future in writers[0].pending:       # else all frames might be computed before one is written
+        for future in writers[0].pending:  # else all frames might be computed before one is written
             future.exception()
         return step(core, *args, **options)
 
@@ -316,8 +344,11 @@ def test_an_error_of_the_writing_threads_ends_the_run_and_names_the_file(segment
     writers = []
     create = BackgroundWriter.__init__
     monkeypatch.setattr(run_module, 'WRITE_BEHIND_PROBS', 32)
-    monkeypatch.setattr(BackgroundWriter, '__init__',
-                        lambda writer, *args, **options: writers.append(writer) or create(writer, *args, **options))
+    monkeypatch.setattr(
+        BackgroundWriter,
+        '__init__',
+        lambda writer, *args, **options: writers.append(writer) or create(writer, *args, **options),
+    )
     monkeypatch.setattr(run_module.InferenceCore, 'step', slow_step)
     monkeypatch.setattr(Image.Image, 'save', fail)
     status, message = segment(tmp_path / 'out')
@@ -357,7 +388,8 @@ def test_an_error_of_the_reading_threads_names_the_file(segment, videos, tmp_pat
 
 @pytest.mark.parametrize('number', SIGNALS)
 def test_a_signal_ends_an_evaluation_after_the_frame_and_finished_videos_are_kept(
-        number, segment, tmp_path, monkeypatch, caplog):
+    number, segment, tmp_path, monkeypatch, caplog
+):
     """It comes in the second video's first frame, when all masks of the first one still wait to be written."""
     step, write, leave = run_module.InferenceCore.step, run_module.write_mask, BackgroundWriter.__exit__
     frames, leaving = [], threading.Event()
@@ -397,6 +429,7 @@ def test_a_signal_ends_an_evaluation_after_the_frame_and_finished_videos_are_kep
 @pytest.mark.parametrize('number', SIGNALS)
 def test_a_signal_before_and_after_the_network_runs(number, segment, tmp_path, monkeypatch):
     """While weights are loaded, and while the archive is written: the one before stays, nothing else."""
+
     def signalled(*args, **options):
         os.kill(os.getpid(), number)
 
@@ -421,6 +454,7 @@ def test_a_signal_before_and_after_the_network_runs(number, segment, tmp_path, m
 
 def test_a_signal_counts_even_where_a_library_stumbles_over_it(segment, tmp_path, monkeypatch):
     """torch's mode stacks did, and a checkpoint that cannot be read is an error of ours."""
+
     def stumble(*args, **options):
         try:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -435,9 +469,26 @@ def test_the_shell_sees_what_ended_an_evaluation(network, tmp_path):
     """A process of its own, signalled at some moment; no traceback."""
     make_davis(tmp_path / 'DAVIS', 'cat', 'dog', frames=50)
     process = subprocess.Popen(
-        [sys.executable, REPOSITORY / 'eval_davis.py', '--model', network, '--davis_path', tmp_path / 'DAVIS',
-         '--device', 'cpu', '--num_threads', '1', '--size', '48', '--output', tmp_path / 'out'],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        [
+            sys.executable,
+            REPOSITORY / 'eval_davis.py',
+            '--model',
+            network,
+            '--davis_path',
+            tmp_path / 'DAVIS',
+            '--device',
+            'cpu',
+            '--num_threads',
+            '1',
+            '--size',
+            '48',
+            '--output',
+            tmp_path / 'out',
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     for line in process.stderr:
         if line.startswith('1/2 '):
             break
@@ -467,8 +518,22 @@ def learn(run, roots, monkeypatch):
 
     def learn(folder, *flags):
         monkeypatch.chdir(folder)
-        return run(train, *training_flags(roots), '--num_workers', 0, '--stage', 3, '-i', 6, '--save_every', 2,
-                   '--id', 'a', *flags)
+        return run(
+            train,
+            *training_flags(roots),
+            '--num_workers',
+            0,
+            '--stage',
+            3,
+            '-i',
+            6,
+            '--save_every',
+            2,
+            '--id',
+            'a',
+            *flags,
+        )
+
     return learn
 
 
@@ -483,8 +548,10 @@ def test_the_disk_gets_full_while_training(learn, disk):
     size = (saves / 'checkpoint_00000002.pth').stat().st_size
     (saves / 'a.pth').unlink()
     filler = fill(disk, leave=size // 2)
-    for left in (['checkpoint_00000002.pth', 'config.json'],
-                 [*(f'checkpoint_0000000{i}.pth' for i in (2, 4, 6)), 'config.json']):
+    for left in (
+        ['checkpoint_00000002.pth', 'config.json'],
+        [*(f'checkpoint_0000000{i}.pth' for i in (2, 4, 6)), 'config.json'],
+    ):
         status, message = learn(disk, '--resume')
         named = 'a.pth' if len(left) > 2 else 'checkpoint_00000004.pth'
         assert status == 1
@@ -547,8 +614,11 @@ def test_a_loader_process_that_dies(learn, tmp_path, monkeypatch):
     monkeypatch.setattr(VideoDataset, 'sample', die)
     status, message = learn(tmp_path, '--num_workers', 1)
     assert status == 1
-    assert re.fullmatch(r'error: DataLoader worker \(pid.* \d+\) .*(Killed|exited).* A process that loads data has '
-                        r'died.*--num_workers.*--resume\.', message)
+    assert re.fullmatch(
+        r'error: DataLoader worker \(pid.* \d+\) .*(Killed|exited).* A process that loads data has '
+        r'died.*--num_workers.*--resume\.',
+        message,
+    )
 
 
 @pytest.mark.parametrize('workers', [0, 1])
@@ -559,8 +629,11 @@ def test_files_that_a_loader_cannot_read_are_named_in_one_line(learn, roots, tmp
     monkeypatch.setattr('dataset.video.read_image', fail)
     status, message = learn(tmp_path, '--num_workers', workers)
     assert status == 1
-    assert re.fullmatch(rf'error: 10 samples in a row could not be read; the last one: {roots["davis_root"].parent}.*'
-                        r'\.jpg: expected an image, cannot read it', message)
+    assert re.fullmatch(
+        rf'error: 10 samples in a row could not be read; the last one: {roots["davis_root"].parent}.*'
+        r'\.jpg: expected an image, cannot read it',
+        message,
+    )
 
 
 # Other scripts
@@ -570,8 +643,19 @@ def test_files_that_a_loader_cannot_read_are_named_in_one_line(learn, roots, tmp
 def test_scores_that_cannot_be_written_are_refused_before_scoring(run, videos, tmp_path, monkeypatch, flag):
     monkeypatch.setattr(evaluate, 'score', None)
     (tmp_path / 'file').touch()
-    status, message = run(evaluate, '--results', videos / 'trainval/Annotations/480p', '--dataset', 'davis2017',
-                          '--root', videos, '--num_workers', 1, flag, tmp_path / 'file' / 'scores')
+    status, message = run(
+        evaluate,
+        '--results',
+        videos / 'trainval/Annotations/480p',
+        '--dataset',
+        'davis2017',
+        '--root',
+        videos,
+        '--num_workers',
+        1,
+        flag,
+        tmp_path / 'file' / 'scores',
+    )
     assert status == 1
     assert message.startswith(f'error: {tmp_path}/file/scores: cannot be written ({tmp_path}/file has to be a folder)')
 
@@ -613,12 +697,12 @@ def test_settings_are_read_whole(segment, tmp_path):
     assert segment(tmp_path / 'out')[0] == 0
     settings = tmp_path / 'out' / 'settings.json'
     whole = settings.read_text()
-    settings.write_text(whole[:len(whole) // 2])
+    settings.write_text(whole[: len(whole) // 2])
     status, message = segment(tmp_path / 'out')
     assert status == 1
     assert re.match(f'error: {settings}: no readable JSON .*use --overwrite or another --output', message)
     settings.write_text(whole)
-    (tmp_path / 'out' / '.settings.json.part').write_text(whole[:10])       # as a killed run leaves it
+    (tmp_path / 'out' / '.settings.json.part').write_text(whole[:10])  # as a killed run leaves it
     assert segment(tmp_path / 'out')[0] == 0
     assert json.loads(settings.read_text()) == json.loads(whole)
     assert not list((tmp_path / 'out').rglob('.*'))

@@ -1,4 +1,5 @@
 """Parity with the published model: every number in ``tests/golden`` within its stated tolerance."""
+
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,9 @@ def assert_close(found, expected, tolerance=1e-4):
 
 
 def normalised(frame):
-    return ((frame.float() / 255 - torch.tensor(IMAGE_MEAN)[:, None, None])
-            / torch.tensor(IMAGE_STD)[:, None, None])[None, :, :96, :176]
+    return ((frame.float() / 255 - torch.tensor(IMAGE_MEAN)[:, None, None]) / torch.tensor(IMAGE_STD)[:, None, None])[
+        None, :, :96, :176
+    ]
 
 
 @torch.inference_mode()
@@ -67,11 +69,18 @@ def test_similarity_and_affinity():
     assert_close(found.softmax(dim=-1)[0].T, expected['affinity'])
 
 
-@pytest.mark.parametrize(('top_k', 'kernel_sigma', 'name'), [
-    (1, None, 'readout_top1'), (20, None, 'readout_top20'), (50, None, 'readout_top50'),
-    (None, None, 'readout_dense'), (10**6, None, 'readout_dense'),
-    (20, 7, 'readout_top20_kernel_sigma7'), (20, 2, 'readout_top20_kernel_sigma2'),
-])
+@pytest.mark.parametrize(
+    ('top_k', 'kernel_sigma', 'name'),
+    [
+        (1, None, 'readout_top1'),
+        (20, None, 'readout_top20'),
+        (50, None, 'readout_top50'),
+        (None, None, 'readout_dense'),
+        (10**6, None, 'readout_dense'),
+        (20, 7, 'readout_top20_kernel_sigma7'),
+        (20, 2, 'readout_top20_kernel_sigma2'),
+    ],
+)
 def test_read(top_k, kernel_sigma, name):
     memory_key, memory_value, query_key, expected = memory_tensors()
     bank = MemoryBank(top_k=top_k, kernel_sigma=kernel_sigma, capacity=1)
@@ -86,12 +95,14 @@ def test_training_read():
     assert_close(found[0], expected['readout_dense'])
 
 
-@pytest.mark.parametrize('name', ['prob_1obj_every5_nolast', 'prob_3obj_every5_nolast',
-                                  'prob_2obj_every3_nolast', 'prob_2obj_every5_last'])
+@pytest.mark.parametrize(
+    'name', ['prob_1obj_every5_nolast', 'prob_3obj_every5_nolast', 'prob_2obj_every3_nolast', 'prob_2obj_every5_last']
+)
 def test_propagation(golden_network, clip, first_mask, name):
     expected = _unpadded(golden('propagation')[name])
-    core = InferenceCore(golden_network, mem_every=int(name.split('every')[1][0]),
-                         include_last=not name.endswith('nolast'))
+    core = InferenceCore(
+        golden_network, mem_every=int(name.split('every')[1][0]), include_last=not name.endswith('nolast')
+    )
     objects = list(range(1, int(name[5]) + 1))
     for t, image in enumerate(clip):
         prob = core.step(image, first_mask if t == 0 else None, objects if t == 0 else None, last=t == 11)
@@ -110,7 +121,7 @@ def test_appearing(golden_network, clip, name):
         prob = core.step(image, mask, wanted=t in wanted, last=t == 11)
         if prob is not None:
             seen.append(t)
-            assert_close(prob[:, 1::2, 1::2], expected[:len(prob), t], tolerance=5e-3)
+            assert_close(prob[:, 1::2, 1::2], expected[: len(prob), t], tolerance=5e-3)
     assert core.objects == [2, 5, 9]
     assert seen == list(wanted)
 

@@ -1,4 +1,5 @@
 """Files, names and requests that mean harm: nothing is executed, nothing written elsewhere, nothing else read."""
+
 import ast
 import dataclasses
 import http.client
@@ -102,15 +103,17 @@ PAYLOADS: dict[str, Callable[[Path, str], object]] = {
     'new pickle': lambda path, command: path.write_bytes(pickle.dumps(Command(command), protocol=5)),
     'opcodes': lambda path, command: path.write_bytes(f"cos\nsystem\n(S'{command}'\ntR.".encode()),
     'eval': lambda path, command: path.write_bytes(
-        f"cbuiltins\neval\n(S'__import__(\"os\").system(\"{command}\")'\ntR.".encode()),
+        f'cbuiltins\neval\n(S\'__import__("os").system("{command}")\'\ntR.'.encode()
+    ),
     'network': lambda path, command: torch.save({'network': Command(command)}, path),
     'tensor': lambda path, command: torch.save(good()['network'] | {'extra': Command(command)}, path),
     'config': lambda path, command: torch.save(good() | {'config': Command(command)}, path),
     'optimizer': lambda path, command: torch.save(good() | {'optimizer': Command(command), 'iteration': 1}, path),
     'scaler': lambda path, command: torch.save(good() | {'scaler': {'scale': Setter(command)}}, path),
     'key': lambda path, command: torch.save(good() | {(1, Command(command)): 1}, path),
-    'legacy': lambda path, command: torch.save(good() | {'it': Command(command)}, path,
-                                               _use_new_zipfile_serialization=False),
+    'legacy': lambda path, command: torch.save(
+        good() | {'it': Command(command)}, path, _use_new_zipfile_serialization=False
+    ),
     'script': zipped_script,
     'tar': tarred,
 }
@@ -124,7 +127,7 @@ def harm(tmp_path) -> Iterator[tuple[Path, str]]:
     assert not marker.exists()
 
 
-@pytest.mark.filterwarnings('ignore::UserWarning')      # torch's, of what the payloads are
+@pytest.mark.filterwarnings('ignore::UserWarning')  # torch's, of what the payloads are
 @pytest.mark.parametrize('name', PAYLOADS)
 def test_no_checkpoint_runs_code(tmp_path, harm, name):
     path = tmp_path / 'file.pth'
@@ -155,19 +158,33 @@ def test_no_loader_runs_code(tmp_path, harm, davis_root, youtube_root, monkeypat
         def call() -> int:
             monkeypatch.setattr(sys, 'argv', ['script', *map(str, words)])
             return main()
+
         return call
 
     output = ('--output', tmp_path / 'out', '--device', 'cpu')
     training = ('--stage', 3, '--id', 'a', '--davis_root', tmp_path, '--yv_root', tmp_path, '--device', 'cpu')
     monkeypatch.setattr('dataset.training.find_main', lambda *_, **options: [])
     for load in (
-        lambda: read_checkpoint(path), lambda: load_network(path), lambda: load_model(path, device='cpu'),
-        lambda: hubconf.stcn(str(path)), lambda: imagenet_weights(['resnet18'], [path]),
+        lambda: read_checkpoint(path),
+        lambda: load_network(path),
+        lambda: load_model(path, device='cpu'),
+        lambda: hubconf.stcn(str(path)),
+        lambda: imagenet_weights(['resnet18'], [path]),
         script(eval_davis.main, '--model', path, '--davis_path', davis_root, *output),
         script(eval_youtube.main, '--model', path, '--yv_path', youtube_root, *output),
-        script(segment_video.main, '--input', GOLDEN / 'clip', '--mask', GOLDEN / 'first_mask.png', '--no_overlay',
-               '--model', path, *output),
-        script(train.main, *training, '--load_network', path), script(train.main, *training, '--load_model', path),
+        script(
+            segment_video.main,
+            '--input',
+            GOLDEN / 'clip',
+            '--mask',
+            GOLDEN / 'first_mask.png',
+            '--no_overlay',
+            '--model',
+            path,
+            *output,
+        ),
+        script(train.main, *training, '--load_network', path),
+        script(train.main, *training, '--load_model', path),
         script(train.main, *training, '--backbone_weights', path),
     ):
         with pytest.raises(CheckpointError, match=r'evil\.pth: '):
@@ -190,8 +207,19 @@ def test_there_is_no_other_loader():
             if not isinstance(node, ast.Call):
                 continue
             name, options = ast.unparse(node.func), {each.arg: ast.unparse(each.value) for each in node.keywords}
-            assert name not in ('eval', 'exec', 'compile', '__import__', 'os.system', 'os.popen', 'pickle.load',
-                                'pickle.loads', 'marshal.loads', 'shutil.unpack_archive', 'tempfile.mktemp'), path
+            assert name not in (
+                'eval',
+                'exec',
+                'compile',
+                '__import__',
+                'os.system',
+                'os.popen',
+                'pickle.load',
+                'pickle.loads',
+                'marshal.loads',
+                'shutil.unpack_archive',
+                'tempfile.mktemp',
+            ), path
             assert not name.endswith(('.extractall', '.extract', 'load_state_dict_from_url')), path
             assert options.get('shell', 'False') == 'False', path
             assert options.get('allow_pickle', 'False') == 'False', path
@@ -209,10 +237,11 @@ def claims(shapes: dict[str, torch.Size]) -> dict[str, torch.Tensor]:
 
 def test_a_small_file_claims_no_memory(tmp_path):
     from model import STCN
+
     config = dataclasses.replace(TINY, value_dim=400_000, decoder_widths=(400_000, 16))
     with torch.device('meta'):
         shapes = {name: value.shape for name, value in STCN(config).state_dict().items()}
-    assert sum(map(torch.Size.numel, shapes.values())) > 1e12    # which no machine has
+    assert sum(map(torch.Size.numel, shapes.values())) > 1e12  # which no machine has
     path = tmp_path / 'file.pth'
     torch.save({'config': dataclasses.asdict(config), 'network': claims(shapes)}, path)
     assert path.stat().st_size < 10**6
@@ -220,13 +249,16 @@ def test_a_small_file_claims_no_memory(tmp_path):
         load_network(path)
 
 
-@pytest.mark.parametrize(('value', 'message'), [
-    (torch.empty(1, device='meta'), 'expected a plain tensor, found .* on meta'),
-    (torch.zeros(1).to_sparse(), 'expected a plain tensor, found .*sparse'),
-    (torch.zeros(1, dtype=torch.complex64), 'expected a plain tensor, found torch.complex64'),
-    (torch.tensor([float('nan')]), 'not finite'),
-    (torch.tensor([float('inf')], dtype=torch.float16), 'not finite'),
-])
+@pytest.mark.parametrize(
+    ('value', 'message'),
+    [
+        (torch.empty(1, device='meta'), 'expected a plain tensor, found .* on meta'),
+        (torch.zeros(1).to_sparse(), 'expected a plain tensor, found .*sparse'),
+        (torch.zeros(1, dtype=torch.complex64), 'expected a plain tensor, found torch.complex64'),
+        (torch.tensor([float('nan')]), 'not finite'),
+        (torch.tensor([float('inf')], dtype=torch.float16), 'not finite'),
+    ],
+)
 def test_tensors_that_are_no_weights(tmp_path, value, message):
     content = good()
     torch.save(content | {'network': content['network'] | {'decoder.pred.bias': value}}, tmp_path / 'file.pth')
@@ -234,11 +266,22 @@ def test_tensors_that_are_no_weights(tmp_path, value, message):
         load_network(tmp_path / 'file.pth')
 
 
-@pytest.mark.parametrize('change', [
-    {'similarity': 'evil'}, {'similarity': None}, {'key_dim': 10**30}, {'key_dim': -1}, {'key_dim': 0.5},
-    {'decoder_widths': 'ab'}, {'decoder_widths': []}, {'aspp_dim': 'x'}, {'key_backbone': ['resnet18']},
-    {'arch': ['stcn']}, {'__class__': 'x'},
-])
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'similarity': 'evil'},
+        {'similarity': None},
+        {'key_dim': 10**30},
+        {'key_dim': -1},
+        {'key_dim': 0.5},
+        {'decoder_widths': 'ab'},
+        {'decoder_widths': []},
+        {'aspp_dim': 'x'},
+        {'key_backbone': ['resnet18']},
+        {'arch': ['stcn']},
+        {'__class__': 'x'},
+    ],
+)
 def test_configurations_that_are_none(tmp_path, change):
     content = good()
     torch.save(content | {'config': content['config'] | change}, tmp_path / 'file.pth')
@@ -253,7 +296,7 @@ def overlapping(size: int, times: int) -> bytes:
     """A zip whose directory lists the same data again and again."""
     data = zip_with(('zeros', bytes(size)))
     start = data.index(b'PK\x01\x02')
-    entry, end = data[start:data.index(b'PK\x05\x06')], bytearray(data[data.index(b'PK\x05\x06'):])
+    entry, end = data[start : data.index(b'PK\x05\x06')], bytearray(data[data.index(b'PK\x05\x06') :])
     end[8:12] = 2 * times.to_bytes(2, 'little')
     end[12:16] = (times * len(entry)).to_bytes(4, 'little')
     return data[:start] + times * entry + bytes(end)
@@ -286,10 +329,14 @@ HOSTILE = {
     'only dots.tar': (lambda: tar_with({'name': '..', 'content': b'x'}), 'could lead out'),
     'drive.tar': (lambda: tar_with({'name': 'C:evil', 'content': b'x'}), 'could lead out'),
     'backslashes.tar': (lambda: tar_with({'name': '..\\..\\evil', 'content': b'x'}), 'could lead out'),
-    'unknown type.tar': (lambda: tar_with({'name': 'a', 'type': b'Z', 'content': b'x'}),
-                         'refused|expected JPEGImages'),
-    'a long link name.tar': (lambda: tar_with({'name': 'a' * 90, 'type': tarfile.SYMTYPE, 'linkname': '../' * 300}),
-                             'is a link'),
+    'unknown type.tar': (
+        lambda: tar_with({'name': 'a', 'type': b'Z', 'content': b'x'}),
+        'refused|expected JPEGImages',
+    ),
+    'a long link name.tar': (
+        lambda: tar_with({'name': 'a' * 90, 'type': tarfile.SYMTYPE, 'linkname': '../' * 300}),
+        'is a link',
+    ),
 }
 
 
@@ -320,10 +367,20 @@ def test_many_files_that_hold_something_are_no_bomb(tmp_path, monkeypatch):
     assert len(list((tmp_path / 'unpacked' / 'JPEGImages').iterdir())) == 300
 
 
-@pytest.mark.parametrize('entry', [
-    {'to': '../out'}, {'to': '/tmp/out'}, {'to': 'a/../../out'}, {'to': 'C:\\out'}, {'to': 'a', 'archive': '../a.zip'},
-    {'to': 'a', 'archive': 'a.zip', 'holds': ['../../etc']}, {'to': 3}, {'url': 'http://127.0.0.1/'}, 'text',
-])
+@pytest.mark.parametrize(
+    'entry',
+    [
+        {'to': '../out'},
+        {'to': '/tmp/out'},
+        {'to': 'a/../../out'},
+        {'to': 'C:\\out'},
+        {'to': 'a', 'archive': '../a.zip'},
+        {'to': 'a', 'archive': 'a.zip', 'holds': ['../../etc']},
+        {'to': 3},
+        {'url': 'http://127.0.0.1/'},
+        'text',
+    ],
+)
 def test_lists_of_sources_that_lead_elsewhere(tmp_path, entry):
     path = tmp_path / 'sources.json'
     base = {'name': 'evil', 'url': 'http://127.0.0.1:9/'}
@@ -342,11 +399,15 @@ def test_only_servers_are_asked(tmp_path):
     assert not tree(tmp_path / 'data')
 
     page = f'<form id="download-form" action="{url}"></form>'.encode()
-    with served(lambda handler: handler.reply(page, {'Content-Type': 'text/html'})) as address, \
-            pytest.raises(download.DownloadError, match='expected an address that begins with http'):
+    with (
+        served(lambda handler: handler.reply(page, {'Content-Type': 'text/html'})) as address,
+        pytest.raises(download.DownloadError, match='expected an address that begins with http'),
+    ):
         download.fetch(dataclasses.replace(source, url=address))
-    with served(lambda handler: handler.reply(b'', {'Location': url}, status=302)) as address, \
-            pytest.raises(download.DownloadError, match='302'):
+    with (
+        served(lambda handler: handler.reply(b'', {'Location': url}, status=302)) as address,
+        pytest.raises(download.DownloadError, match='302'),
+    ):
         download.fetch(dataclasses.replace(source, url=address))
     assert not tree(tmp_path / 'data')
 
@@ -362,7 +423,7 @@ def test_a_stream_without_an_end_leaves_room(tmp_path, monkeypatch):
             for _ in range(1000):
                 handler.wfile.write(bytes(1 << 16))
         except OSError:
-            pass        # nobody listens any more
+            pass  # nobody listens any more
 
     with served(endless) as address, pytest.raises(OSError, match=r'needs 2\.0 GB of free disk, found 1\.0 GB'):
         download.fetch(download.Source('endless', address, address, tmp_path / 'out'))
@@ -406,8 +467,25 @@ class served:
 
 
 LONG = 'x' * 300
-VIDEOS = ['../x', '/etc', '', '.', '..', '.hidden', 'a/b', 'a\\b', '..\\x', 'a\nb', 'a\rb', 'a\tb', 'a\x1bb', 'a\0b',
-          'C:x', '\ud800\\', LONG]
+VIDEOS = [
+    '../x',
+    '/etc',
+    '',
+    '.',
+    '..',
+    '.hidden',
+    'a/b',
+    'a\\b',
+    '..\\x',
+    'a\nb',
+    'a\rb',
+    'a\tb',
+    'a\x1bb',
+    'a\0b',
+    'C:x',
+    '\ud800\\',
+    LONG,
+]
 
 
 @pytest.mark.parametrize('name', VIDEOS)
@@ -415,16 +493,18 @@ def test_videos_of_meta_json(youtube_root, tmp_path, monkeypatch, name):
     """An error that names the file, before anything is written anywhere."""
     change_meta(youtube_root, lambda videos: videos.update({name: videos.pop('0a1b')}))
     before = tree(tmp_path)
-    monkeypatch.setattr(sys, 'argv', ['eval_youtube.py', '--yv_path', str(youtube_root), '--device', 'cpu',
-                                      '--output', str(tmp_path / 'out')])
+    monkeypatch.setattr(
+        sys,
+        'argv',
+        ['eval_youtube.py', '--yv_path', str(youtube_root), '--device', 'cpu', '--output', str(tmp_path / 'out')],
+    )
     with pytest.raises(DataError, match=r'meta\.json: expected the name of a video') as error:
         eval_youtube.main()
     assert len(str(error.value)) < 400
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize('name', ['../../0a1b/00000', '/etc/passwd', '', '.', '..', 'a\\b', '00000\n', '0\0',
-                                  LONG])
+@pytest.mark.parametrize('name', ['../../0a1b/00000', '/etc/passwd', '', '.', '..', 'a\\b', '00000\n', '0\0', LONG])
 def test_frames_of_meta_json(youtube_root, name):
     """They only choose among the files that are there."""
     change_meta(youtube_root, lambda videos: videos['0a1b']['objects']['2']['frames'].insert(0, name))
@@ -475,13 +555,16 @@ def test_names_of_an_uploaded_zip(tmp_path, names):
     assert set(tree(tmp_path)) == {'clip.zip'}
 
 
-@pytest.mark.parametrize(('data', 'message'), [
-    (zip_with(('1.png', b'x' * 100), compress_type=zipfile.ZIP_LZMA), r'1\.png: compressed by method 14'),
-    (zip_with(('1.png', b'x' * 100), compress_type=zipfile.ZIP_BZIP2), r'1\.png: compressed by method 12'),
-    (zip_with(*((f'{i}.png', b'') for i in range(226))), 'longer than the 9 seconds'),
-    (zip_with(('1.png', b'../../../etc/passwd'), mode=0o120777), r'1\.png: expected an image'),
-    (zip_with(('1.png/', b'')), r'1\.png: expected an image|no images'),
-])
+@pytest.mark.parametrize(
+    ('data', 'message'),
+    [
+        (zip_with(('1.png', b'x' * 100), compress_type=zipfile.ZIP_LZMA), r'1\.png: compressed by method 14'),
+        (zip_with(('1.png', b'x' * 100), compress_type=zipfile.ZIP_BZIP2), r'1\.png: compressed by method 12'),
+        (zip_with(*((f'{i}.png', b'') for i in range(226))), 'longer than the 9 seconds'),
+        (zip_with(('1.png', b'../../../etc/passwd'), mode=0o120777), r'1\.png: expected an image'),
+        (zip_with(('1.png/', b'')), r'1\.png: expected an image|no images'),
+    ],
+)
 def test_uploaded_zips(tmp_path, data, message):
     (tmp_path / 'clip.zip').write_bytes(data)
     with pytest.raises(DataError, match=message):
@@ -503,13 +586,15 @@ def test_mutated_uploads(tmp_path):
         with suppress(DataError):
             import_clip(tmp_path / 'clip.zip', tmp_path / f'in{number}', max_seconds=9, max_bytes=10**7)
         assert set(tree(tmp_path)) - {'clip.zip', 'small.png'} <= {
-            str(path.relative_to(tmp_path)) for path in (tmp_path / f'in{number}' / 'frames').glob('*')}
+            str(path.relative_to(tmp_path)) for path in (tmp_path / f'in{number}' / 'frames').glob('*')
+        }
         for path in (tmp_path / f'in{number}' / 'frames').glob('*'):
             path.unlink()
 
 
 def test_a_video_of_too_many_frames_for_its_time(tmp_path, monkeypatch):
     """Timestamps say nothing about how many frames there are."""
+
     class Video:
         width, height, time_base, frame_rate = 16, 16, 1, 1000
 
@@ -545,14 +630,15 @@ def upload_of(folder: Path, name: str = 'clip.zip') -> Path:
 
 
 def test_a_page_that_is_closed_while_its_clip_comes_in(tabs, tmp_path, monkeypatch):
-    monkeypatch.setattr('inference.session.import_clip',
-                        lambda *args, **options: tabs.drop('key') or import_clip(*args, **options))
+    monkeypatch.setattr(
+        'inference.session.import_clip', lambda *args, **options: tabs.drop('key') or import_clip(*args, **options)
+    )
     with pytest.raises(DataError, match=r'clip\.zip: the page was closed'):
         tabs.open('key', upload_of(tmp_path))
     assert not tabs.tabs
     assert list(tabs.folder.iterdir()) == []
     monkeypatch.undo()
-    tabs.open('key', upload_of(tmp_path))       # a page that comes back
+    tabs.open('key', upload_of(tmp_path))  # a page that comes back
     assert len(list(tabs.folder.iterdir())) == 1
     tabs.close()
     assert list(tabs.folder.iterdir()) == []
@@ -561,8 +647,15 @@ def test_a_page_that_is_closed_while_its_clip_comes_in(tabs, tmp_path, monkeypat
 def test_a_page_that_is_closed_while_a_frame_is_computed(tabs, tmp_path, monkeypatch):
     """The frame is written when the folder is gone already; the folder goes again."""
     tab = tabs.open('key', upload_of(tmp_path))
-    monkeypatch.setattr(tab, 'busy', type('Impatient', (), {
-        'acquire': lambda self, blocking=True, timeout=-1: not timeout > 0, 'release': lambda self: None})())
+    monkeypatch.setattr(
+        tab,
+        'busy',
+        type(
+            'Impatient',
+            (),
+            {'acquire': lambda self, blocking=True, timeout=-1: not timeout > 0, 'release': lambda self: None},
+        )(),
+    )
     with tab.alone():
         tabs.drop('key')
         assert not tab.session.folder.exists()
@@ -579,29 +672,40 @@ class Page:
         self.session = uuid.uuid4().hex
         config = json.loads(urllib.request.urlopen(f'{server.url}config').read())
         # The functions by the event that calls them; the file comes in by the first that uploads.
-        self.load = next(each['id'] for each in config['dependencies']
-                         if ['upload'] in [target[1:] for target in each['targets']])
+        self.load = next(
+            each['id'] for each in config['dependencies'] if ['upload'] in [target[1:] for target in each['targets']]
+        )
 
     def upload(self, path: Path, name: str | None = None) -> list[str]:
         """Where the server has put the file."""
         bound = uuid.uuid4().hex
-        body = (f'--{bound}\r\nContent-Disposition: form-data; name="files"; filename="{name or path.name}"\r\n'
-                'Content-Type: application/octet-stream\r\n\r\n').encode() + path.read_bytes()
+        body = (
+            f'--{bound}\r\nContent-Disposition: form-data; name="files"; filename="{name or path.name}"\r\n'
+            'Content-Type: application/octet-stream\r\n\r\n'
+        ).encode() + path.read_bytes()
         request = urllib.request.Request(
-            f'{self.server.url}gradio_api/upload', data=body + f'\r\n--{bound}--\r\n'.encode(),
-            headers={'Content-Type': f'multipart/form-data; boundary={bound}'})
+            f'{self.server.url}gradio_api/upload',
+            data=body + f'\r\n--{bound}--\r\n'.encode(),
+            headers={'Content-Type': f'multipart/form-data; boundary={bound}'},
+        )
         return json.loads(urllib.request.urlopen(request).read())
 
     def open(self, path: str) -> list[dict]:
         """The messages that follow on the upload of a file of this path on the server."""
-        data = {'data': [{'path': path, 'meta': {'_type': 'gradio.FileData'}}], 'fn_index': self.load,
-                'session_hash': self.session}
-        urllib.request.urlopen(urllib.request.Request(
-            f'{self.server.url}gradio_api/queue/join', data=json.dumps(data).encode(),
-            headers={'Content-Type': 'application/json'})).read()
+        data = {
+            'data': [{'path': path, 'meta': {'_type': 'gradio.FileData'}}],
+            'fn_index': self.load,
+            'session_hash': self.session,
+        }
+        urllib.request.urlopen(
+            urllib.request.Request(
+                f'{self.server.url}gradio_api/queue/join',
+                data=json.dumps(data).encode(),
+                headers={'Content-Type': 'application/json'},
+            )
+        ).read()
         messages = []
-        with urllib.request.urlopen(
-                f'{self.server.url}gradio_api/queue/data?session_hash={self.session}') as stream:
+        with urllib.request.urlopen(f'{self.server.url}gradio_api/queue/data?session_hash={self.session}') as stream:
             for line in stream:
                 if line.startswith(b'data: '):
                     messages.append(json.loads(line[6:]))
@@ -623,11 +727,20 @@ def warnings(messages: list[dict]) -> str:
 @pytest.fixture(scope='module')
 def server(small_checkpoint, tmp_path_factory) -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv('PYTHONPATH')      # without the tests' guard: it has one of its own
-        server = Server(tmp_path_factory.mktemp('server'), '--model', str(small_checkpoint), '--size', '0',
-                        '--max_megabytes', '1', '--max_seconds', '1')
+        patch.delenv('PYTHONPATH')  # without the tests' guard: it has one of its own
+        server = Server(
+            tmp_path_factory.mktemp('server'),
+            '--model',
+            str(small_checkpoint),
+            '--size',
+            '0',
+            '--max_megabytes',
+            '1',
+            '--max_seconds',
+            '1',
+        )
     yield server
-    server.process.send_signal(signal.SIGHUP)       # as a terminal that is closed
+    server.process.send_signal(signal.SIGHUP)  # as a terminal that is closed
     assert server.process.wait(300) == 0
     assert list(server.folder.iterdir()) == [server.log]
 
@@ -642,7 +755,7 @@ def test_uploads_stay_where_they_belong(server, tmp_path):
         except urllib.error.HTTPError:
             continue
         assert Path(path).resolve().is_relative_to(server.folder)
-        assert len(Path(path).relative_to(server.folder).parts) == 4        # stcn_web_*/gradio/HASH/NAME
+        assert len(Path(path).relative_to(server.folder).parts) == 4  # stcn_web_*/gradio/HASH/NAME
     after = {path for path in server.folder.parent.rglob('*') if server.folder not in path.parents}
     assert after == before
     assert not Path('/tmp/evil.zip').exists()
@@ -654,8 +767,16 @@ def test_only_what_was_uploaded_is_opened(server, tmp_path):
     page, clip = Page(server), upload_of(tmp_path)
     [uploaded] = page.upload(clip)
     other = Path(uploaded).parent / '..' / '..' / '..' / 'log'
-    for path in (clip, REPOSITORY / 'README.md', '/etc/passwd', other, 'http://127.0.0.1/', 'https://192.0.2.1/a.zip',
-                 'https://test.invalid/a.zip', 'file:///etc/passwd'):
+    for path in (
+        clip,
+        REPOSITORY / 'README.md',
+        '/etc/passwd',
+        other,
+        'http://127.0.0.1/',
+        'https://192.0.2.1/a.zip',
+        'https://test.invalid/a.zip',
+        'file:///etc/passwd',
+    ):
         messages = page.open(str(path))
         assert not messages[-1]['success'] or warnings(messages)
         assert not server.clips()
@@ -666,7 +787,7 @@ def test_only_what_was_uploaded_is_opened(server, tmp_path):
     [folder] = server.clips()
     frame = folder / 'frames' / '00000.png'
     assert frame.exists()
-    for path in (frame, folder / 'frame.png', folder / 'upload' / 'clip.zip'):      # not by their own address
+    for path in (frame, folder / 'frame.png', folder / 'upload' / 'clip.zip'):  # not by their own address
         assert server.status(f'gradio_api/file={path}') == 403
         assert server.status(f'gradio_api/file={str(path).replace("/", "%2f")}') == 403
         assert server.status(f'gradio_api/file={uploaded}/../../../clips/{folder.name}/frames/{path.name}') == 403
@@ -684,7 +805,7 @@ def test_limits_speak(server, tmp_path):
     assert 'long.zip: longer than the 1 seconds that --max_seconds allows' in warnings(page.open(path))
     (tmp_path / 'bad.zip').write_bytes(zip_with(('a\\<img src=x onerror=alert(1)>.png', b'x')))
     [path] = page.upload(tmp_path / 'bad.zip')
-    assert '&lt;img src=x' in warnings(page.open(path))         # the browser would take it for HTML
+    assert '&lt;img src=x' in warnings(page.open(path))  # the browser would take it for HTML
 
 
 @needs_gradio
@@ -695,24 +816,46 @@ def test_a_page_that_goes_away_leaves_nothing(server, tmp_path):
     before = set(server.clips())
     assert page.open(path)[-1]['success']
     [clip] = set(server.clips()) - before
-    assert not Path(path).exists()      # moved, not copied
-    connection.close()                  # no farewell, as of a computer that is switched off
+    assert not Path(path).exists()  # moved, not copied
+    connection.close()  # no farewell, as of a computer that is switched off
     until(lambda: not clip.exists())
 
 
 @needs_gradio
 def test_nothing_else_is_served(server):
-    files = ('%2fetc%2fpasswd', '/proc/self/environ', '..%2f..%2fetc%2fpasswd', 'scripts/web.py', '.git/config',
-             *(f'{REPOSITORY}/{name}' for name in ('scripts/web.py', 'weights/stcn_light.pth', '.git/config')))
-    for path in (*(f'gradio_api/file={file}' for file in files), 'gradio_api/vibe-code', 'gradio_api/dev/reload',
-                 'gradio_api/proxy=https://test.invalid/', 'static/%2e%2e/%2e%2e/routes.py', 'svelte/../../routes.py',
-                 'assets/%2e%2e/%2e%2e/%2e%2e/routes.py', 'scripts/web.py', 'README.md', '.git/config', 'monitoring',
-                 'gradio_api/custom_component/x/client/component/..%2f..%2froutes.py'):
+    files = (
+        '%2fetc%2fpasswd',
+        '/proc/self/environ',
+        '..%2f..%2fetc%2fpasswd',
+        'scripts/web.py',
+        '.git/config',
+        *(f'{REPOSITORY}/{name}' for name in ('scripts/web.py', 'weights/stcn_light.pth', '.git/config')),
+    )
+    for path in (
+        *(f'gradio_api/file={file}' for file in files),
+        'gradio_api/vibe-code',
+        'gradio_api/dev/reload',
+        'gradio_api/proxy=https://test.invalid/',
+        'static/%2e%2e/%2e%2e/routes.py',
+        'svelte/../../routes.py',
+        'assets/%2e%2e/%2e%2e/%2e%2e/routes.py',
+        'scripts/web.py',
+        'README.md',
+        '.git/config',
+        'monitoring',
+        'gradio_api/custom_component/x/client/component/..%2f..%2froutes.py',
+    ):
         assert server.status(path) in (403, 404), path
-    for path in ('gradio_api/process_recording', 'gradio_api/vibe-edit', 'gradio_api/run/load', 'gradio_api/api/load',
-                 'login'):
-        request = urllib.request.Request(server.url + path, data=b'{"data": []}',
-                                         headers={'Content-Type': 'application/json'})
+    for path in (
+        'gradio_api/process_recording',
+        'gradio_api/vibe-edit',
+        'gradio_api/run/load',
+        'gradio_api/api/load',
+        'login',
+    ):
+        request = urllib.request.Request(
+            server.url + path, data=b'{"data": []}', headers={'Content-Type': 'application/json'}
+        )
         with pytest.raises(urllib.error.HTTPError) as error:
             urllib.request.urlopen(request)
         assert error.value.code in (403, 404, 405, 422), path

@@ -276,9 +276,7 @@ def test_a_scaled_mask_is_resized_with_a_warning(caplog, mask_hw, image_hw):
 
 def test_nearest_means_pixel_centres():
     np.testing.assert_array_equal(fit_mask(np.array([[1, 2], [3, 4]], np.uint8), (1, 1), 'a'), [[4]])
-    np.testing.assert_array_equal(
-        fit_mask(np.array([[1, 2]], np.uint8), (2, 4), 'a'), [[1, 1, 2, 2], [1, 1, 2, 2]]
-    )
+    np.testing.assert_array_equal(fit_mask(np.array([[1, 2]], np.uint8), (2, 4), 'a'), [[1, 1, 2, 2], [1, 1, 2, 2]])
 
 
 def test_an_equal_size_is_left_alone(caplog):

@@ -1,4 +1,5 @@
 """The light network that the project ships: what it costs, what it finds, and the ways to it."""
+
 import argparse
 import re
 import shutil
@@ -24,8 +25,13 @@ needs_weights = pytest.mark.skipif(not LIGHT_WEIGHTS.exists(), reason='weights/s
 
 def test_it_is_light():
     light, full = (
-        measure_cost(argparse.Namespace(network=name, model=None, device='cpu', size=(480, 854), objects=[1],
-                                        mem_every=5, precision='float32'))[0] for name in ('stcn_light', 'stcn'))
+        measure_cost(
+            argparse.Namespace(
+                network=name, model=None, device='cpu', size=(480, 854), objects=[1], mem_every=5, precision='float32'
+            )
+        )[0]
+        for name in ('stcn_light', 'stcn')
+    )
     assert light['parameters (M)'] <= 8
     assert full['frame (G multiply-adds)'] >= 8 * light['frame (G multiply-adds)']
 
@@ -80,13 +86,16 @@ def test_the_readmes_lines(tmp_path, monkeypatch):
 @needs_weights
 def test_the_hub_loads_a_checkout(tmp_path):
     """As from anywhere else: the working directory is not the checkout."""
-    program = ('import sys, torch\n'
-               'core = torch.hub.load(sys.argv[1], "stcn_light", source="local", mem_every=3, trust_repo=True)\n'
-               'image, mask = torch.zeros(3, 32, 48, dtype=torch.uint8), torch.zeros(32, 48, dtype=torch.uint8)\n'
-               'mask[:, :20] = 7\n'
-               'print(core.step(image, mask).shape, core.objects, core.schedule.mem_every)')
-    done = subprocess.run([sys.executable, '-c', program, str(REPOSITORY)], cwd=tmp_path, capture_output=True,
-                          text=True, timeout=120)
+    program = (
+        'import sys, torch\n'
+        'core = torch.hub.load(sys.argv[1], "stcn_light", source="local", mem_every=3, trust_repo=True)\n'
+        'image, mask = torch.zeros(3, 32, 48, dtype=torch.uint8), torch.zeros(32, 48, dtype=torch.uint8)\n'
+        'mask[:, :20] = 7\n'
+        'print(core.step(image, mask).shape, core.objects, core.schedule.mem_every)'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', program, str(REPOSITORY)], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
     assert done.stdout.split('\n')[0] == 'torch.Size([2, 32, 48]) [7] 3', done.stderr
 
 

@@ -1,4 +1,5 @@
 """The loss against the published numbers, and what must not make a difference to it."""
+
 from pathlib import Path
 
 import numpy as np

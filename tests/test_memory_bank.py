@@ -1,4 +1,5 @@
 """The memory bank against the equations written out for the whole memory at once."""
+
 import math
 
 import pytest
@@ -13,7 +14,7 @@ Ck, Cv, h, w = 8, 12, 3, 4
 def dense_read(keys, values, query, top_k, metric='l2', sigma=None):
     """One object: keys [T, Ck, h, w], values [T, Cv, h, w], query [Ck, h, w] -> [Cv, h, w]."""
     scale = math.sqrt(len(query))
-    keys, values = (x.double().flatten(2).transpose(0, 1).flatten(1) for x in (keys, values))      # [C, N]
+    keys, values = (x.double().flatten(2).transpose(0, 1).flatten(1) for x in (keys, values))  # [C, N]
     q = query.double().flatten(1)
     if metric == 'l2':
         S = -(keys[:, :, None] - q[:, None]).square().sum(0) / scale
@@ -44,11 +45,12 @@ def random_frames(T, K, *, shared):
 def test_read_of_objects_that_join_at_different_frames(shared, top_k, metric, scratch_bytes, sigma):
     joins = [0, 0, 2, 3, 3]
     keys, values, query = random_frames(7, len(joins), shared=shared)
-    bank = MemoryBank(shared_keys=shared, top_k=top_k, metric=metric, kernel_sigma=sigma, capacity=1,
-                      scratch_bytes=scratch_bytes)
+    bank = MemoryBank(
+        shared_keys=shared, top_k=top_k, metric=metric, kernel_sigma=sigma, capacity=1, scratch_bytes=scratch_bytes
+    )
     for t in range(7):
         K = sum(join <= t for join in joins)
-        bank.add(keys[t, :1 if shared else K], values[t, :K])
+        bank.add(keys[t, : 1 if shared else K], values[t, :K])
     found = bank.read(query)
     for k, join in enumerate(joins):
         expected = dense_read(keys[join:, 0 if shared else k], values[join:, k], query, top_k, metric, sigma)
@@ -134,16 +136,16 @@ def test_least_used_frame_goes_and_annotated_ones_stay(shared, top_k):
     bank = MemoryBank(shared_keys=shared, top_k=top_k, max_frames=4)
     kept = []
     for t in range(9):
-        K = 1 if t == 0 else 2              # object 2 joins with frame 1, which stays for that
-        bank.add(keys[t, :1 if shared else K], values[t, :K], protected=t == 0)
+        K = 1 if t == 0 else 2  # object 2 joins with frame 1, which stays for that
+        bank.add(keys[t, : 1 if shared else K], values[t, :K], protected=t == 0)
         kept.append(t)
         if t == 4:
-            kept.remove(2)                  # 2 and 3 were never used; the first of them goes
+            kept.remove(2)  # 2 and 3 were never used; the first of them goes
         elif t == 5:
             kept.remove(3)
         elif t > 5:
-            kept.remove(t - 1)              # 4 is used, the one before is not: it is far from the queries
-        keys[t + 1:, :] += 40 if t >= 4 else 0
+            kept.remove(t - 1)  # 4 is used, the one before is not: it is far from the queries
+        keys[t + 1 :, :] += 40 if t >= 4 else 0
         assert len(bank) == len(kept) <= 4
         query = keys[4, 0]
         found = bank.read(query)
@@ -163,8 +165,9 @@ def test_more_annotated_frames_than_the_bound_all_stay():
     assert len(bank) == 3
 
 
-@pytest.mark.parametrize(('frames', 'places', 'top_k'), [
-    (4, 30, 20), (9, 21, 20), (50, 24, 5), (5, 12, 1), (7, 20, 20)])
+@pytest.mark.parametrize(
+    ('frames', 'places', 'top_k'), [(4, 30, 20), (9, 21, 20), (50, 24, 5), (5, 12, 1), (7, 20, 20)]
+)
 def test_two_step_selection_is_the_one_step_one(frames, places, top_k):
     """In the last case the memory has no more places than are to be chosen, and one step does it."""
     torch.manual_seed(0)

@@ -1,5 +1,6 @@
 """Numbers stay numbers: keys of 1e4, probabilities of exactly 0 and 1, saturated logits; in every precision, with
 gradients."""
+
 import itertools
 import math
 
@@ -38,7 +39,7 @@ def test_the_sparse_and_the_full_read(kind, dtype, metric):
     for shared, top_k, sigma in itertools.product((True, False), (1, 5, None), (None, 7.0, 1e-3)):
         bank = MemoryBank(shared_keys=shared, top_k=top_k, metric=metric, kernel_sigma=sigma, max_frames=2)
         for t in range(T):
-            bank.add(keys[t, :1 if shared else K], torch.full((K, Cv, h, w), 3.0, dtype=dtype))
+            bank.add(keys[t, : 1 if shared else K], torch.full((K, Cv, h, w), 3.0, dtype=dtype))
             readout = bank.read(keys[T, 0])
             assert readout.dtype == dtype
             torch.testing.assert_close(readout, torch.full_like(readout, 3), rtol=0.02, atol=0)
@@ -115,13 +116,16 @@ def test_the_loss_of_saturated_logits(dtype, fraction, targets):
 
 
 def test_a_fraction_of_very_few_pixels_is_one_of_them():
-    loss = bootstrapped_cross_entropy(torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64),
-                                      torch.ones(1, 1), fraction=0.15)
+    loss = bootstrapped_cross_entropy(
+        torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64), torch.ones(1, 1), fraction=0.15
+    )
     assert loss.item() == pytest.approx(math.log(2))
 
 
-@pytest.mark.parametrize(('amp', 'sure_of'), [
-    (None, LARGE), (None, -LARGE), (torch.bfloat16, LARGE), (torch.bfloat16, -LARGE), (torch.float16, LARGE)])
+@pytest.mark.parametrize(
+    ('amp', 'sure_of'),
+    [(None, LARGE), (None, -LARGE), (torch.bfloat16, LARGE), (torch.bfloat16, -LARGE), (torch.float16, LARGE)],
+)
 def test_a_network_that_is_sure_of_everything_can_be_trained(amp, sure_of):
     """Keys of 1e4 and logits of +-1e4 in a whole clip: loss and gradients are numbers."""
     network = extreme(make_small_network(), sure_of).train()

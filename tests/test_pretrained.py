@@ -1,4 +1,5 @@
 """ImageNet weights: which file serves which backbone, and what the network keeps of it."""
+
 import pytest
 import torch
 import torchvision
@@ -15,8 +16,10 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp('weights')
     for index, name in enumerate(('resnet18', 'mobilenet_v2')):
         state = getattr(torchvision.models, name)(weights=None).state_dict()
-        torch.save({key: torch.rand_like(value) if value.is_floating_point() else value
-                    for key, value in state.items()}, folder / f'{index}.pth')
+        torch.save(
+            {key: torch.rand_like(value) if value.is_floating_point() else value for key, value in state.items()},
+            folder / f'{index}.pth',
+        )
     return folder / '0.pth', folder / '1.pth'
 
 
@@ -29,7 +32,7 @@ def test_files_are_recognised_by_their_layout(files):
     conv1 = network.value_encoder.conv1
     assert torch.equal(conv1.weight[:, :3], value['conv1.weight'])
     masks = conv1.weight[:, 3:].flatten(1)
-    torch.testing.assert_close(masks @ masks.T, torch.eye(64), atol=1e-5, rtol=0)       # orthogonal
+    torch.testing.assert_close(masks @ masks.T, torch.eye(64), atol=1e-5, rtol=0)  # orthogonal
     assert not conv1.bias.any()
     assert torch.equal(network.value_encoder.layer3[1].bn2.running_mean, value['layer3.1.bn2.running_mean'])
     assert not network.value_encoder.layer3[1].conv2.bias.any()

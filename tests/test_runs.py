@@ -1,5 +1,6 @@
 """Every evaluation script: the same masks whatever happens to a run (again, on two processes, killed halfway); the
 flags that say what segments together, and the presets of the paper's rows."""
+
 import os
 import re
 import runpy
@@ -40,8 +41,13 @@ def script(request, small_checkpoint):
 
 
 def start(script, output, *launcher):
-    return subprocess.Popen([sys.executable, *launcher, *script, '--output', output], cwd=REPOSITORY,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, *launcher, *script, '--output', output],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def finish(process):
@@ -53,13 +59,15 @@ def finish(process):
 @pytest.fixture
 def run_here(script, monkeypatch, capsys):
     """The script in this process, which is faster; returns what it prints."""
+
     def run_here(output):
         monkeypatch.setattr(sys, 'argv', [*map(str, script), '--output', str(output)])
-        monkeypatch.setattr(cli, 'stop_on_sigterm', lambda: None)       # pytest's process is not the script's
+        monkeypatch.setattr(cli, 'stop_on_sigterm', lambda: None)  # pytest's process is not the script's
         with pytest.raises(SystemExit) as end:
             runpy.run_path(str(REPOSITORY / script[0]), run_name='__main__')
         assert end.value.code == 0
         return capsys.readouterr().out
+
     return run_here
 
 
@@ -89,11 +97,13 @@ def test_same_masks(script, run_here, tmp_path):
 @pytest.fixture
 def parse(monkeypatch):
     """The parsed flags of a script of ``dataset``."""
+
     def parse(*words, dataset='youtube', size=480):
         monkeypatch.setattr(sys, 'argv', ['eval.py', '--output', 'out', *words])
         parser = cli.evaluation_parser('', size=size, dataset=dataset)
         parser.add_argument('--split', default='val')
         return cli.parse(parser)
+
     return parse
 
 
@@ -107,24 +117,31 @@ def test_flags_of_ensembles(parse):
     assert [parse('--mem_every', word).mem_every for word in ('3', '0', 'none')] == [3, 0, 0]
 
 
-@pytest.mark.parametrize(('words', 'message'), [
-    (['--size', '480', '600', '720', '--kernel_sigma', '0', '7'], r'expected one value, or one for each --size \(3\)'),
-    (['--preset', 'paper-youtube-ms', '--size', '480'], r'one for each --size \(1\), found 2'),
-    (['--kernel_sigma', '-1'], 'expected a positive number or 0, found -1'),
-    (['--kernel_sigma', 'nan'], 'expected a positive number or 0, found nan'),
-    (['--mem_every', '-5'], 'expected a positive number'),
-    (['--mem_every', 'never'], 'never'),
-    (['--preset', 'paper'], "invalid choice: 'paper' .*paper-youtube.*paper-youtube-ms.*stm"),
-    (['--preset', 'paper-testdev'], "invalid choice: 'paper-testdev'"),
-])
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (
+            ['--size', '480', '600', '720', '--kernel_sigma', '0', '7'],
+            r'expected one value, or one for each --size \(3\)',
+        ),
+        (['--preset', 'paper-youtube-ms', '--size', '480'], r'one for each --size \(1\), found 2'),
+        (['--kernel_sigma', '-1'], 'expected a positive number or 0, found -1'),
+        (['--kernel_sigma', 'nan'], 'expected a positive number or 0, found nan'),
+        (['--mem_every', '-5'], 'expected a positive number'),
+        (['--mem_every', 'never'], 'never'),
+        (['--preset', 'paper'], "invalid choice: 'paper' .*paper-youtube.*paper-youtube-ms.*stm"),
+        (['--preset', 'paper-testdev'], "invalid choice: 'paper-testdev'"),
+    ],
+)
 def test_wrong_flags(parse, capsys, words, message):
     with pytest.raises(SystemExit, match='2'):
         parse(*words)
     assert re.search(message, capsys.readouterr().err)
 
 
-@pytest.mark.parametrize(('name', 'dataset'), [
-    (name, dataset) for name, preset in PRESETS.items() for dataset in preset.datasets])
+@pytest.mark.parametrize(
+    ('name', 'dataset'), [(name, dataset) for name, preset in PRESETS.items() for dataset in preset.datasets]
+)
 def test_presets_are_flags(parse, name, dataset):
     """What is printed, typed, gives the same run."""
     args, flags = vars(parse('--preset', name, dataset=dataset)), PRESETS[name].flags
@@ -135,14 +152,15 @@ def test_presets_are_flags(parse, name, dataset):
 
 def test_flags_change_presets(parse, caplog):
     caplog.set_level('INFO')
-    words = ['--mem_every', '3', '--preset', 'paper-youtube-ms', '--no_flip']       # in any order
+    words = ['--mem_every', '3', '--preset', 'paper-youtube-ms', '--no_flip']  # in any order
     args = parse(*words)
     assert (args.mem_every, args.flip, args.size, args.top) == (3, False, [480, 600], 20)
     cli.log_preset(args)
     assert caplog.messages == [
         'paper-youtube-ms (Table 3, Ours, MS: 85.2 G): --size 480 600 --kernel_sigma 0 7 --flip --top 20 '
         '--mem_every 5 --no_include_last',
-        'changed by flags: --no_flip --mem_every 3']
+        'changed by flags: --no_flip --mem_every 3',
+    ]
     # A value that is the script's default overrides, too.
     assert parse('--preset', 'stm', '--top', '20').top == 20
     assert not parse('--preset', 'stm', '--no_include_last').include_last
@@ -164,23 +182,43 @@ def test_several_networks_and_sizes_end_to_end(youtube_root, small_checkpoint, t
     save_network(tmp_path / 'other.pth', make_small_network(similarity='dot', key_dim=8))
     seen = []
     create = run_module.Ensemble
-    monkeypatch.setattr(run_module, 'Ensemble',
-                        lambda members, **options: seen.append(members) or create(members, **options))
+    monkeypatch.setattr(
+        run_module, 'Ensemble', lambda members, **options: seen.append(members) or create(members, **options)
+    )
 
     def evaluate(output, *words):
-        monkeypatch.setattr(sys, 'argv', ['eval_youtube.py', '--device', 'cpu', '--yv_path', str(youtube_root),
-                                          '--save_probs', '--output', str(tmp_path / output), *map(str, words)])
+        monkeypatch.setattr(
+            sys,
+            'argv',
+            [
+                'eval_youtube.py',
+                '--device',
+                'cpu',
+                '--yv_path',
+                str(youtube_root),
+                '--save_probs',
+                '--output',
+                str(tmp_path / output),
+                *map(str, words),
+            ],
+        )
         assert eval_youtube.main() == 0
-        return {path.relative_to(tmp_path / output): np.load(path)['prob'].astype(np.float32)
-                for path in (tmp_path / output).rglob('*.npz')}
+        return {
+            path.relative_to(tmp_path / output): np.load(path)['prob'].astype(np.float32)
+            for path in (tmp_path / output).rglob('*.npz')
+        }
 
     found = evaluate('both', '--model', small_checkpoint, tmp_path / 'other.pth', '--size', '32', '48', '--flip')
     members = seen[0]
     assert [(member.size, member.flip) for member in members] == [
-        (size, flip) for _ in range(2) for size in (32, 48) for flip in (False, True)]
+        (size, flip) for _ in range(2) for size in (32, 48) for flip in (False, True)
+    ]
     assert [member.network is members[0].network for member in members] == [True] * 4 + [False] * 4
-    runs = [evaluate(f'{model.stem} {size}', '--model', model, '--size', size, '--flip')
-            for model in (small_checkpoint, tmp_path / 'other.pth') for size in (32, 48)]
+    runs = [
+        evaluate(f'{model.stem} {size}', '--model', model, '--size', size, '--flip')
+        for model in (small_checkpoint, tmp_path / 'other.pth')
+        for size in (32, 48)
+    ]
     assert len(found) == 10
     for path, prob in found.items():
         np.testing.assert_allclose(prob, np.mean([run[path] for run in runs], axis=0), atol=1e-3)

@@ -1,4 +1,5 @@
 """Frames, objects and addresses: distributions against the formula, and independence of everything else."""
+
 import itertools
 from collections import Counter
 from fractions import Fraction

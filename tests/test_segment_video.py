@@ -1,4 +1,5 @@
 """scripts/segment_video.py on real folders and video files, against the core driven by hand."""
+
 import argparse
 import os
 import shutil
@@ -28,11 +29,28 @@ COUNT, H, W = 12, 110, 182
 @pytest.fixture
 def run(small_checkpoint, tmp_path, monkeypatch):
     """The script in this process: ``run('--input', ...) -> exit status``; output in tmp_path / 'out'."""
+
     def call(*args: object, output: Path = tmp_path / 'out') -> int:
-        monkeypatch.setattr(sys, 'argv', [
-            'segment_video.py', '--output', str(output), '--model', str(small_checkpoint), '--size', '0',
-            '--device', 'cpu', '--num_threads', str(torch.get_num_threads()), *map(str, args)])
+        monkeypatch.setattr(
+            sys,
+            'argv',
+            [
+                'segment_video.py',
+                '--output',
+                str(output),
+                '--model',
+                str(small_checkpoint),
+                '--size',
+                '0',
+                '--device',
+                'cpu',
+                '--num_threads',
+                str(torch.get_num_threads()),
+                *map(str, args),
+            ],
+        )
         return segment_video.main()
+
     return call
 
 
@@ -64,8 +82,10 @@ def spied_cores(monkeypatch) -> list[InferenceCore]:
 def by_hand(network, images: list[np.ndarray], masks: dict, **options) -> list[np.ndarray]:
     """Labels of every frame; ``masks``: frame -> what ``step`` takes after the image."""
     core = InferenceCore(network, **options)
-    return [core.to_labels(core.step(torch.from_numpy(image).permute(2, 0, 1), *masks.get(number, ()))).numpy()
-            for number, image in enumerate(images)]
+    return [
+        core.to_labels(core.step(torch.from_numpy(image).permute(2, 0, 1), *masks.get(number, ()))).numpy()
+        for number, image in enumerate(images)
+    ]
 
 
 def written_masks(output: Path) -> list[np.ndarray]:
@@ -120,8 +140,19 @@ def test_binary_masks_and_masks_of_later_frames(run, tmp_path, small_network):
     later = np.zeros((H, W), np.uint8)
     later[40:70, 20:60] = 1
     write_mask(tmp_path / 'later.png', later)
-    assert run('--input', GOLDEN / 'clip', '--no_overlay', '--mask', f'2={tmp_path}/cat.png,{tmp_path}/dog.png',
-               f'5:7={tmp_path}/bird.png', '--mask', f'8={tmp_path}/later.png') == 0
+    assert (
+        run(
+            '--input',
+            GOLDEN / 'clip',
+            '--no_overlay',
+            '--mask',
+            f'2={tmp_path}/cat.png,{tmp_path}/dog.png',
+            f'5:7={tmp_path}/bird.png',
+            '--mask',
+            f'8={tmp_path}/later.png',
+        )
+        == 0
+    )
     first = torch.from_numpy(np.where(dog, 2, cat).astype(np.uint8))
     masks = {2: (first, [1, 2]), 5: (torch.from_numpy(7 * bird.astype(np.uint8)), [7]), 8: (torch.from_numpy(later),)}
     written = written_masks(tmp_path / 'out')
@@ -131,14 +162,17 @@ def test_binary_masks_and_masks_of_later_frames(run, tmp_path, small_network):
     assert (written[5][bird] == 7).all()
 
 
-@pytest.mark.parametrize(('text', 'expected'), [
-    ('a.png', Given(0, (Path('a.png'),), None)),
-    ('12=a.png', Given(12, (Path('a.png'),), None)),
-    ('12:3=a.png', Given(12, (Path('a.png'),), 3)),
-    ('a.png,b.png', Given(0, (Path('a.png'), Path('b.png')), 1)),
-    ('7:254=a.png,b.png', Given(7, (Path('a.png'), Path('b.png')), 254)),
-    ('./1=a.png', Given(0, (Path('1=a.png'),), None)),
-])
+@pytest.mark.parametrize(
+    ('text', 'expected'),
+    [
+        ('a.png', Given(0, (Path('a.png'),), None)),
+        ('12=a.png', Given(12, (Path('a.png'),), None)),
+        ('12:3=a.png', Given(12, (Path('a.png'),), 3)),
+        ('a.png,b.png', Given(0, (Path('a.png'), Path('b.png')), 1)),
+        ('7:254=a.png,b.png', Given(7, (Path('a.png'), Path('b.png')), 254)),
+        ('./1=a.png', Given(0, (Path('1=a.png'),), None)),
+    ],
+)
 def test_what_a_mask_argument_means(text, expected):
     assert Given.parse(text) == expected
 
@@ -155,8 +189,12 @@ def test_wrong_masks_are_errors_before_anything_is_computed(run, tmp_path, caplo
     clip = GOLDEN / 'clip'
     binary(tmp_path / 'empty.png', slice(0, 0), slice(0, 0))
     Image.fromarray(np.zeros((50, 50), np.uint8)).save(tmp_path / 'square.png')
-    for masks, message in ((('12=' + str(FIRST),), 'has 12 frames'), ((tmp_path / 'none.png',), 'none.png'),
-                           ((FIRST, f'0={FIRST}'), 'one entry a frame'), ((tmp_path / 'square.png',), 'aspect')):
+    for masks, message in (
+        (('12=' + str(FIRST),), 'has 12 frames'),
+        ((tmp_path / 'none.png',), 'none.png'),
+        ((FIRST, f'0={FIRST}'), 'one entry a frame'),
+        ((tmp_path / 'square.png',), 'aspect'),
+    ):
         with pytest.raises(DataError, match=message):
             run('--input', clip, '--mask', *masks)
     with pytest.raises(SystemExit):
@@ -175,8 +213,21 @@ def test_a_mask_beyond_the_end_of_a_video_is_reported_and_the_rest_is_there(run,
 
 
 def test_cutouts_and_strip(run, tmp_path, spied_cores):
-    assert run('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay', '--cutouts', '--strip', 3,
-               '--max_memory_frames', 0) == 0
+    assert (
+        run(
+            '--input',
+            GOLDEN / 'clip',
+            '--mask',
+            FIRST,
+            '--no_overlay',
+            '--cutouts',
+            '--strip',
+            3,
+            '--max_memory_frames',
+            0,
+        )
+        == 0
+    )
     assert spied_cores[0].memory.max_frames is None
     out = tmp_path / 'out'
     for number, labels in enumerate(written_masks(out)):
@@ -187,7 +238,10 @@ def test_cutouts_and_strip(run, tmp_path, spied_cores):
             assert np.array_equal(cutout[..., :3], image * (labels == label)[..., None])
     width = round(W * segment_video.STRIP_HEIGHT / H)
     assert read_image(out / 'strip.png').shape == (
-        segment_video.STRIP_HEIGHT, 3 * width + 2 * segment_video.STRIP_GAP, 3)
+        segment_video.STRIP_HEIGHT,
+        3 * width + 2 * segment_video.STRIP_GAP,
+        3,
+    )
 
 
 def test_a_strip_of_any_length_is_bounded_and_even(tmp_path):
@@ -198,7 +252,7 @@ def test_a_strip_of_any_length_is_bounded_and_even(tmp_path):
         assert len(strip.kept) <= 40
     strip.write()
     sizes = segment_video.STRIP_HEIGHT + segment_video.STRIP_GAP
-    shown = 40 * read_image(tmp_path / 'strip.png')[0, sizes // 2::sizes, 0].astype(int)
+    shown = 40 * read_image(tmp_path / 'strip.png')[0, sizes // 2 :: sizes, 0].astype(int)
     assert shown[0] == 0
     assert shown[-1] > 9000
     assert np.ptp(np.diff(shown)) <= 600
@@ -229,6 +283,7 @@ def test_frames_are_read_a_little_ahead():
 
 def interrupt_after(monkeypatch, frames: int, times: int) -> None:
     """Ctrl-C, so many times, while the frame after these is computed."""
+
     class Interrupted(InferenceCore):
         def step(self, *args, **options):
             if self.schedule.time == frames - 1:
@@ -305,8 +360,11 @@ def test_the_overlay_never_replaces_the_video(run, video):
 
 def test_inputs_that_are_not_there(run, tmp_path):
     (tmp_path / 'empty').mkdir()
-    for name, message in ((tmp_path / 'none.mp4', 'no such'), (tmp_path / 'empty', 'expected images'),
-                          ('camera:97', 'no camera')):
+    for name, message in (
+        (tmp_path / 'none.mp4', 'no such'),
+        (tmp_path / 'empty', 'expected images'),
+        ('camera:97', 'no camera'),
+    ):
         with pytest.raises(DataError, match=message):
             run('--input', name, '--mask', FIRST)
 
@@ -321,7 +379,7 @@ def test_images_of_another_size_are_named(run, tmp_path, caplog):
 def test_a_camera(run, tmp_path, video):
     """OpenCV takes a file for a camera."""
     assert run('--input', f'camera:{video}', '--mask', FIRST) == 0
-    assert len(written_masks(tmp_path / 'out')) == COUNT - 1       # the first picture tells the size
+    assert len(written_masks(tmp_path / 'out')) == COUNT - 1  # the first picture tells the size
     assert len(list(VideoReader(tmp_path / 'out' / 'overlay.mp4'))) == COUNT - 1
 
 
@@ -331,17 +389,31 @@ def test_without_av_there_are_masks_but_no_video(run, tmp_path, monkeypatch, cap
     assert 'no overlay' in caplog.text
     assert 'requirements-extras.txt' in caplog.text
     assert len(written_masks(tmp_path / 'out')) == COUNT
-    for arguments in (('--input', GOLDEN / 'clip', '--overlay', tmp_path / 'a.mp4', '--overwrite'),
-                      ('--input', FIRST)):
+    for arguments in (
+        ('--input', GOLDEN / 'clip', '--overlay', tmp_path / 'a.mp4', '--overwrite'),
+        ('--input', FIRST),
+    ):
         with pytest.raises(VideoSupportError, match='requirements-extras'):
             run(*arguments, '--mask', FIRST)
 
 
 def test_errors_are_one_line(tmp_path):
     done = subprocess.run(
-        [sys.executable, REPOSITORY / 'scripts' / 'segment_video.py', '--input', tmp_path / 'none.mp4',
-         '--mask', FIRST, '--output', tmp_path / 'out'], capture_output=True, text=True, check=False,
-        env={name: value for name, value in os.environ.items() if name != 'STCN_TRACEBACK'})
+        [
+            sys.executable,
+            REPOSITORY / 'scripts' / 'segment_video.py',
+            '--input',
+            tmp_path / 'none.mp4',
+            '--mask',
+            FIRST,
+            '--output',
+            tmp_path / 'out',
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={name: value for name, value in os.environ.items() if name != 'STCN_TRACEBACK'},
+    )
     assert done.returncode == 1
     assert done.stderr.startswith('error: ')
     assert len(done.stderr.splitlines()) == 1

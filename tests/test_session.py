@@ -1,4 +1,5 @@
 """Sessions: propagation equals an uninterrupted run, corrections change what follows, uploads are kept in bounds."""
+
 import tracemalloc
 import zipfile
 from fractions import Fraction
@@ -39,8 +40,11 @@ def test_propagation_is_the_core(session, labels, clip, small_network):
     session.paint(0, labels)
     core = InferenceCore(small_network)
     for reached in session.propagate(0):
-        prob = core.step(clip[reached.frame], torch.from_numpy(labels) if reached.frame == 0 else None,
-                         last=reached.frame == len(clip) - 1)
+        prob = core.step(
+            clip[reached.frame],
+            torch.from_numpy(labels) if reached.frame == 0 else None,
+            last=reached.frame == len(clip) - 1,
+        )
         assert np.array_equal(reached.labels, core.to_labels(prob))
         assert np.array_equal(reached.labels, session.labels(reached.frame))
         if reached.frame:
@@ -68,7 +72,7 @@ def test_correction_changes_only_what_follows(session, labels):
     before = tree(session.folder / 'masks')
     correction = session.labels(6)
     correction[20:60, 40:90] = 2
-    correction[:15, :30] = 5                # an object that appears
+    correction[:15, :30] = 5  # an object that appears
     session.paint(6, correction)
     assert session.objects(5) == [1, 2, 3]
     assert session.objects(6) == [1, 2, 3, 5]
@@ -131,7 +135,7 @@ def test_nothing_painted(session, labels):
     with pytest.raises(DataError, match='Nothing was kept on frame 2'):
         session.forget(2)
     session.paint(0, labels)
-    session.paint(2, nothing)               # now it says that all objects are gone
+    session.paint(2, nothing)  # now it says that all objects are gone
     assert not {reached.frame: reached.labels for reached in session.propagate(0)}[2].any()
     session.forget(0)
     with pytest.raises(DataError, match='Nothing is painted yet'):
@@ -187,7 +191,7 @@ def test_uncertainty():
     assert uncertainty(torch.full((4, 100, 200), 0.25)) == pytest.approx(1)
     inside, beside, far = sure.clone(), sure.clone(), sure.clone()
     inside[45:55, 60:80] = 0.5 + 1e-3
-    beside[40:60, 90:92] = 0.5 - 1e-3           # the band is 2 pixels wide here
+    beside[40:60, 90:92] = 0.5 - 1e-3  # the band is 2 pixels wide here
     far[:20, :20] = 0.5 - 1e-3
     area = (20 + 4) * (40 + 4)
     assert uncertainty(prob_of(inside)) == pytest.approx(200 / area, rel=1e-3)
@@ -246,15 +250,18 @@ def test_zip_stays_in_its_folder(tmp_path):
     assert set(tree(tmp_path)) == {'clip.zip', 'in/frames/a.png', 'in/frames/b.png', 'in/frames/d.png'}
 
 
-@pytest.mark.parametrize(('entries', 'message'), [
-    ([], 'no images'),
-    ([('a/1.png', 'FRAME'), ('b/1.png', 'FRAME')], 'two frames are called 1.png'),
-    ([('1.png', 'FRAME'), ('1.jpg', 'FRAME')], 'one file a frame'),
-    ([('1.png', b'no image')], '1.png: expected an image'),
-    ([('1.png', 'FRAME'), ('2.png', 'SMALL')], 'one size, found 1.png 182 x 110, 2.png 4 x 3'),
-    ([('a\\1.png', 'FRAME')], 'expected the name'),
-    ([(f'{number}.png', 'FRAME') for number in range(30)], '--max_seconds'),
-])
+@pytest.mark.parametrize(
+    ('entries', 'message'),
+    [
+        ([], 'no images'),
+        ([('a/1.png', 'FRAME'), ('b/1.png', 'FRAME')], 'two frames are called 1.png'),
+        ([('1.png', 'FRAME'), ('1.jpg', 'FRAME')], 'one file a frame'),
+        ([('1.png', b'no image')], '1.png: expected an image'),
+        ([('1.png', 'FRAME'), ('2.png', 'SMALL')], 'one size, found 1.png 182 x 110, 2.png 4 x 3'),
+        ([('a\\1.png', 'FRAME')], 'expected the name'),
+        ([(f'{number}.png', 'FRAME') for number in range(30)], '--max_seconds'),
+    ],
+)
 def test_zip_that_is_refused(tmp_path, entries, message):
     Image.new('RGB', (4, 3)).save(tmp_path / 'small.png')
     contents = {'FRAME': FRAMES[0].read_bytes(), 'SMALL': (tmp_path / 'small.png').read_bytes()}
@@ -286,6 +293,7 @@ def test_large_frames_are_refused_before_they_are_decoded(tmp_path):
 def test_video_and_back(tmp_path, small_network, clip, labels, monkeypatch):
     pytest.importorskip('av')
     from util.video_file import VideoReader, VideoWriter
+
     times = [0, 1, 2, 5, 6, 7]
     with VideoWriter(tmp_path / 'clip.mp4', 182, 110, time_base=Fraction(1, 30), frame_rate=Fraction(30)) as video:
         for image, pts in zip(clip, times, strict=False):

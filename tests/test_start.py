@@ -1,4 +1,5 @@
 """What happens before anything is asked for: ``--help`` waits for nothing heavy, no import reaches for the network."""
+
 import importlib
 import os
 import re
@@ -11,11 +12,18 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-SCRIPTS = sorted(str(path.relative_to(REPOSITORY)) for folder in ('', 'scripts')
-                 for path in (REPOSITORY / folder).glob('*.py') if "__name__ == '__main__'" in path.read_text())
-MODULES = sorted(path.relative_to(REPOSITORY).with_suffix('').as_posix().replace('/', '.')
-                 for folder in ('', 'dataset', 'inference', 'model', 'scripts', 'training', 'util')
-                 for path in (REPOSITORY / folder).glob('*.py') if path.stem != '__init__')
+SCRIPTS = sorted(
+    str(path.relative_to(REPOSITORY))
+    for folder in ('', 'scripts')
+    for path in (REPOSITORY / folder).glob('*.py')
+    if "__name__ == '__main__'" in path.read_text()
+)
+MODULES = sorted(
+    path.relative_to(REPOSITORY).with_suffix('').as_posix().replace('/', '.')
+    for folder in ('', 'dataset', 'inference', 'model', 'scripts', 'training', 'util')
+    for path in (REPOSITORY / folder).glob('*.py')
+    if path.stem != '__init__'
+)
 # Seconds each on a cold disk; cv2 also fails on a machine without libGL, which --help should survive.
 HEAVY = {'torch', 'torchvision', 'cv2', 'gradio', 'av', 'matplotlib', 'tensorboard', 'progressbar'}
 
@@ -27,8 +35,14 @@ def test_all_scripts_are_known():
 
 @pytest.mark.parametrize('script', SCRIPTS)
 def test_help_waits_for_nothing_heavy(script):
-    result = subprocess.run([sys.executable, '-X', 'importtime', script, '--help'], cwd=REPOSITORY, text=True,
-                            capture_output=True, check=True, timeout=60)
+    result = subprocess.run(
+        [sys.executable, '-X', 'importtime', script, '--help'],
+        cwd=REPOSITORY,
+        text=True,
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
     assert result.stdout.startswith('usage: ')
     imported = set(re.findall(r'\| +(\w+)$', result.stderr, re.MULTILINE))
     assert 'argparse' in imported

@@ -1,4 +1,5 @@
 """STM against the published numbers, and what every variant must do: train, and come back from its own content."""
+
 import dataclasses
 import json
 
@@ -17,7 +18,7 @@ from tests.conftest import GOLDEN, golden, state_dict
 from tests.test_golden import assert_close
 from training.state import initial_network
 
-RANDOM = ['none']           # backbone weights
+RANDOM = ['none']  # backbone weights
 RESNET18 = {'query_backbone': 'resnet18', 'memory_backbone': 'resnet18'}
 
 
@@ -166,7 +167,7 @@ def test_a_variant_trains_comes_back_and_joins_an_ensemble(name, similarity, tmp
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in network.parameters())
     torch.optim.SGD(network.parameters(), lr=1e-3).step()
 
-    content = json.loads(json.dumps(dataclasses.asdict(network.config)))        # nothing but plain data
+    content = json.loads(json.dumps(dataclasses.asdict(network.config)))  # nothing but plain data
     assert config_from(content) == network.config
     save_network(tmp_path / 'trained.pth', network)
     loaded = load_network(tmp_path / 'trained.pth')
@@ -247,6 +248,7 @@ def test_folded_batch_norm_changes_nothing_but_rounding(name):
         query = network.encode_query(image)
         key, value = network.encode_memory(image, query, masks)
         return query.key, key, value, network.decode(value, query)
+
     before = outputs()
     network.optimized()
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())

@@ -1,4 +1,5 @@
 """Clips composed of cut-outs: what moves, what covers what, and where they enter training."""
+
 import numpy as np
 import pytest
 import torch
@@ -32,7 +33,7 @@ def test_a_clip_has_two_moving_objects(pairs):
         assert clip['rgb'].shape == (3, 3, SIZE, SIZE)
         assert clip['masks'].shape == (3, 2, SIZE, SIZE)
         labels = clip['masks'][:, 0] + 2 * clip['masks'][:, 1]
-        assert torch.equal(clip['target'], labels.long())      # which also says that the objects do not overlap
+        assert torch.equal(clip['target'], labels.long())  # which also says that the objects do not overlap
     moved = [(clip['target'][0] != clip['target'][2]).float().mean() for clip in two]
     assert min(moved) > 0.01
 
@@ -44,7 +45,7 @@ def test_cut_outs_move_smoothly(pairs):
     while len(steps) < 60:
         for layer in cut_outs.draw(rng, SIZE):
             if layer.coverage[:, [0, -1]].any() or layer.coverage[:, :, [0, -1]].any():
-                continue        # cut by the border
+                continue  # cut by the border
             places = [np.argwhere(inside > 127) for inside in layer.coverage]
             if all(len(place) for place in places):
                 first, middle, last = (place.mean(axis=0) for place in places)
@@ -86,8 +87,9 @@ def test_video_clips_get_a_second_object(roots, pairs):
     """Half of the clips; the others are what they are without cut-outs, but for the draw that decides."""
     dataset = VideoDataset(find_davis(roots['davis_root']), size=SIZE, cut_outs=CutOuts(pairs))
     plain = VideoDataset(find_davis(roots['davis_root']), size=SIZE)
-    different = [not torch.equal(a['rgb'], b['rgb'])
-                 for a, b in zip(samples(dataset, 40), samples(plain, 40), strict=True)]
+    different = [
+        not torch.equal(a['rgb'], b['rgb']) for a, b in zip(samples(dataset, 40), samples(plain, 40), strict=True)
+    ]
     assert 10 < sum(different) < 30
 
 
@@ -128,7 +130,7 @@ def test_a_broken_pair_is_named_and_replaced(tmp_path, caplog):
     for epoch in range(8):
         try:
             found += dataset[Address(0, epoch, 0)]['name'] == str(good.with_suffix('.jpg'))
-        except DataError:       # half of the pairs is broken and a clip needs several
+        except DataError:  # half of the pairs is broken and a clip needs several
             continue
     assert found
     assert str(bad) in caplog.text

@@ -1,4 +1,5 @@
 """train.py as users meet it: every stage from disk, starting, continuing, stopping, and what it refuses."""
+
 import collections
 import itertools
 import json
@@ -56,8 +57,14 @@ def files(folder):
 def test_every_stage_from_disk_to_weights(run, tmp_path, stage):
     assert run('--stage', stage, '--id', 'a', '-i', 4, '--save_every', 1, '--log_every', 2, '--images_every', 2) == 0
     folder = tmp_path / 'saves' / 'a'
-    assert files(folder) == ['a.pth', 'checkpoint_00000002.pth', 'checkpoint_00000003.pth', 'checkpoint_00000004.pth',
-                             'config.json', 'events.out.tfevents']
+    assert files(folder) == [
+        'a.pth',
+        'checkpoint_00000002.pth',
+        'checkpoint_00000003.pth',
+        'checkpoint_00000004.pth',
+        'config.json',
+        'events.out.tfevents',
+    ]
     network = load_network(folder / 'a.pth', widen=None)
     assert network.config.single_object == (stage == 0)
     assert_same_weights(network.state_dict(), checkpoint('a', 4)['network'])
@@ -77,6 +84,7 @@ def test_curves_and_images(run, tmp_path, caplog):
     caplog.set_level('INFO')
     run('--stage', 3, '--id', 'a', '-i', 4, '--log_every', 2, '--images_every', 4, '--steps', 3)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     events = EventAccumulator(str(tmp_path / 'saves' / 'a')).Reload()
     assert [event.step for event in events.Scalars('train/loss')] == [2, 4]
     assert [event.value for event in events.Scalars('train/lr')] == pytest.approx([1e-5, 1e-6])
@@ -134,8 +142,9 @@ def test_mixed_precision_on_a_cpu(run):
 def test_clipped_gradients_keep_their_direction(run):
     run('--stage', 3, '--id', 'free', '-i', 1)
     run('--stage', 3, '--id', 'clipped', '-i', 1, '--clip_norm', 0.01)
-    free, clipped = (torch.cat([gradient.flatten() / 0.1 for gradient in gradients(name)])
-                     for name in ('free', 'clipped'))
+    free, clipped = (
+        torch.cat([gradient.flatten() / 0.1 for gradient in gradients(name)]) for name in ('free', 'clipped')
+    )
     assert clipped.norm() == pytest.approx(0.01, rel=1e-3)
     assert torch.cosine_similarity(clipped, free, dim=0) > 0.9999
 
@@ -148,10 +157,31 @@ def test_warm_up_and_steps():
 
 def test_a_short_recipe(run, tmp_path, roots):
     """Rates, hardest pixels and data of a run that is much shorter than the paper's."""
-    flags = ('--stage', 2, '--id', 'a', '-i', 4, '--lr', 1e-3, '--warmup', 1, '--bootstrap', 1, 3, '--log_every', 1,
-             '--synthetic_root', roots['static_root'], '--crop_scale', 0.1, 1)
+    flags = (
+        '--stage',
+        2,
+        '--id',
+        'a',
+        '-i',
+        4,
+        '--lr',
+        1e-3,
+        '--warmup',
+        1,
+        '--bootstrap',
+        1,
+        3,
+        '--log_every',
+        1,
+        '--synthetic_root',
+        roots['static_root'],
+        '--crop_scale',
+        0.1,
+        1,
+    )
     assert run(*flags) == 0
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     events = EventAccumulator(str(tmp_path / 'saves' / 'a')).Reload()
     assert [event.value for event in events.Scalars('train/p')] == pytest.approx([1, 1, 0.575, 0.15])
     assert [event.value for event in events.Scalars('train/lr')] == pytest.approx([5e-4, 1e-3, 1e-3, 1e-3])
@@ -171,7 +201,7 @@ def test_resumes_by_id_alone_to_the_same_weights(run, monkeypatch, caplog):
     run('--id', 'straight', *flags)
 
     def stop_at(iteration, *bootstrap):
-        if iteration == 4:      # one after the last checkpoint
+        if iteration == 4:  # one after the last checkpoint
             os.kill(os.getpid(), signal.SIGTERM)
         return 1.0
 
@@ -205,7 +235,7 @@ def test_an_unreadable_checkpoint_is_passed_over(run, tmp_path, caplog):
     folder = Run(tmp_path / 'saves' / 'a')
     newest = folder.checkpoints()[0]
     content = newest.read_bytes()
-    for damaged in (content[:-1], content[:len(content) // 2], b'', b'garbage' * 1000):
+    for damaged in (content[:-1], content[: len(content) // 2], b'', b'garbage' * 1000):
         newest.write_bytes(damaged)
         assert folder.newest()[1].name == 'checkpoint_00000002.pth'
         assert f'{newest}: ' in caplog.messages[-1]
@@ -256,7 +286,7 @@ def test_stage_0_weights_start_the_other_stages(run, monkeypatch):
 @pytest.mark.parametrize('flags', [(), ('--amp_dtype', 'float16')], ids=['float32', 'float16'])
 def test_load_model_continues_a_checkpoint_under_another_id(run, flags):
     run('--stage', 3, '--id', 'a', '-i', 4, '--save_every', 1, *flags)
-    if flags:       # a random network's gradients overflow at first: there is a scale to restore
+    if flags:  # a random network's gradients overflow at first: there is a scale to restore
         assert checkpoint('a', 2)['scaler']['scale'] < 2**16
     run('--stage', 3, '--id', 'b', '-i', 4, '--load_model', 'saves/a/checkpoint_00000002.pth', *flags)
     assert_same_weights(checkpoint('b', 4)['network'], checkpoint('a', 4)['network'])
@@ -267,12 +297,31 @@ def test_load_model_takes_the_published_training_checkpoint(run, caplog):
     run('--stage', 3, '--id', 'a', '-i', 4, '--save_every', 1)
     ours = checkpoint('a', 2)
     state = {i: moments | {'step': int(moments['step'])} for i, moments in ours['optimizer']['state'].items()}
-    group = {'lr': 1e-5, 'betas': (0.9, 0.999), 'eps': 1e-8, 'weight_decay': 1e-7, 'amsgrad': False,
-             'initial_lr': 1e-5, 'params': list(state)}
-    scheduler = {'milestones': collections.Counter({125_000: 1}), 'gamma': 0.1, 'base_lrs': [1e-5], 'last_epoch': 2,
-                 '_step_count': 3, 'verbose': False, '_get_lr_called_within_step': False, '_last_lr': [1e-5]}
-    theirs = {'it': 2, 'network': ours['network'], 'optimizer': {'state': state, 'param_groups': [group]},
-              'scheduler': scheduler}
+    group = {
+        'lr': 1e-5,
+        'betas': (0.9, 0.999),
+        'eps': 1e-8,
+        'weight_decay': 1e-7,
+        'amsgrad': False,
+        'initial_lr': 1e-5,
+        'params': list(state),
+    }
+    scheduler = {
+        'milestones': collections.Counter({125_000: 1}),
+        'gamma': 0.1,
+        'base_lrs': [1e-5],
+        'last_epoch': 2,
+        '_step_count': 3,
+        'verbose': False,
+        '_get_lr_called_within_step': False,
+        '_last_lr': [1e-5],
+    }
+    theirs = {
+        'it': 2,
+        'network': ours['network'],
+        'optimizer': {'state': state, 'param_groups': [group]},
+        'scheduler': scheduler,
+    }
     torch.save(theirs, 'theirs.pth')
     run('--stage', 3, '--id', 'b', '-i', 4, '--load_model', 'theirs.pth')
     assert_same_weights(checkpoint('b', 4)['network'], checkpoint('a', 4)['network'])
@@ -298,16 +347,19 @@ def test_a_loss_that_is_not_finite_stops_with_the_state_saved(run, tmp_path):
         assert all(value.isfinite().all() for value in read_checkpoint(path)['network'].values())
 
 
-@pytest.mark.parametrize(('flags', 'message'), [
-    (('--id', 'a', '--stage', 4), 'invalid choice: 4'),
-    (('--id', 'a'), '--stage is needed'),
-    (('--stage', 0), 'required: --id'),
-    (('--stage', 0, '--id', 'a/b'), 'expected letters'),
-    (('--stage', 0, '--id', 'a', '--arch', 'vgg'), 'expected one of stcn, .*found vgg'),
-    (('--stage', 0, '--id', 'a', '--crop_size', 100), 'expected a multiple of 16, found 100'),
-    (('--stage', 0, '--id', 'a', '-b', 5, '--accumulation', 2), 'expected a global batch that divides.*found 5'),
-    (('--stage', 0, '--id', 'a', '--load_network', 'x', '--load_model', 'y'), 'expected only one'),
-])
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (('--id', 'a', '--stage', 4), 'invalid choice: 4'),
+        (('--id', 'a'), '--stage is needed'),
+        (('--stage', 0), 'required: --id'),
+        (('--stage', 0, '--id', 'a/b'), 'expected letters'),
+        (('--stage', 0, '--id', 'a', '--arch', 'vgg'), 'expected one of stcn, .*found vgg'),
+        (('--stage', 0, '--id', 'a', '--crop_size', 100), 'expected a multiple of 16, found 100'),
+        (('--stage', 0, '--id', 'a', '-b', 5, '--accumulation', 2), 'expected a global batch that divides.*found 5'),
+        (('--stage', 0, '--id', 'a', '--load_network', 'x', '--load_model', 'y'), 'expected only one'),
+    ],
+)
 def test_wrong_flags(run, tmp_path, capsys, flags, message):
     with pytest.raises(SystemExit) as end:
         run(*flags)
@@ -316,14 +368,17 @@ def test_wrong_flags(run, tmp_path, capsys, flags, message):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(('flags', 'message'), [
-    (('--stage', 0, '--static_root', 'nowhere'), 'nowhere: expected a folder.*--static_root'),
-    (('--stage', 0, '--static_root', '.'), 'expected image and mask pairs.*found none'),
-    (('--stage', 1, '--bl_root', '.'), 'found no video to train on'),
-    (('--stage', 2, '--davis_root', '.', '--yv_root', '.'), '--davis_root and --yv_root'),
-    (('--stage', 3, '--load_network', 'none.pth'), 'none.pth: no such checkpoint file'),
-    (('--stage', 3, '--load_model', 'none.pth'), 'none.pth: no such checkpoint file'),
-])
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (('--stage', 0, '--static_root', 'nowhere'), 'nowhere: expected a folder.*--static_root'),
+        (('--stage', 0, '--static_root', '.'), 'expected image and mask pairs.*found none'),
+        (('--stage', 1, '--bl_root', '.'), 'found no video to train on'),
+        (('--stage', 2, '--davis_root', '.', '--yv_root', '.'), '--davis_root and --yv_root'),
+        (('--stage', 3, '--load_network', 'none.pth'), 'none.pth: no such checkpoint file'),
+        (('--stage', 3, '--load_model', 'none.pth'), 'none.pth: no such checkpoint file'),
+    ],
+)
 def test_missing_files(run, tmp_path, flags, message):
     with pytest.raises((ValueError, CheckpointError), match=message):
         run('--id', 'a', *flags)
@@ -332,23 +387,34 @@ def test_missing_files(run, tmp_path, flags, message):
 
 def test_help_is_quick_and_complete():
     start = time.process_time(), time.perf_counter()
-    result = subprocess.run([sys.executable, 'train.py', '--help'], cwd=REPOSITORY, capture_output=True, text=True,
-                            check=True, timeout=60)
+    result = subprocess.run(
+        [sys.executable, 'train.py', '--help'], cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=60
+    )
     assert time.perf_counter() - start[1] < 3
-    flags = ('--stage --id --load_network --load_model --benchmark --no_amp --static_root --bl_root --yv_root '
-             '--davis_root --num_workers -b --batch_size -i --iterations --steps --lr --gamma --debug')
+    flags = (
+        '--stage --id --load_network --load_model --benchmark --no_amp --static_root --bl_root --yv_root '
+        '--davis_root --num_workers -b --batch_size -i --iterations --steps --lr --gamma --debug'
+    )
     assert set(flags.split()) <= set(re.findall(r'--?\w+', result.stdout))
     assert 'torch' not in result.stderr
     for action in train.training_parser()._actions:
         assert action.help
-        assert action.option_strings[0] in ('-h', '--id', '--resume', '--stage') or 'default' in action.help \
+        assert (
+            action.option_strings[0] in ('-h', '--id', '--resume', '--stage')
+            or 'default' in action.help
             or action.container.title.startswith('optimization (default')
+        )
 
 
 def test_stages_are_those_of_the_paper():
-    assert {number: (stage.batch_size, stage.iterations, stage.steps, stage.lr, stage.gamma)
-            for number, stage in STAGES.items()} == {
-        0: (16, 300_000, (150_000,), 1e-5, 0.1), 1: (8, 500_000, (450_000,), 1e-5, 0.1),
-        2: (8, 300_000, (250_000,), 1e-5, 0.1), 3: (8, 150_000, (125_000,), 1e-5, 0.1)}
+    assert {
+        number: (stage.batch_size, stage.iterations, stage.steps, stage.lr, stage.gamma)
+        for number, stage in STAGES.items()
+    } == {
+        0: (16, 300_000, (150_000,), 1e-5, 0.1),
+        1: (8, 500_000, (450_000,), 1e-5, 0.1),
+        2: (8, 300_000, (250_000,), 1e-5, 0.1),
+        3: (8, 150_000, (125_000,), 1e-5, 0.1),
+    }
     rates = [STAGES[3].rate(iteration) for iteration in (0, 124_999, 125_000, 149_999)]
     assert rates == pytest.approx([1e-5, 1e-5, 1e-6, 1e-6])

@@ -1,4 +1,5 @@
 """Training datasets on small trees in the published layouts: what is found, what a sample is, what breaks."""
+
 import itertools
 import runpy
 import shutil
@@ -72,7 +73,11 @@ def test_pairs_of_all_folders_with_their_repetitions(static_root, caplog):
     pairs = find_pairs(static_root)
     found = [Path(pair.image).relative_to(static_root).parent.as_posix() for pair in pairs]
     assert {name: found.count(name) for name in found} == {
-        'fss/cat': 3, 'fss/dog': 3, 'DUTS-TR': 3, 'BIG_small': 15, 'mine': 3
+        'fss/cat': 3,
+        'fss/dog': 3,
+        'DUTS-TR': 3,
+        'BIG_small': 15,
+        'mine': 3,
     }
     assert all(Path(pair.mask) == Path(pair.image).with_suffix('.png') for pair in pairs)
     assert 'without DUTS-TE, ecssd, HRSOD_small' in caplog.text
@@ -328,8 +333,11 @@ def test_large_images_are_decoded_at_a_reduced_size(large_root, monkeypatch):
     """And look as if they had not been: what moves or blurs them differs more."""
     [pair] = find_pairs(large_root)
     reductions = []
-    monkeypatch.setattr(static, 'read_pair', lambda pair, *, reduction: (
-        reductions.append(reduction) or read_pair(pair, reduction=reduction)))
+    monkeypatch.setattr(
+        static,
+        'read_pair',
+        lambda pair, *, reduction: reductions.append(reduction) or read_pair(pair, reduction=reduction),
+    )
     dataset = StaticDataset([pair], size=SIZE)
     found = [dataset[Address(0, epoch, 0)] for epoch in range(4)]
     assert set(reductions) <= {2, 4, 8}
@@ -372,6 +380,7 @@ def test_stills_that_are_kept_are_the_same(static_root, tmp_path, monkeypatch):
 
     def fail(path, **options):
         raise AssertionError(f'{path} was decoded again')
+
     monkeypatch.setattr(static, 'read_image', fail)
     monkeypatch.setattr(static, 'read_coverage', fail)
     kept[Address(0, 0, 1)]

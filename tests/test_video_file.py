@@ -1,4 +1,5 @@
 """Video files as phones, cameras and broken disks leave them; made here, not by the writer under test."""
+
 import logging
 import struct
 import sys
@@ -29,9 +30,18 @@ def picture(number: int, height: int = H, width: int = W) -> np.ndarray:
     return image
 
 
-def make_video(path: Path, *, pts=range(10), time_base: Fraction = 1 / RATE, size: tuple[int, int] = (H, W),
-               pixels: str = 'yuv420p', codec: str = 'libx264', audio: str | None = None, rate: int = 48_000,
-               container: str | None = None) -> Path:
+def make_video(
+    path: Path,
+    *,
+    pts=range(10),
+    time_base: Fraction = 1 / RATE,
+    size: tuple[int, int] = (H, W),
+    pixels: str = 'yuv420p',
+    codec: str = 'libx264',
+    audio: str | None = None,
+    rate: int = 48_000,
+    container: str | None = None,
+) -> Path:
     """One picture a timestamp; ``audio``: the codec of a sine that goes on half a second longer."""
     with av.open(str(path), 'w', format=container) as output:
         video = output.add_stream(codec, rate=RATE)
@@ -49,7 +59,7 @@ def make_video(path: Path, *, pts=range(10), time_base: Fraction = 1 / RATE, siz
             end = int((frames[-1][0] + Fraction(1, 2)) * rate)
             wave = (10_000 * np.sin(2 * np.pi * 440 * np.arange(end) / rate)).astype(np.int16)
             for start in range(0, end - 1023, 1024):
-                sound = av.AudioFrame.from_ndarray(wave[None, start:start + 1024], format='s16', layout='mono')
+                sound = av.AudioFrame.from_ndarray(wave[None, start : start + 1024], format='s16', layout='mono')
                 sound.sample_rate, sound.pts, sound.time_base = rate, start, Fraction(1, rate)
                 frames.append((Fraction(start, rate), track, sound))
         for _, stream, frame in sorted(frames, key=lambda each: each[0]):
@@ -67,9 +77,17 @@ def read(path: Path) -> tuple[list[np.ndarray], list[Fraction]]:
 
 
 def copy(source: Path, target: Path) -> Path:
-    with VideoReader(source) as reader, VideoWriter(
-            target, reader.width, reader.height, time_base=reader.time_base, frame_rate=reader.frame_rate,
-            audio_from=source) as writer:
+    with (
+        VideoReader(source) as reader,
+        VideoWriter(
+            target,
+            reader.width,
+            reader.height,
+            time_base=reader.time_base,
+            frame_rate=reader.frame_rate,
+            audio_from=source,
+        ) as writer,
+    ):
         for image, pts in reader:
             writer.write(image, pts)
     return target
@@ -77,8 +95,11 @@ def copy(source: Path, target: Path) -> Path:
 
 def audio_packets(path: Path) -> list[tuple[Fraction, bytes]]:
     with av.open(str(path)) as container:
-        return [(packet.pts * packet.time_base, bytes(packet)) for packet in container.demux(audio=0)
-                if packet.pts is not None]
+        return [
+            (packet.pts * packet.time_base, bytes(packet))
+            for packet in container.demux(audio=0)
+            if packet.pts is not None
+        ]
 
 
 def close(image: np.ndarray, other: np.ndarray) -> bool:
@@ -94,7 +115,7 @@ def test_frames_of_a_video(tmp_path):
         assert [each * reader.time_base for each in pts] == [Fraction(number, 25) for number in range(10)]
         assert all(close(image, picture(number)) for number, image in enumerate(images))
         assert all(image.dtype == np.uint8 and image.flags.c_contiguous for image in images)
-        for again, image in zip(reader, images, strict=True):        # from the beginning
+        for again, image in zip(reader, images, strict=True):  # from the beginning
             assert np.array_equal(again[0], image)
 
 
@@ -108,7 +129,7 @@ def test_variable_timestamps_are_kept_exactly(tmp_path, name, first):
     images, times = read(path)
     assert times == [(first + pts) * time_base for pts in VARIABLE]
     assert all(close(image, picture(number)) for number, image in enumerate(images))
-    with av.open(str(path)) as container:       # nothing that a player would cut off
+    with av.open(str(path)) as container:  # nothing that a player would cut off
         assert container.duration >= (VARIABLE[-1] * time_base) * 1_000_000
     assert read(copy(path, tmp_path / f'again_{name}'))[1] == times
 
@@ -126,15 +147,18 @@ def test_variable_timestamps_in_matroska_and_from_odd_time_bases(tmp_path):
 def test_audio_is_copied_up_to_the_end_of_the_pictures(tmp_path):
     source = make_video(tmp_path / 'a.mp4', pts=range(50), audio='aac')
     copied, original = audio_packets(copy(source, tmp_path / 'b.mp4')), audio_packets(source)
-    assert copied == original[:len(copied)]
+    assert copied == original[: len(copied)]
     assert copied[-1][0] < 2 <= original[len(copied)][0]
     assert VideoReader(tmp_path / 'b.mp4').has_audio
 
 
-@pytest.mark.parametrize(('source', 'codec', 'rate', 'target'), [
-    ('a.mov', 'pcm_mulaw', 8000, 'b.mp4'),
-    ('a.mkv', 'flac', 44_100, 'b.mov'),         # refused only when the header is written
-])
+@pytest.mark.parametrize(
+    ('source', 'codec', 'rate', 'target'),
+    [
+        ('a.mov', 'pcm_mulaw', 8000, 'b.mp4'),
+        ('a.mkv', 'flac', 44_100, 'b.mov'),  # refused only when the header is written
+    ],
+)
 def test_audio_that_the_container_does_not_take_is_encoded_anew(tmp_path, caplog, source, codec, rate, target):
     path = make_video(tmp_path / source, pts=range(50), audio=codec, rate=rate)
     copy(path, tmp_path / target)
@@ -160,19 +184,22 @@ def test_an_mpeg_stream_begins_near_zero_with_audio_and_pictures_together(tmp_pa
     assert abs((audio_packets(copied)[0][0] - times[0]) - (starts[1] - starts[0])) < Fraction(1, 1000)
 
 
-@pytest.mark.parametrize(('matrix', 'upright'), [
-    ((0, 1, -1, 0), lambda image: np.rot90(image, -1)),
-    ((-1, 0, 0, -1), lambda image: np.rot90(image, 2)),
-    ((0, -1, 1, 0), lambda image: np.rot90(image)),
-    ((-1, 0, 0, 1), lambda image: image[:, ::-1]),
-])
+@pytest.mark.parametrize(
+    ('matrix', 'upright'),
+    [
+        ((0, 1, -1, 0), lambda image: np.rot90(image, -1)),
+        ((-1, 0, 0, -1), lambda image: np.rot90(image, 2)),
+        ((0, -1, 1, 0), lambda image: np.rot90(image)),
+        ((-1, 0, 0, 1), lambda image: image[:, ::-1]),
+    ],
+)
 def test_phone_videos_are_turned_upright(tmp_path, matrix, upright):
     path = make_video(tmp_path / 'a.mp4', pts=range(4))
     straight, _ = read(path)
     data = bytearray(path.read_bytes())
-    start = data.index(b'tkhd') + 44            # a, b, u, c, d, ...: what a phone writes, instead of turning pixels
+    start = data.index(b'tkhd') + 44  # a, b, u, c, d, ...: what a phone writes, instead of turning pixels
     a, b, c, d = (value << 16 for value in matrix)
-    data[start:start + 20] = struct.pack('>5i', a, b, 0, c, d)
+    data[start : start + 20] = struct.pack('>5i', a, b, 0, c, d)
     path.write_bytes(data)
     images, _ = read(path)
     assert all(np.array_equal(image, upright(other)) for image, other in zip(images, straight, strict=True))
@@ -202,18 +229,18 @@ def test_frames_that_change_their_size_are_scaled_to_the_first(tmp_path, caplog)
 
 
 def test_of_a_truncated_file_the_frames_that_are_there(tmp_path, caplog):
-    with VideoWriter(tmp_path / 'a.mp4', W, H, time_base=1 / RATE, frame_rate=RATE) as writer:     # index in front
+    with VideoWriter(tmp_path / 'a.mp4', W, H, time_base=1 / RATE, frame_rate=RATE) as writer:  # index in front
         for number in range(30):
             writer.write(picture(number), number)
     whole, _ = read(tmp_path / 'a.mp4')
     assert not caplog.records
     data = (tmp_path / 'a.mp4').read_bytes()
-    (tmp_path / 'b.mp4').write_bytes(data[:len(data) * 3 // 4])
+    (tmp_path / 'b.mp4').write_bytes(data[: len(data) * 3 // 4])
     images, _ = read(tmp_path / 'b.mp4')
     assert 0 < len(images) < 30
     assert all(np.array_equal(*both) for both in zip(images[:-1], whole, strict=False))
     assert f'b.mp4: damaged or truncated; {len(images)} of about 30 frames' in caplog.text
-    (tmp_path / 'c.mp4').write_bytes(make_video(tmp_path / 'd.mp4').read_bytes()[:-200])    # without its index
+    (tmp_path / 'c.mp4').write_bytes(make_video(tmp_path / 'd.mp4').read_bytes()[:-200])  # without its index
     with pytest.raises(DataError, match=r'c\.mp4.*whole'):
         VideoReader(tmp_path / 'c.mp4')
 
@@ -234,8 +261,13 @@ def test_other_files_are_no_videos(tmp_path):
         sound.sample_rate, sound.pts = 8000, 0
         output.mux(track.encode(sound))
     (tmp_path / 'a.m3u8').write_text('#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n')
-    for name, found in (('a.png', 'another kind'), ('a.wav', 'no video track'), ('none.mp4', 'no such'),
-                        ('.', 'no such'), ('a.m3u8', 'expected a video')):
+    for name, found in (
+        ('a.png', 'another kind'),
+        ('a.wav', 'no video track'),
+        ('none.mp4', 'no such'),
+        ('.', 'no such'),
+        ('a.m3u8', 'expected a video'),
+    ):
         with pytest.raises(DataError, match=found):
             VideoReader(tmp_path / name)
 
@@ -258,7 +290,7 @@ def test_an_exception_leaves_nothing_and_what_was_there(tmp_path):
             writer.write(picture(0), 0)
             raise RuntimeError
         with VideoWriter(path, W, H, time_base=1 / RATE, frame_rate=RATE):
-            pass                                                            # no frames, no file
+            pass  # no frames, no file
         assert [entry.read_bytes() for entry in tmp_path.iterdir()] == ([before] if before else [])
 
 
@@ -305,8 +337,10 @@ def test_without_h264_it_is_mpeg4(tmp_path, monkeypatch, caplog):
 def test_without_the_package_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'av', None)
     (tmp_path / 'a.mp4').touch()
-    for use in (lambda: VideoReader(tmp_path / 'a.mp4'),
-                lambda: VideoWriter(tmp_path / 'b.mp4', W, H, time_base=1 / RATE, frame_rate=RATE)):
+    for use in (
+        lambda: VideoReader(tmp_path / 'a.mp4'),
+        lambda: VideoWriter(tmp_path / 'b.mp4', W, H, time_base=1 / RATE, frame_rate=RATE),
+    ):
         with pytest.raises(VideoSupportError, match=r'pip install -r requirements-extras\.txt'):
             use()
 

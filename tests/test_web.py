@@ -1,4 +1,5 @@
 """The web page: what was painted becomes labels, nothing else is served, and a whole session in a real browser."""
+
 import importlib.util
 import os
 import re
@@ -27,11 +28,18 @@ from scripts.web import OBJECTS, SHOWN_ALPHA, labels_of, layer_of
 from tests.conftest import REPOSITORY
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-ARGUMENTS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
-             '--disable-component-update', '--disable-sync']
-PATIENCE = 300              # seconds; for machines that do other things as well
+ARGUMENTS = [
+    '--no-sandbox',
+    '--disable-gpu',
+    '--disable-quic',
+    '--no-first-run',
+    '--disable-background-networking',
+    '--disable-component-update',
+    '--disable-sync',
+]
+PATIENCE = 300  # seconds; for machines that do other things as well
 SWAN = REPOSITORY / 'examples' / 'blackswan'
-W, H = 214, 120             # of the clip in the browser
+W, H = 214, 120  # of the clip in the browser
 
 needs_gradio = pytest.mark.skipif(importlib.util.find_spec('gradio') is None, reason='gradio is not installed')
 
@@ -48,7 +56,7 @@ def painted_smoothly(background: int, disc: int, alpha: int) -> tuple[np.ndarray
     """A layer with an anti-aliased disc over a half that is filled (labels; 0 is nothing); and its crisp labels."""
     y, x = np.mgrid[:60, :80]
     distance = np.hypot(x - 40, y - 30)
-    cover = np.clip(15.5 - distance, 0, 1)[..., None]                   # of the disc, over one pixel
+    cover = np.clip(15.5 - distance, 0, 1)[..., None]  # of the disc, over one pixel
     under = np.where(x < 40, background, 0).astype(np.uint8)
     under_alpha = (alpha / 255) * (under > 0)[..., None]
     disc_alpha = cover if disc else 0 * cover
@@ -77,8 +85,13 @@ def test_layer_of_mixtures_only():
 
 def test_without_gradio_it_says_what_to_install(tmp_path):
     (tmp_path / 'gradio.py').write_text("raise ModuleNotFoundError('no', name='gradio')")
-    result = subprocess.run([sys.executable, 'scripts/web.py'], cwd=REPOSITORY, capture_output=True, text=True,
-                            env={**os.environ, 'PYTHONPATH': str(tmp_path)})
+    result = subprocess.run(
+        [sys.executable, 'scripts/web.py'],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': str(tmp_path)},
+    )
     assert result.returncode == 1
     assert result.stderr == 'error: the page needs gradio: pip install -r requirements-extras.txt\n'
 
@@ -97,8 +110,9 @@ class Server:
         command = [sys.executable, 'scripts/web.py', '--port', str(self.port), '--num_threads', '1', *arguments]
         self.log = folder / 'log'
         with open(self.log, 'w') as log:
-            self.process = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log,
-                                            env={**os.environ, **opening, 'TMPDIR': str(folder)})
+            self.process = subprocess.Popen(
+                command, cwd=REPOSITORY, stdout=log, stderr=log, env={**os.environ, **opening, 'TMPDIR': str(folder)}
+            )
         try:
             until(lambda: self.url in self.log.read_text() or self.process.poll() is not None)
             assert self.process.poll() is None, self.log.read_text()
@@ -130,12 +144,13 @@ def until(condition: Callable[[], bool]) -> None:
 
 @pytest.fixture(scope='module')
 def server(small_checkpoint, tmp_path_factory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp('server'), '--model', str(small_checkpoint), '--size', '0',
-                    '--max_megabytes', '8')
+    server = Server(
+        tmp_path_factory.mktemp('server'), '--model', str(small_checkpoint), '--size', '0', '--max_megabytes', '8'
+    )
     yield server
     server.stop()
     assert server.process.returncode == 0
-    assert list(server.folder.iterdir()) == [server.log]        # nothing is left
+    assert list(server.folder.iterdir()) == [server.log]  # nothing is left
     # Errors of the page; a browser that breaks off leaves one of the server.
     assert not re.search(r'^(?!ERROR: +Exception in ASGI).*\nTraceback', server.log.read_text(), re.MULTILINE)
 
@@ -147,8 +162,13 @@ def test_only_the_page_is_served(server):
     for path in private:
         assert server.status(f'gradio_api/file={path}') == 403
         assert server.status(f'gradio_api/file/{path}') in (403, 404)
-    for path in ('gradio_api/file=http://127.0.0.1/', 'gradio_api/proxy=http://127.0.0.1/', 'monitoring/summary',
-                 'assets/..%2f..%2f..%2f..%2fetc/passwd', 'static/..%2f..%2f..%2fREADME.md'):
+    for path in (
+        'gradio_api/file=http://127.0.0.1/',
+        'gradio_api/proxy=http://127.0.0.1/',
+        'monitoring/summary',
+        'assets/..%2f..%2f..%2f..%2fetc/passwd',
+        'static/..%2f..%2f..%2fREADME.md',
+    ):
         assert server.status(path) in (403, 404)
     # Other pages in the same browser, by their name or by one that leads here.
     assert server.status('config', Origin='http://example.com') == 403
@@ -159,8 +179,13 @@ def test_only_the_page_is_served(server):
 
 @needs_gradio
 def test_only_this_computer_is_served(server):
-    listening = {tuple(line.split()[1].split(':')) for table in ('tcp', 'tcp6') if Path('/proc/net', table).exists()
-                 for line in Path('/proc/net', table).read_text().splitlines()[1:] if line.split()[3] == '0A'}
+    listening = {
+        tuple(line.split()[1].split(':'))
+        for table in ('tcp', 'tcp6')
+        if Path('/proc/net', table).exists()
+        for line in Path('/proc/net', table).read_text().splitlines()[1:]
+        if line.split()[3] == '0A'
+    }
     if not listening:
         pytest.skip('needs /proc/net')
     assert {address for address, port in listening if int(port, 16) == server.port} == {'0100007F'}
@@ -207,8 +232,14 @@ class Visitor:
 
         def settled() -> bool:
             last.append(self.editor_image() if self.page.locator('#editor canvas').count() else None)
-            return len(last) > 1 and last[-1] is not None and last[-1].std() > 10 \
-                and np.array_equal(last[-1], last[-2]) and not np.array_equal(last[-1], before)
+            return (
+                len(last) > 1
+                and last[-1] is not None
+                and last[-1].std() > 10
+                and np.array_equal(last[-1], last[-2])
+                and not np.array_equal(last[-1], before)
+            )
+
         until(settled)
 
     def stroke(self, *points: tuple[int, int]) -> None:
@@ -217,8 +248,13 @@ class Visitor:
         canvas = self.page.locator('#editor canvas').first
         canvas.scroll_into_view_if_needed()
         box = canvas.bounding_box()
-        path = [(box['x'] + box['width'] / 2 + scale * (x + 0.5 - self.size[0] / 2),
-                 box['y'] + box['height'] / 2 + scale * (y + 0.5 - self.size[1] / 2)) for x, y in points]
+        path = [
+            (
+                box['x'] + box['width'] / 2 + scale * (x + 0.5 - self.size[0] / 2),
+                box['y'] + box['height'] / 2 + scale * (y + 0.5 - self.size[1] / 2),
+            )
+            for x, y in points
+        ]
         self.page.mouse.move(*path[0])
         self.page.mouse.down()
         for position in path[1:]:
@@ -264,11 +300,12 @@ def visit(browser, server) -> Iterator[Callable[..., Visitor]]:
         page.on('pageerror', lambda error: failures.append(error))
         page.goto(server.url)
         return Visitor(page, **options)
+
     yield visit
     context.close()
     assert not elsewhere
     assert not failures
-    until(lambda: not server.clips())           # what the tabs left behind is deleted
+    until(lambda: not server.clips())  # what the tabs left behind is deleted
 
 
 @pytest.fixture(scope='module')
@@ -278,8 +315,10 @@ def clip(tmp_path_factory) -> Path:
 
 
 def zip_of_frames(path: Path, number: int, size: tuple[int, int]) -> Path:
-    frames = [cv2.resize(read_image(frame), size, interpolation=cv2.INTER_AREA)
-              for frame in list_frames(SWAN / 'JPEGImages')[:min(number, 8)]]
+    frames = [
+        cv2.resize(read_image(frame), size, interpolation=cv2.INTER_AREA)
+        for frame in list_frames(SWAN / 'JPEGImages')[: min(number, 8)]
+    ]
     with zipfile.ZipFile(path, 'w') as archive:
         for index in range(number):
             coded = cv2.imencode('.png', frames[index % len(frames)][..., ::-1])[1]
@@ -355,6 +394,7 @@ def test_paint_propagate_correct_download(visit, clip, small_network, tmp_path):
 
     if importlib.util.find_spec('av'):
         from util.video_file import VideoReader
+
         with VideoReader(visitor.download('Overlay (video)', '.mp4', downloads)) as video:
             assert (video.width, video.height, len(list(video))) == (W, H, 8)
 
@@ -380,7 +420,7 @@ def test_tabs_do_not_mix_and_can_stop(visit, clip, server, tmp_path):
     assert one.page.locator('#preview img').evaluate('image => [image.naturalWidth, image.naturalHeight]') == [W, H]
     one.wait_for(f'swan: 8 frames, {W} x {H}. Painted frames: none')
 
-    other.press('Propagate from here')          # and it goes away before that ends
+    other.press('Propagate from here')  # and it goes away before that ends
     other.wait_for('Propagating')
     other.page.close()
     until(lambda: len(server.clips()) == 1)
@@ -420,7 +460,7 @@ def test_screenshot(browser, tmp_path):
         while (inside := cv2.erode(inside, np.ones((2 * radius - 1, 2 * radius - 1), np.uint8))).any():
             for outline in cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]:
                 points = (outline[:, 0] - 1).tolist()
-                visitor.stroke(*points[::2 * radius], points[0])
+                visitor.stroke(*points[:: 2 * radius], points[0])
         page.set_default_timeout(600_000)
         visitor.press('Propagate from here')
         visitor.wait_for('Done.*Frames with a mask: 50')

@@ -2,6 +2,7 @@
 
 STCN_TEST_DIE_AT: the iteration at which the process is killed, unless torchrun has restarted it.
 """
+
 import os
 import runpy
 import signal

@@ -1,4 +1,5 @@
 """Small trees of training data in the published layouts."""
+
 from pathlib import Path
 
 import numpy as np
@@ -56,9 +57,13 @@ def make_roots(folder: Path) -> dict[str, Path]:
         write_video(bl30k / 'JPEGImages', bl30k / 'Annotations', name)
     for name in read_split('youtube_vos_train')[:2]:
         write_video(youtube / 'JPEGImages', youtube / 'Annotations', name, step=5)
-    for name in ('bear', 'blackswan'):          # one of the training and one of the validation set
+    for name in ('bear', 'blackswan'):  # one of the training and one of the validation set
         write_video(davis / 'JPEGImages' / '480p', davis / 'Annotations' / '480p', name)
     (davis / 'ImageSets' / '2017').mkdir(parents=True)
     (davis / 'ImageSets' / '2017' / 'val.txt').write_text('blackswan\n')
-    return {'static_root': folder / 'static', 'bl_root': bl30k, 'yv_root': folder / 'YouTube',
-            'davis_root': folder / 'DAVIS'}
+    return {
+        'static_root': folder / 'static',
+        'bl_root': bl30k,
+        'yv_root': folder / 'YouTube',
+        'davis_root': folder / 'DAVIS',
+    }

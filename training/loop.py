@@ -1,4 +1,5 @@
 """The training loop."""
+
 from collections.abc import Iterator
 from contextlib import nullcontext
 
@@ -18,9 +19,19 @@ from util.stop import StopRequest
 
 
 def train(
-    state: TrainingState, batches: Iterator[dict], stage: Stage, run: Run, report: Report, *,
-    device: torch.device, accumulation: int = 1, amp_dtype: torch.dtype | None = None,
-    clip_norm: float | None = None, recompute: bool = False, log_every: int = 50, images_every: int = 500,
+    state: TrainingState,
+    batches: Iterator[dict],
+    stage: Stage,
+    run: Run,
+    report: Report,
+    *,
+    device: torch.device,
+    accumulation: int = 1,
+    amp_dtype: torch.dtype | None = None,
+    clip_norm: float | None = None,
+    recompute: bool = False,
+    log_every: int = 50,
+    images_every: int = 500,
     save_every: int = 1000,
 ) -> int:
     """Train from ``state.iteration`` to the end of the stage; checkpoints go to ``run``, losses to ``report``.
@@ -87,14 +98,19 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
     if world_size() == 1:
         return model
     # Batch norm's statistics are frozen: there are no buffers to keep equal.
-    return DistributedDataParallel(model, device_ids=[device] if device.type == 'cuda' else None,
-                                   broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(
+        model,
+        device_ids=[device] if device.type == 'cuda' else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )
 
 
 def to_device(batch: dict, device: torch.device) -> dict:
     """The tensors of a batch; its names stay behind."""
-    return {name: value.to(device, non_blocking=True) for name, value in batch.items()
-            if isinstance(value, torch.Tensor)}
+    return {
+        name: value.to(device, non_blocking=True) for name, value in batch.items() if isinstance(value, torch.Tensor)
+    }
 
 
 def check_finite(state: TrainingState, run: Run, report: Report) -> None:
@@ -105,4 +121,5 @@ def check_finite(state: TrainingState, run: Run, report: Report) -> None:
         raise FloatingPointError(
             f'iteration {state.iteration}: the loss or a weight is not finite any more; that state is in {place}. The '
             'checkpoints are from before: --resume continues from there, with a lower --lr for instance, and --debug '
-            'names the operation.')
+            'names the operation.'
+        )

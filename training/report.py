@@ -1,4 +1,5 @@
 """Progress of a run: a bar on a terminal, else lines; curves and images in TensorBoard."""
+
 import logging
 import sys
 import time
@@ -35,15 +36,16 @@ class Report:
 
             self.writer = SummaryWriter(str(folder), purge_step=start + 1)
         self.on_terminal = sys.stderr.isatty()
-        self.bar = tqdm(total=iterations, initial=start, disable=rank() != 0 or not self.on_terminal,
-                        dynamic_ncols=True)
+        self.bar = tqdm(
+            total=iterations, initial=start, disable=rank() != 0 or not self.on_terminal, dynamic_ncols=True
+        )
         self._begin(start)
 
     def _begin(self, iteration: int) -> None:
         self.first, self.since = iteration, time.perf_counter()
         self.batches = 0
-        self.loss: Tensor | float = 0.0     # sum over micro-batches
-        self.areas: Tensor | int = 0        # [2, K]: intersections and unions of the objects
+        self.loss: Tensor | float = 0.0  # sum over micro-batches
+        self.areas: Tensor | int = 0  # [2, K]: intersections and unions of the objects
 
     def add(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
         """A micro-batch: its loss, ``logits [B, T, K+1, H, W], target [B, T, H, W]``."""
@@ -73,8 +75,14 @@ class Report:
             self.bar.set_postfix(shown, refresh=False)
         elif rank() == 0:
             left = tqdm.format_interval((self.bar.total - iteration) / rate)
-            log.info('%d/%d  %s  %.3g it/s  %s left', iteration, self.bar.total,
-                     '  '.join(f'{name} {value}' for name, value in shown.items()), rate, left)
+            log.info(
+                '%d/%d  %s  %.3g it/s  %s left',
+                iteration,
+                self.bar.total,
+                '  '.join(f'{name} {value}' for name, value in shown.items()),
+                rate,
+                left,
+            )
 
     def images(self, iteration: int, rgb: Tensor, target: Tensor, logits: Tensor) -> None:
         """Some samples, a row each: the frames with their targets, then the predicted ones with the prediction.
@@ -85,10 +93,16 @@ class Report:
             return
         predicted = logits.detach().argmax(dim=2)
         rows = []
-        for frames, truth, guess in zip(*(each[:IMAGE_ROWS].cpu().numpy() for each in (rgb, target, predicted)),
-                                        strict=True):
-            rows.append(np.concatenate([overlay(*frame) for frame in zip(frames, truth, strict=True)]
-                                       + [overlay(*frame) for frame in zip(frames[1:], guess, strict=True)], axis=1))
+        for frames, truth, guess in zip(
+            *(each[:IMAGE_ROWS].cpu().numpy() for each in (rgb, target, predicted)), strict=True
+        ):
+            rows.append(
+                np.concatenate(
+                    [overlay(*frame) for frame in zip(frames, truth, strict=True)]
+                    + [overlay(*frame) for frame in zip(frames[1:], guess, strict=True)],
+                    axis=1,
+                )
+            )
         with self._writing():
             self.writer.add_image('train/target_and_prediction', np.concatenate(rows), iteration, dataformats='HWC')
 
@@ -98,8 +112,10 @@ class Report:
         try:
             yield
         except OSError as error:
-            raise OSError(f'{self.writer.log_dir}: events for TensorBoard cannot be written ({error.strerror}). Make '
-                          'room, and continue with --resume.') from error
+            raise OSError(
+                f'{self.writer.log_dir}: events for TensorBoard cannot be written ({error.strerror}). Make '
+                'room, and continue with --resume.'
+            ) from error
 
     def __enter__(self) -> 'Report':
         return self

@@ -1,4 +1,5 @@
 """The folder of a run: configuration, checkpoints, final weights."""
+
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ from util.files import atomic_path
 
 log = logging.getLogger(__name__)
 
-KEPT = 3    # checkpoints
+KEPT = 3  # checkpoints
 
 
 class Run:
@@ -53,8 +54,11 @@ class Run:
         """By iteration, the newest first. They were complete when they got their names."""
         if self.folder is None or not self.folder.is_dir():
             return []
-        found = {int(match[1]): path for path in self.folder.iterdir()
-                 if (match := re.fullmatch(r'checkpoint_(\d+)\.pth', path.name))}
+        found = {
+            int(match[1]): path
+            for path in self.folder.iterdir()
+            if (match := re.fullmatch(r'checkpoint_(\d+)\.pth', path.name))
+        }
         return [found[iteration] for iteration in sorted(found, reverse=True)]
 
     def newest(self) -> tuple[dict, Path] | None:
@@ -74,7 +78,7 @@ class Run:
             torch.save(content, temporary)
         for old in self.checkpoints()[KEPT:]:
             old.unlink()
-        for part in self.folder.glob('.checkpoint_*.part'):     # of a killed process
+        for part in self.folder.glob('.checkpoint_*.part'):  # of a killed process
             part.unlink()
 
     def save_broken(self, content: dict) -> str:
@@ -109,19 +113,29 @@ def loading_errors() -> Iterator[None]:
         yield
     except (DataError, OSError, RuntimeError) as error:
         text = str(error)
-        if text.startswith('Caught '):      # with the process's traceback; the message is its end
+        if text.startswith('Caught '):  # with the process's traceback; the message is its end
             raise type(error)(text.rpartition(f'{type(error).__name__}: ')[2].rstrip()) from error
         if text.startswith('DataLoader worker'):
-            raise ChildProcessError(f'{text} A process that loads data has died, for want of memory perhaps: fewer '
-                                    '--num_workers take less. Continue with --resume.') from error
+            raise ChildProcessError(
+                f'{text} A process that loads data has died, for want of memory perhaps: fewer '
+                '--num_workers take less. Continue with --resume.'
+            ) from error
         raise
 
 
 def code_version() -> str | None:
     """The git commit of this code, with ``-dirty`` where it was changed; ``None`` outside of a repository."""
     try:
-        command = ['git', '-C', str(Path(__file__).parent), 'describe', '--always', '--dirty', '--abbrev=40',
-                   '--exclude=*']
+        command = [
+            'git',
+            '-C',
+            str(Path(__file__).parent),
+            'describe',
+            '--always',
+            '--dirty',
+            '--abbrev=40',
+            '--exclude=*',
+        ]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,4 +1,5 @@
 """All that changes while training, in one object: what a checkpoint holds."""
+
 import dataclasses
 import logging
 import math
@@ -32,9 +33,13 @@ class TrainingState:
 
     def content(self) -> dict:
         """For ``torch.save``; ``model.load_network`` loads it, too."""
-        return {'iteration': self.iteration, 'config': dataclasses.asdict(self.network.config),
-                'network': self.network.state_dict(), 'optimizer': self.optimizer.state_dict(),
-                'scaler': self.scaler.state_dict()}
+        return {
+            'iteration': self.iteration,
+            'config': dataclasses.asdict(self.network.config),
+            'network': self.network.state_dict(),
+            'optimizer': self.optimizer.state_dict(),
+            'scaler': self.scaler.state_dict(),
+        }
 
     def restore(self, content: dict, path: str | Path) -> None:
         """Optimizer, scaler and iteration of a training checkpoint, ours or the release's.
@@ -44,8 +49,10 @@ class TrainingState:
         """
         iteration = content.get('iteration', content.get('it'))
         if not isinstance(iteration, int) or iteration < 0 or 'optimizer' not in content:
-            raise CheckpointError(f'{path}: expected a training checkpoint with an iteration and an optimizer, found '
-                                  f'{", ".join(map(str, list(content)[:5]))}; use --load_network for weights alone')
+            raise CheckpointError(
+                f'{path}: expected a training checkpoint with an iteration and an optimizer, found '
+                f'{", ".join(map(str, list(content)[:5]))}; use --load_network for weights alone'
+            )
         self.iteration = iteration
         try:
             moments = dict(content['optimizer']['state'])
@@ -63,8 +70,11 @@ class TrainingState:
             return
         expected = self.scaler.state_dict()
         try:
-            fits = found.keys() == expected.keys() and found['scale'] > 0 and all(
-                0 <= value < (2**31 if isinstance(value, int) else math.inf) for value in found.values())
+            fits = (
+                found.keys() == expected.keys()
+                and found['scale'] > 0
+                and all(0 <= value < (2**31 if isinstance(value, int) else math.inf) for value in found.values())
+            )
             if not fits:
                 raise ValueError(f'expected something like {expected}, found {found}')
         except (TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -77,13 +87,19 @@ def _check_moments(moments: dict, index: int, parameter: Tensor) -> None:
     float(moments['step'])
     for name in ('exp_avg', 'exp_avg_sq'):
         if moments[name].shape != parameter.shape or not moments[name].is_floating_point():
-            raise ValueError(f'{name} {index} is {tuple(moments[name].shape)} of {moments[name].dtype}, the parameter '
-                             f'{tuple(parameter.shape)} of {parameter.dtype}')
+            raise ValueError(
+                f'{name} {index} is {tuple(moments[name].shape)} of {moments[name].dtype}, the parameter '
+                f'{tuple(parameter.shape)} of {parameter.dtype}'
+            )
 
 
 def initial_network(
-    *, arch: str | None, single_object: bool, similarity: str | None = None,
-    checkpoint: tuple[dict, Path] | None = None, weights: str | Path | None = None,
+    *,
+    arch: str | None,
+    single_object: bool,
+    similarity: str | None = None,
+    checkpoint: tuple[dict, Path] | None = None,
+    weights: str | Path | None = None,
     backbone_files: Sequence[str | Path] | None = None,
 ) -> Network:
     """The network to train, on the CPU.
@@ -115,12 +131,15 @@ def initial_network(
     if network.config.single_object != single_object:
         raise CheckpointError(
             f'{path}: holds a multi-object network; stage 0 trains a single-object one, which starts the other stages'
-            if single_object else
-            f'{path}: holds a single-object network of stage 0; --load_network starts another stage from it')
+            if single_object
+            else f'{path}: holds a single-object network of stage 0; --load_network starts another stage from it'
+        )
     expected = dataclasses.replace(VARIANTS[arch], **changes) if arch else network.config
     if network.config != expected:
-        raise CheckpointError(f'{path}: holds {network.config}, expected the variant {arch!r}, {expected}; leave '
-                              '--arch away to train what the file holds')
+        raise CheckpointError(
+            f'{path}: holds {network.config}, expected the variant {arch!r}, {expected}; leave '
+            '--arch away to train what the file holds'
+        )
     if similarity and network.similarity != similarity:
         raise CheckpointError(f'{path}: holds a network of similarity {network.similarity!r}, expected {similarity!r}')
     return network

@@ -1,4 +1,5 @@
 """Options that the evaluation scripts share. Imports nothing heavy: ``--help`` must not wait for it."""
+
 import argparse
 import hashlib
 import logging
@@ -14,8 +15,19 @@ from util.stop import stop_on_sigterm, stopped_by
 log = logging.getLogger(__name__)
 
 # What does not change the masks, so that a run may continue with other values.
-NOT_SETTINGS = {'model', 'device', 'num_threads', 'overwrite', 'output', 'zip', 'save_probs', 'object_chunk',
-                'encode_batch', 'preset', 'fast'}
+NOT_SETTINGS = {
+    'model',
+    'device',
+    'num_threads',
+    'overwrite',
+    'output',
+    'zip',
+    'save_probs',
+    'object_chunk',
+    'encode_batch',
+    'preset',
+    'fast',
+}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -37,42 +49,98 @@ def evaluation_parser(description: str, *, size: int, dataset: str) -> argparse.
     ``dataset`` is the one whose presets it takes, ``size`` its default shorter side.
     """
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=_EvaluationHelp,
-        epilog=f'{presets_text(dataset)}\n\nseveral GPUs or processes: torchrun --nproc_per_node=N SCRIPT FLAGS')
+        description=description,
+        formatter_class=_EvaluationHelp,
+        epilog=f'{presets_text(dataset)}\n\nseveral GPUs or processes: torchrun --nproc_per_node=N SCRIPT FLAGS',
+    )
     add = parser.add_argument
-    add('--preset', choices=[name for name, preset in PRESETS.items() if dataset in preset.datasets],
-        metavar='NAME', help="settings of one of the paper's rows (see below); flags change them")
-    add('--model', nargs='+', default=['saves/stcn.pth'], metavar='FILE',
-        help='checkpoint: a published one or our own; of several networks, the mean of their probabilities')
+    add(
+        '--preset',
+        choices=[name for name, preset in PRESETS.items() if dataset in preset.datasets],
+        metavar='NAME',
+        help="settings of one of the paper's rows (see below); flags change them",
+    )
+    add(
+        '--model',
+        nargs='+',
+        default=['saves/stcn.pth'],
+        metavar='FILE',
+        help='checkpoint: a published one or our own; of several networks, the mean of their probabilities',
+    )
     add('--output', required=True, help='folder for the masks; a second run continues there')
-    add('--size', type=not_negative, nargs='+', default=[size], metavar='PIXELS', help='shorter side at which the '
-        'network works; 0: frames as they are; of several, the mean of their probabilities')
-    add('--kernel_sigma', type=sigma, nargs='+', default=[0], metavar='SIGMA',
+    add(
+        '--size',
+        type=not_negative,
+        nargs='+',
+        default=[size],
+        metavar='PIXELS',
+        help='shorter side at which the '
+        'network works; 0: frames as they are; of several, the mean of their probabilities',
+    )
+    add(
+        '--kernel_sigma',
+        type=sigma,
+        nargs='+',
+        default=[0],
+        metavar='SIGMA',
         help='kernelised memory read, for --size 600: 7, in pixels at stride 16; 0: none. One value, or one for each '
-        'size')
+        'size',
+    )
     add('--flip', action='store_true', help='also the mirrored video; the mean of both')
     add('--no_flip', dest='flip', action='store_false', default=False, help='not, whatever the preset says')
     add('--top', type=not_negative, default=20, help='memory positions that a query position reads; 0: all')
-    add('--mem_every', type=period, default=5, metavar='N',
-        help='every n-th frame goes into the memory; 0 or none: only annotated ones')
+    add(
+        '--mem_every',
+        type=period,
+        default=5,
+        metavar='N',
+        help='every n-th frame goes into the memory; 0 or none: only annotated ones',
+    )
     add('--include_last', action='store_true', help='the previous frame is temporary memory, too')
-    add('--no_include_last', dest='include_last', action='store_false', default=False,
-        help='not, whatever the preset says')
-    add('--max_memory_frames', type=positive, help='bound of the memory: the least used frame goes, never an '
-        'annotated one (default: no bound)')
+    add(
+        '--no_include_last',
+        dest='include_last',
+        action='store_false',
+        default=False,
+        help='not, whatever the preset says',
+    )
+    add(
+        '--max_memory_frames',
+        type=positive,
+        help='bound of the memory: the least used frame goes, never an annotated one (default: no bound)',
+    )
     add('--object_chunk', type=positive, help='objects at a time, to save memory (default: all)')
-    add('--encode_batch', type=positive, default=1, help='frames that go through the key encoder together; pays where '
-        'one does not fill a GPU, takes memory for each')
+    add(
+        '--encode_batch',
+        type=positive,
+        default=1,
+        help='frames that go through the key encoder together; pays where '
+        'one does not fill a GPU, takes memory for each',
+    )
     add('--amp', action='store_true', help='half precision, the memory included; faster, with slightly other masks')
-    add('--half_memory', action='store_true', help="of all things only the memory's values in half precision; half of "
-        'the memory, with slightly other masks')
-    add('--compile', action='store_true', help='compile encoders and decoder with torch.compile, which takes '
-        'minutes at first')
-    add('--fast', action='store_true', help='the fastest settings that cost less than 0.1 J&F on ten sequences of '
-        'DAVIS 2016 (docs/benchmarks.md): --amp')
+    add(
+        '--half_memory',
+        action='store_true',
+        help="of all things only the memory's values in half precision; half of the memory, with slightly other masks",
+    )
+    add(
+        '--compile',
+        action='store_true',
+        help='compile encoders and decoder with torch.compile, which takes minutes at first',
+    )
+    add(
+        '--fast',
+        action='store_true',
+        help='the fastest settings that cost less than 0.1 J&F on ten sequences of '
+        'DAVIS 2016 (docs/benchmarks.md): --amp',
+    )
     add('--device', help='e.g. cuda:1 or cpu (default: the GPU, if there is one)')
-    add('--num_threads', type=positive, help='of each process on a CPU, where rounding depends on it (default: one a '
-        'core, whatever the number of processes, so that it does not change the masks)')
+    add(
+        '--num_threads',
+        type=positive,
+        help='of each process on a CPU, where rounding depends on it (default: one a '
+        'core, whatever the number of processes, so that it does not change the masks)',
+    )
     add('--save_probs', action='store_true', help='also write probabilities/.../FRAME.npz')
     add('--zip', action='store_true', help='also write OUTPUT.zip, the archive that a server takes')
     add('--overwrite', action='store_true', help='segment again what is finished')
@@ -87,8 +155,10 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
         args = parser.parse_args()
     args.amp |= args.fast
     if len(args.kernel_sigma) not in (1, len(args.size)):
-        parser.error(f'--kernel_sigma: expected one value, or one for each --size ({len(args.size)}), '
-                     f'found {len(args.kernel_sigma)}')
+        parser.error(
+            f'--kernel_sigma: expected one value, or one for each --size ({len(args.size)}), '
+            f'found {len(args.kernel_sigma)}'
+        )
     return args
 
 
@@ -134,17 +204,32 @@ def evaluate(args: argparse.Namespace, videos: list) -> int:
     networks = {path: load_model(path, device=device) for path in args.model}
     if args.compile:
         networks = {path: network.compiled() for path, network in networks.items()}
-    members = [Member(networks[path], size=size or None, kernel_sigma=kernel_sigma or None, flip=flip)
-               for path in args.model
-               for size, kernel_sigma in zip(args.size, kernel_sigmas(args), strict=True)
-               for flip in ((False, True) if args.flip else (False,))]
+    members = [
+        Member(networks[path], size=size or None, kernel_sigma=kernel_sigma or None, flip=flip)
+        for path in args.model
+        for size, kernel_sigma in zip(args.size, kernel_sigmas(args), strict=True)
+        for flip in ((False, True) if args.flip else (False,))
+    ]
     with process_group('gloo'):
         summary = run_dataset(
-            members, videos, args.output, settings=settings(args), encode_batch=args.encode_batch,
-            overwrite=args.overwrite, save_probs=args.save_probs, archive=args.zip,
-            core_options={'top_k': args.top or None, 'mem_every': args.mem_every or None,
-                          'include_last': args.include_last, 'max_memory_frames': args.max_memory_frames,
-                          'object_chunk': args.object_chunk, 'amp': args.amp, 'half_memory': args.half_memory})
+            members,
+            videos,
+            args.output,
+            settings=settings(args),
+            encode_batch=args.encode_batch,
+            overwrite=args.overwrite,
+            save_probs=args.save_probs,
+            archive=args.zip,
+            core_options={
+                'top_k': args.top or None,
+                'mem_every': args.mem_every or None,
+                'include_last': args.include_last,
+                'max_memory_frames': args.max_memory_frames,
+                'object_chunk': args.object_chunk,
+                'amp': args.amp,
+                'half_memory': args.half_memory,
+            },
+        )
         if rank() == 0:
             print(summary)
     return 1 if summary.failures else 0
@@ -165,8 +250,11 @@ def kernel_sigmas(args: argparse.Namespace) -> list[float]:
 
 def settings(args: argparse.Namespace) -> dict[str, object]:
     """What determines the masks, for the output folder. Reads as it did when there was one network and one size."""
-    found = {name: os.path.realpath(value) if name.endswith(('_path', 'root')) else value
-             for name, value in vars(args).items() if name not in NOT_SETTINGS}
+    found = {
+        name: os.path.realpath(value) if name.endswith(('_path', 'root')) else value
+        for name, value in vars(args).items()
+        if name not in NOT_SETTINGS
+    }
     found |= {'network': [sha256(path) for path in args.model], 'kernel_sigma': kernel_sigmas(args)}
     if not any(found['kernel_sigma']):
         del found['kernel_sigma']
@@ -197,7 +285,7 @@ def run_main(main) -> None:
         sys.exit(main())
     except (KeyboardInterrupt, Exception) as error:
         if number := stopped_by(error):
-            for each in (signal.SIGINT, signal.SIGTERM):    # a second one ends what still runs
+            for each in (signal.SIGINT, signal.SIGTERM):  # a second one ends what still runs
                 signal.signal(each, signal.SIG_DFL)
             print('interrupted; what is finished is kept', file=sys.stderr)
             sys.exit(128 + number)
@@ -209,8 +297,11 @@ def run_main(main) -> None:
 def _is_for_the_user(error: Exception) -> bool:
     """Looks only at what is imported already: an error of ours comes from a module that is."""
     kinds = [OSError, FloatingPointError, MemoryError]
-    for module, name in (('dataset.io', 'DataError'), ('model.checkpoint', 'CheckpointError'),
-                         ('torch', 'OutOfMemoryError')):
+    for module, name in (
+        ('dataset.io', 'DataError'),
+        ('model.checkpoint', 'CheckpointError'),
+        ('torch', 'OutOfMemoryError'),
+    ):
         if module in sys.modules:
             kinds.append(getattr(sys.modules[module], name))
     return isinstance(error, tuple(kinds))

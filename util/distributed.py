@@ -1,4 +1,5 @@
 """Processes started by torchrun. Without it, everything here is that of a single process."""
+
 import os
 import time
 import uuid

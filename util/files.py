@@ -1,4 +1,5 @@
 """Files that are whole or not there, and errors that say which file and what to do."""
+
 import errno
 import os
 from collections.abc import Iterator
@@ -6,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-PROBE = 1 << 20     # bytes
+PROBE = 1 << 20  # bytes
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def atomic_path(path: str | Path, *, shared: bool = False) -> Iterator[Path]:
         try:
             yield temporary
             os.replace(temporary, path)
-        except RuntimeError:        # all that torch.save says of a full disk
+        except RuntimeError:  # all that torch.save says of a full disk
             _probe(temporary)
             raise
         finally:
@@ -61,7 +62,7 @@ def _speaking_of(path: Path, temporary: Path) -> Iterator[None]:
     except OSError as error:
         places = {str(place) for place in (error.filename, error.filename2) if place is not None}
         if error.errno is None or (places and places.isdisjoint(map(str, (path, temporary, *path.parents)))):
-            raise       # it speaks for itself, or of another file: an input that is missing
+            raise  # it speaks for itself, or of another file: an input that is missing
         cause = error.strerror
         if isinstance(error, FileExistsError | NotADirectoryError):
             cause = f'{path.parent} has to be a folder'

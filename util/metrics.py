@@ -3,6 +3,7 @@
 Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation" (CVPR 2016),
 with the definitions of the official toolkit to the last digit.
 """
+
 import math
 from functools import lru_cache
 

@@ -1,11 +1,18 @@
 """Keeps a process to its machine. Imports nothing: tests/offline runs it at the start of every Python."""
+
 import os
 import sys
 
 OWN = {'', 'localhost', '0.0.0.0', '::', '::1', os.uname().nodename if hasattr(os, 'uname') else 'localhost'}
 # The events of Python's audit hooks, and which of their arguments is the address or the name of a host.
-EVENTS = {'socket.connect': 1, 'socket.sendto': 1, 'socket.sendmsg': 1, 'socket.getaddrinfo': 0,
-          'socket.gethostbyname': 0, 'socket.gethostbyaddr': 0}
+EVENTS = {
+    'socket.connect': 1,
+    'socket.sendto': 1,
+    'socket.sendmsg': 1,
+    'socket.getaddrinfo': 0,
+    'socket.gethostbyname': 0,
+    'socket.gethostbyaddr': 0,
+}
 
 
 def remote_host(event: str, arguments: tuple) -> str | None:
@@ -13,7 +20,7 @@ def remote_host(event: str, arguments: tuple) -> str | None:
     if event not in EVENTS:
         return None
     host = arguments[EVENTS[event]]
-    if EVENTS[event] == 1:      # an address: a tuple, but for the path of a Unix socket
+    if EVENTS[event] == 1:  # an address: a tuple, but for the path of a Unix socket
         host = host[0] if isinstance(host, tuple) else None
     if isinstance(host, bytes):
         host = host.decode(errors='replace')
@@ -24,6 +31,7 @@ def remote_host(event: str, arguments: tuple) -> str | None:
 
 def stay_local() -> None:
     """From here on, reaching for another machine raises ``PermissionError``; there is no way back."""
+
     def refuse(event: str, arguments: tuple) -> None:
         if host := remote_host(event, arguments):
             raise PermissionError(f'this process stays on its computer; {event} was called for {host}')

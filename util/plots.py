@@ -1,4 +1,5 @@
 """Plots as files, without a screen."""
+
 from types import ModuleType
 
 from dataset.io import DataError
@@ -13,8 +14,11 @@ def import_pyplot() -> ModuleType:
     try:
         import matplotlib
     except ImportError as error:
-        raise DataError(f'plots need the package matplotlib, which cannot be imported ({error}): '
-                        'pip install -r requirements-extras.txt') from error
+        raise DataError(
+            f'plots need the package matplotlib, which cannot be imported ({error}): '
+            'pip install -r requirements-extras.txt'
+        ) from error
     matplotlib.use('agg')
     from matplotlib import pyplot
+
     return pyplot

@@ -1,4 +1,5 @@
 """Ctrl-C and SIGTERM: as an exception, or as a wish."""
+
 import logging
 import signal
 import threading

@@ -1,4 +1,5 @@
 """Video files: frames in, frames out, one at a time. Needs PyAV, an optional package, only where a file is opened."""
+
 import logging
 import struct
 from collections.abc import Iterator
@@ -18,13 +19,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CONTAINERS = {'.mp4': 'mp4', '.m4v': 'mp4', '.mov': 'mov', '.mkv': 'matroska'}     # suffix -> muxer
+CONTAINERS = {'.mp4': 'mp4', '.m4v': 'mp4', '.mov': 'mov', '.mkv': 'matroska'}  # suffix -> muxer
 # What FFmpeg also opens: text as pictures of text, lists of other files; single images end in _pipe.
 NOT_VIDEOS = {'tty', 'image2', 'hls', 'dash', 'concat'}
 # MPEG streams count their time from anywhere, not from zero.
 UNANCHORED = {'mpegts', 'mpeg'}
 MICROSECOND = Fraction(1, 1_000_000)
-BT709, LIMITED_RANGE = 1, 1     # FFmpeg's numbers
+BT709, LIMITED_RANGE = 1, 1  # FFmpeg's numbers
 
 
 class VideoSupportError(DataError):
@@ -40,8 +41,10 @@ def import_av() -> ModuleType:
     try:
         import av
     except ImportError as error:
-        raise VideoSupportError('video files need the package av (PyAV), which cannot be imported '
-                                f'({error}): pip install -r requirements-extras.txt') from error
+        raise VideoSupportError(
+            'video files need the package av (PyAV), which cannot be imported '
+            f'({error}): pip install -r requirements-extras.txt'
+        ) from error
     return av
 
 
@@ -69,8 +72,8 @@ class VideoReader:
         self.time_base = MICROSECOND
         self.frames: int | None = None
         self.has_audio = False
-        self._origin = self._end = 0            # of the timestamps; in ticks
-        self._damaged = 0                       # packets, by the running iterator
+        self._origin = self._end = 0  # of the timestamps; in ticks
+        self._damaged = 0  # packets, by the running iterator
         self._running: Iterator | None = None
         decoded = self._decode()
         first = next(decoded, None)
@@ -110,8 +113,14 @@ class VideoReader:
             last = pts if last is None else max(pts, last + 1)
             if not resized and (frame.width, frame.height) != tuple(self._coded_size.values()):
                 resized = True
-                log.warning('%s: the size changes at frame %d from %d x %d to %d x %d; frames are scaled to the first '
-                            'size', self.path, count, *self._coded_size.values(), frame.width, frame.height)
+                log.warning(
+                    '%s: the size changes at frame %d from %d x %d to %d x %d; frames are scaled to the first size',
+                    self.path,
+                    count,
+                    *self._coded_size.values(),
+                    frame.width,
+                    frame.height,
+                )
             yield self._to_image(frame), last
             count += 1
         if self._damaged or (last is not None and self._end - last > 2 * step):
@@ -180,8 +189,16 @@ class VideoWriter:
         OSError: the file cannot be written.
     """
 
-    def __init__(self, path: str | Path, width: int, height: int, *, time_base: Fraction, frame_rate: Fraction,
-                 audio_from: str | Path | None = None):
+    def __init__(
+        self,
+        path: str | Path,
+        width: int,
+        height: int,
+        *,
+        time_base: Fraction,
+        frame_rate: Fraction,
+        audio_from: str | Path | None = None,
+    ):
         self.path = Path(path)
         if self.path.suffix.lower() not in CONTAINERS:
             raise DataError(f'{path}: expected the name of a video with one of the suffixes {", ".join(CONTAINERS)}')
@@ -191,7 +208,7 @@ class VideoWriter:
         self.audio_from = audio_from
         self._av = import_av()
         self._last: int | None = None
-        self._gap = 0           # between the last two frames, in ticks
+        self._gap = 0  # between the last two frames, in ticks
         self._container: av.container.OutputContainer | None = None
         self._audio: _AudioTrack | None = None
 
@@ -218,13 +235,15 @@ class VideoWriter:
             OSError: the file cannot be written.
         """
         if image.shape != (self.height, self.width, 3) or image.dtype != np.uint8:
-            raise ValueError(f'expected uint8 [{self.height}, {self.width}, 3], '
-                             f'found {image.dtype} {list(image.shape)}')
+            raise ValueError(
+                f'expected uint8 [{self.height}, {self.width}, 3], found {image.dtype} {list(image.shape)}'
+            )
         if self._last is not None and pts <= self._last:
             raise ValueError(f'expected a timestamp above {self._last}, found {pts}')
         image = np.pad(image, ((0, self.height % 2), (0, self.width % 2), (0, 0)), mode='edge')
         frame = self._av.VideoFrame.from_ndarray(image, format='rgb24').reformat(
-            format='yuv420p', dst_colorspace='ITU709', dst_color_range='MPEG')
+            format='yuv420p', dst_colorspace='ITU709', dst_color_range='MPEG'
+        )
         frame.pts, frame.time_base = pts, self.time_base
         with self._errors():
             self._container.mux(self._stream.encode(frame))
@@ -275,11 +294,12 @@ class VideoWriter:
         if 'libx264' in self._av.codecs_available:
             # Without B-frames, decoding times are presentation times: durations are right at a variable frame rate.
             stream = self._container.add_stream(
-                'libx264', rate=rate, options={'crf': '20', 'preset': 'veryfast', 'bf': '0'})
+                'libx264', rate=rate, options={'crf': '20', 'preset': 'veryfast', 'bf': '0'}
+            )
         else:
             log.warning('%s: no libx264 here; it becomes MPEG-4 part 2, which browsers do not play', self.path)
             stream = self._container.add_stream('mpeg4', rate=rate, options={'q:v': '3'})
-            if time_base.denominator > 65535:       # all that the codec can express
+            if time_base.denominator > 65535:  # all that the codec can express
                 time_base = Fraction(1, 60_000)
         stream.width, stream.height = self.width + self.width % 2, self.height + self.height % 2
         stream.pix_fmt = 'yuv420p'
@@ -324,12 +344,13 @@ class _AudioTrack:
         [source, *_] = self._source.streams.audio
         track = None
         if copy:
-            with suppress(ValueError):      # the container does not take the codec
+            with suppress(ValueError):  # the container does not take the codec
                 track = output.add_stream_from_template(source)
                 self._packets = self._copied(source, track)
         if track is None:
-            log.warning('%s: its audio becomes AAC, since the file to write does not take %s',
-                        path, source.codec_context.name)
+            log.warning(
+                '%s: its audio becomes AAC, since the file to write does not take %s', path, source.codec_context.name
+            )
             track = output.add_stream('aac', rate=48_000)
             track.layout = 'mono' if source.layout.nb_channels == 1 else 'stereo'
             self._packets = self._encoded(source, track)
@@ -386,8 +407,9 @@ def _open(path: str | Path) -> 'av.container.InputContainer':
         # The full path, since FFmpeg takes a colon in a name for a protocol; and no network, whatever the file says.
         container = av.open(str(path.resolve()), metadata_errors='replace', options={'protocol_whitelist': 'file'})
     except av.FFmpegError as error:
-        raise DataError(f'{path}: expected a video, cannot read it ({error.strerror or error}). '
-                        'Is the file whole, and a video?') from error
+        raise DataError(
+            f'{path}: expected a video, cannot read it ({error.strerror or error}). Is the file whole, and a video?'
+        ) from error
     if NOT_VIDEOS & set(container.format.name.split(',')) or container.format.name.endswith('_pipe'):
         container.close()
         raise DataError(f'{path}: expected a video, found a file of another kind ({container.format.name})')
@@ -425,4 +447,4 @@ def _turn(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
         image, across, down = image.swapaxes(0, 1), c, b
     else:
         across, down = a, d
-    return np.ascontiguousarray(image[::-1 if down < 0 else 1, ::-1 if across < 0 else 1])
+    return np.ascontiguousarray(image[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])

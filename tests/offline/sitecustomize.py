@@ -3,6 +3,7 @@
 Each attempt is also added to the file that STCN_TEST_NETWORK_LOG names: a library may swallow the error. Those of
 the tests of this module are not noted; they use addresses that are reserved for documentation.
 """
+
 import os
 import runpy
 import sys
