@@ -38,6 +38,8 @@ RECIPE = (
     'video_root',
     'video_list',
     'video_repeat',
+    'difficulty',
+    'clip_frames',
     'hold_aside',
     'no_amp',
     'amp_dtype',
@@ -147,6 +149,20 @@ def training_parser() -> argparse.ArgumentParser:
     add('--crop_size', type=positive, default=384, help='side of a training frame (default: %(default)s)')
     add('--num_workers', type=int, default=8, help='that load data, for each process (default: %(default)s)')
     add(
+        '--difficulty',
+        choices=('plain', 'hard'),
+        default='plain',
+        help='of the clips that --synthetic_root makes. hard: objects that look alike, more motion, objects that '
+        'vanish behind others and come back, blur (default: %(default)s)',
+    )
+    add(
+        '--clip_frames',
+        type=clip_length,
+        default=3,
+        metavar='N',
+        help='frames of a clip: each is segmented from all before it (default: %(default)s, as in the paper)',
+    )
+    add(
         '--cache_stills',
         metavar='FOLDER',
         help='keep image and mask pairs decoded in it, up to 4 bytes a pixel (default: none)',
@@ -237,6 +253,12 @@ def run_id(text: str) -> str:
     return text
 
 
+def clip_length(text: str) -> int:
+    if (frames := positive(text)) < 2:
+        raise argparse.ArgumentTypeError(f'expected two frames or more, found {text}')
+    return frames
+
+
 def main() -> int:
     parser = training_parser()
     args = parser.parse_args()  # --help must not wait for the imports below
@@ -286,6 +308,8 @@ def main() -> int:
             hold_aside=args.hold_aside,
             crop_scale=args.crop_scale,
             cache_dir=args.cache_stills,
+            frames=args.clip_frames,
+            difficulty=args.difficulty,
         )
         network = initial_network(
             arch=args.arch,

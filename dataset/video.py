@@ -3,6 +3,7 @@
 Supplementary F.3.2 and F.3.3.
 """
 
+import itertools
 import logging
 import math
 import os
@@ -10,16 +11,15 @@ import re
 import sys
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dataset.augment import draw_video, recolour
+from dataset.augment import FRAMES, draw_video, recolour
 from dataset.io import FRAME_SUFFIXES, DataError, fit_mask, image_size, read_image, read_mask
 from dataset.sampling import AddressedDataset, choose_objects, sample_frames
-from dataset.synthetic import CutOuts, video_sample
+from dataset.synthetic import CutOuts, Layer, Thing, video_sample
 
 log = logging.getLogger(__name__)
 
@@ -294,7 +294,7 @@ def annotation_stride(frames: Sequence[str]) -> int | None:
     varying = [column for column in numbers if len(set(column)) > 1]
     if len(varying) != 1:
         return None
-    steps = [b - a for a, b in pairwise(varying[0])]
+    steps = [b - a for a, b in itertools.pairwise(varying[0])]
     return min(steps) if min(steps) > 0 and min(steps) == math.gcd(*steps) else None
 
 
@@ -331,13 +331,14 @@ def _some(names: Sequence[str]) -> str:
 
 
 class VideoDataset(AddressedDataset):
-    """Clips of three frames of a video with up to K = 2 objects, as ``video_sample`` makes them.
+    """Clips of some frames of a video with up to K = 2 objects, as ``video_sample`` makes them.
 
     Args:
         videos: one entry a sample of an epoch; repeat an entry to see its video more often.
         crop_scale: the area of the random crop as a fraction of the frame's.
         discard_tiny: see ``choose_objects``.
         cut_outs: pasted over half of the clips, as further objects that touch and occlude.
+        frames: of a clip; a video that has fewer is walked through forth and back.
     """
 
     def __init__(
@@ -348,11 +349,12 @@ class VideoDataset(AddressedDataset):
         crop_scale: tuple[float, float] = CROP_SCALE,
         discard_tiny: bool = False,
         cut_outs: CutOuts | None = None,
+        frames: int = FRAMES,
     ) -> None:
         super().__init__()
         self.videos, self.size = videos, size
         self.crop_scale, self.discard_tiny = crop_scale, discard_tiny
-        self.cut_outs = cut_outs
+        self.cut_outs, self.frames = cut_outs, frames
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -364,15 +366,19 @@ class VideoDataset(AddressedDataset):
         """
         video = self.videos[index]
         for _ in range(1 + REDRAWS):
-            places = sample_frames(len(video.frames), max(1, max_skip // video.stride), rng)
-            names = [video.frames[place] for place in places]
+            there, skip = len(video.frames), max(1, max_skip // video.stride)
+            places = sample_frames(there, skip, rng, count=min(self.frames, there))
+            there_and_back = itertools.cycle(places + places[-2:0:-1])
+            names = [video.frames[place] for place in itertools.islice(there_and_back, self.frames)]
             if rng.random() < 0.5:
                 names.reverse()
             height, width = _common_size(video, names)
             annotations = [_read_annotation(video, name, (height, width)) for name in names]
-            augmentation = draw_video(rng, height, width, size=self.size, crop_scale=self.crop_scale)
+            augmentation = draw_video(
+                rng, height, width, size=self.size, crop_scale=self.crop_scale, frames=self.frames
+            )
             labels = np.stack([w.labels(a) for w, a in zip(augmentation.warps, annotations, strict=True)])
-            layers = self.cut_outs.draw(rng, self.size) if self.cut_outs and rng.random() < 0.5 else []
+            layers = self._cut_outs(rng, labels)
             for layer in layers:
                 layer.paste_label(labels)
             objects = choose_objects(labels, rng, discard_tiny=self.discard_tiny)
@@ -389,6 +395,13 @@ class VideoDataset(AddressedDataset):
         for layer in layers:
             layer.paste(frames)
         return video_sample(frames, labels, objects, name=f'{video.images} {" ".join(names)}')
+
+    def _cut_outs(self, rng: np.random.Generator, labels: np.ndarray) -> list[Layer]:
+        """What is pasted over a clip whose objects are in ``labels``, uint8 [T, S, S]; over half of them nothing."""
+        if self.cut_outs is None or rng.random() >= 0.5:
+            return []
+        scene = [Thing(None, 255 * (labels == label).astype(np.uint8)) for label in np.unique(labels) if label]
+        return self.cut_outs.draw(rng, self.size, frames=self.frames, scene=scene)
 
 
 def _image_path(video: TrainingVideo, name: str) -> str:

@@ -402,9 +402,9 @@ def test_video_sample(davis_root):
 def test_half_of_the_clips_run_backwards_and_skip_counts_original_frames(davis_root, yv_root, monkeypatch):
     asked = []
 
-    def spy(n, max_skip, rng):
+    def spy(n, max_skip, rng, **options):
         asked.append(max_skip)
-        return sample_frames(n, max_skip, rng)
+        return sample_frames(n, max_skip, rng, **options)
 
     monkeypatch.setattr(video, 'sample_frames', spy)
     for videos, expected in ((find_davis(davis_root), 3), (find_youtube(yv_root), 1)):
