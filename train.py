@@ -30,6 +30,7 @@ RECIPE = (
     'gamma',
     'warmup',
     'clip_norm',
+    'average',
     'bootstrap',
     'seed',
     'crop_size',
@@ -174,6 +175,14 @@ def training_parser() -> argparse.ArgumentParser:
     )
     add('--clip_norm', type=float, help='largest norm of the gradient (default: no bound)')
     add(
+        '--average',
+        type=decay,
+        metavar='DECAY',
+        help='keep an exponential moving average of the weights, in which the last 1 / (1 - DECAY) iterations count '
+        'most, 0.999 for instance; the final weights are then the average, and so is what the other scripts and '
+        '--load_network take from a checkpoint (default: none)',
+    )
+    add(
         '--accumulation',
         type=positive,
         default=1,
@@ -209,6 +218,13 @@ def run_id(text: str) -> str:
     return text
 
 
+def decay(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f'expected a number from 0 to just below 1, found {text}')
+    return value
+
+
 def main() -> int:
     parser = training_parser()
     args = parser.parse_args()  # --help must not wait for the imports below
@@ -220,6 +236,7 @@ def main() -> int:
 
     from dataset.sampling import AddressSampler, check_batch
     from dataset.training import open_training_set
+    from training.average import WeightAverage
     from training.loop import train
     from training.report import Report
     from training.run import Run, loading_errors, start_worker
@@ -269,6 +286,7 @@ def main() -> int:
             network,
             torch.optim.Adam(network.parameters(), betas=(0.9, 0.999), weight_decay=1e-7, fused=True),
             torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16),
+            average=None if args.average is None else WeightAverage(network, args.average),
         )
         if args.compile:
             network.compiled()
@@ -318,7 +336,7 @@ def main() -> int:
         if signal:
             log.warning('stopped by signal %d after iteration %d; --resume continues', signal, state.iteration)
             return 128 + signal
-        run.finish(network)
+        run.finish(state.result())
     return 0
 
 

@@ -73,6 +73,8 @@ def train(
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
+            if state.average:
+                state.average.update(state.network)
             state.iteration += 1
 
             last, stopping = state.iteration == stage.iterations, any_process(stop.signal > 0)
