@@ -18,7 +18,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -132,14 +132,17 @@ def network_from_checkpoint(
     return network.eval()
 
 
-def save_network(path: str | Path, network: Network, *, dtype: torch.dtype | None = None) -> None:
-    """Weights and the configuration that rebuilds the network, atomically; ``dtype`` converts the weights."""
+def save_network(path: str | Path, network: Network, *, dtype: torch.dtype | None = None, **notes: Any) -> None:
+    """Weights and the configuration that rebuilds the network, atomically; ``dtype`` converts the weights.
+
+    ``notes`` are plain values to be kept beside them; loading the network does not look at them.
+    """
     state = {
         name: value.to('cpu', dtype if value.is_floating_point() else None)
         for name, value in network.state_dict().items()
     }
     with atomic_path(path) as temporary:
-        torch.save({'config': dataclasses.asdict(network.config), 'network': state}, temporary)
+        torch.save({'config': dataclasses.asdict(network.config), 'network': state, **notes}, temporary)
 
 
 def _check_tensors(state: dict[str, Tensor], path: str | Path) -> None:

@@ -1,0 +1,83 @@
+"""Videos held aside from training, with the ground truth that scores their segmentation."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from dataset.io import DataError, fit_mask, image_size, list_frames, read_mask
+from dataset.sequence import Frame, Video
+from util.metrics import labels_in
+
+
+@dataclass(frozen=True)
+class HeldAside(Video):
+    """A video to segment from the first annotation of each of its objects; later annotations are the ground truth.
+
+    Its frames begin with the first that shows an object. The segmentation is asked for in all frames that have an
+    annotation.
+    """
+
+    truth: Mapping[str, Path] = field(default_factory=dict)
+    """Name of a frame -> its annotation."""
+    size: tuple[int, int] = (0, 0)
+    """(H, W) of its frames."""
+
+    def read_truth(self, frame: Frame) -> np.ndarray:
+        """uint8 [H, W], the labels of an annotated frame. Raises ``DataError``."""
+        path = self.truth[frame.name]
+        return fit_mask(read_mask(path), self.size, path)
+
+
+def find_held_aside(names: Iterable[str], *, davis_root: str | Path, yv_root: str | Path) -> list[HeldAside]:
+    """The videos of these names among those of DAVIS 2017 and YouTubeVOS, as training finds them below their roots.
+
+    Every annotation is read once, so that what cannot be used is known before a training begins.
+
+    Raises:
+        DataError: there is no such video, it cannot be read, its frames differ in size, or no frame would be scored.
+    """
+    davis, youtube = Path(davis_root) / '2017' / 'trainval', Path(yv_root) / 'train_480p'
+    places = [
+        (davis / 'JPEGImages' / '480p', davis / 'Annotations' / '480p'),
+        (youtube / 'JPEGImages', youtube / 'Annotations'),
+    ]
+    videos = []
+    for name in dict.fromkeys(names):
+        found = [(images / name, masks / name) for images, masks in places if (images / name).is_dir()]
+        if not found:
+            looked = ' or '.join(str(images) for images, _ in places)
+            raise DataError(f'expected a video {name} to hold aside and to evaluate, found none in {looked}')
+        videos.append(open_video(*found[0]))
+    return videos
+
+
+def open_video(images: Path, masks: Path) -> HeldAside:
+    """A video from the folder of its frames and the folder of its annotations, which may lack frames.
+
+    Raises ``DataError`` as :func:`find_held_aside`.
+    """
+    annotations = {path.stem: path for path in list_frames(masks) if path.suffix.lower() == '.png'}
+    frames, known, scored = [], set(), 0
+    size = None
+    for path in list_frames(images):
+        found = image_size(path)
+        if found != (size := size or found):
+            raise DataError(f'{path}: expected the size of the frames before, {size}, found {found}')
+        annotation, new = annotations.get(path.stem), []
+        if annotation:
+            scored += bool(known)
+            new = [
+                label for label in labels_in(fit_mask(read_mask(annotation), size, annotation)) if label not in known
+            ]
+            known.update(new)
+        if known:
+            mask = annotation if new else None
+            frames.append(Frame(path.stem, path, mask, tuple(new) or None, wanted=annotation is not None))
+    if not scored:
+        raise DataError(
+            f'{masks}: expected annotations to score, of frames in {images} after the first that shows an object, '
+            'found none'
+        )
+    return HeldAside(images.name, images.name, tuple(frames), truth=annotations, size=size)
