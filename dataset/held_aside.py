@@ -1,17 +1,17 @@
 """Videos held aside from training, with the ground truth that scores their segmentation."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from dataset.io import DataError, fit_mask, image_size, list_frames, read_mask
+from dataset.io import DataError, fit_mask, list_frames, read_image, read_mask
 from dataset.sequence import Frame, Video
 from util.metrics import labels_in
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HeldAside(Video):
     """A video to segment from the first annotation of each of its objects; later annotations are the ground truth.
 
@@ -19,9 +19,9 @@ class HeldAside(Video):
     annotation.
     """
 
-    truth: Mapping[str, Path] = field(default_factory=dict)
+    truth: Mapping[str, Path]
     """Name of a frame -> its annotation."""
-    size: tuple[int, int] = (0, 0)
+    size: tuple[int, int]
     """(H, W) of its frames."""
 
     def read_truth(self, frame: Frame) -> np.ndarray:
@@ -33,7 +33,7 @@ class HeldAside(Video):
 def find_held_aside(names: Iterable[str], *, davis_root: str | Path, yv_root: str | Path) -> list[HeldAside]:
     """The videos of these names among those of DAVIS 2017 and YouTubeVOS, as training finds them below their roots.
 
-    Every annotation is read once, so that what cannot be used is known before a training begins.
+    Every file is read once, so that what cannot be used is known before a training begins.
 
     Raises:
         DataError: there is no such video, it cannot be read, its frames differ in size, or no frame would be scored.
@@ -59,22 +59,20 @@ def open_video(images: Path, masks: Path) -> HeldAside:
     Raises ``DataError`` as :func:`find_held_aside`.
     """
     annotations = {path.stem: path for path in list_frames(masks) if path.suffix.lower() == '.png'}
-    frames, known, scored = [], set(), 0
-    size = None
+    frames, known, scored, size = [], set(), 0, None
     for path in list_frames(images):
-        found = image_size(path)
+        found = read_image(path).shape[:2]
         if found != (size := size or found):
             raise DataError(f'{path}: expected the size of the frames before, {size}, found {found}')
-        annotation, new = annotations.get(path.stem), []
+        annotation, new = annotations.get(path.stem), ()
         if annotation:
             scored += bool(known)
-            new = [
-                label for label in labels_in(fit_mask(read_mask(annotation), size, annotation)) if label not in known
-            ]
+            labels = labels_in(fit_mask(read_mask(annotation), size, annotation))
+            new = tuple(label for label in labels if label not in known)
             known.update(new)
         if known:
             mask = annotation if new else None
-            frames.append(Frame(path.stem, path, mask, tuple(new) or None, wanted=annotation is not None))
+            frames.append(Frame(path.stem, path, mask=mask, objects=new or None, wanted=annotation is not None))
     if not scored:
         raise DataError(
             f'{masks}: expected annotations to score, of frames in {images} after the first that shows an object, '

@@ -260,9 +260,11 @@ def test_what_cannot_be_evaluated_is_said_at_once(learn, tmp_path):
     roots = {'davis_root': tmp_path / 'D', 'yv_root': 'none'}
     write_video(images, masks, 'bear')
     assert len(find_held_aside(['bear', 'bear'], **roots)) == 1
-    (masks / 'bear' / '00003.png').write_bytes(b'damaged')
-    with pytest.raises(DataError, match=r'00003\.png: expected an image'):
-        find_held_aside(['bear'], **roots)
+    for path in (masks / 'bear' / '00003.png', images / 'bear' / '00002.jpg'):
+        path.write_bytes(path.read_bytes()[:300])
+        with pytest.raises(DataError, match=f'{path.name}: expected an image'):
+            find_held_aside(['bear'], **roots)
+    write_video(images, masks, 'bear')
     for number in range(1, 8):
         (masks / 'bear' / f'{number:05d}.png').unlink()
     with pytest.raises(DataError, match=r'expected annotations to score, .* found none'):
