@@ -132,8 +132,8 @@ def training_parser() -> argparse.ArgumentParser:
         type=positive,
         metavar='N',
         help='segment the videos of --hold_aside every N iterations and at the end: J and F go to the log and to '
-        'TensorBoard, the best network to best.pth. 250 frames of 854 x 480 take about a minute on two CPU cores with '
-        'stcn_light (default: never)',
+        'TensorBoard, the best network to best.pth. 250 frames of 854 x 480 with one object take about a minute on two CPU '
+        'cores with stcn_light (default: never)',
     )
     add(
         '--evaluate_size',
