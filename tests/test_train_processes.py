@@ -93,7 +93,7 @@ def test_two_processes_give_the_gradients_of_one_and_restart_by_themselves(roots
     moments = [[each['exp_avg'] for each in checkpoint['optimizer']['state'].values()] for checkpoint in (one, two)]
     scale = max(gradient.norm() for gradient in moments[0])  # Adam's first moment is a tenth of the gradient
     for a, b in zip(*moments, strict=True):
-        assert (a - b).norm() <= 1e-5 * a.norm() + 1e-7 * scale
+        assert (a - b).norm() <= 1e-4 * a.norm() + 1e-7 * scale
     [one, two] = (read_checkpoint(tmp_path / 'saves' / name / f'{name}.pth')['network'] for name in ('one', 'two'))
     assert max((one[name].double() - two[name].double()).abs().max() for name in one) < 1e-5
 
