@@ -18,7 +18,7 @@ import numpy as np
 import PIL
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFile, ImageFilter
 from torch import nn
@@ -231,6 +231,8 @@ SPOILERS = {
 )
 def test_no_spoiled_mask_brings_phantom_objects(spoiler, kind, labels, amount, seed):
     """Refused, or read as if nothing had happened to its labels."""
+    # JPEG rounds gray levels that are nearly black to others, whole blocks of them: no edge is left to tell by.
+    assume((spoiler, kind) != ('JPEG', 'gray') or max(labels) >= 16)
     rng = np.random.default_rng(seed)
     image = Image.new('L', (90, 70))
     for label in labels:
