@@ -21,16 +21,6 @@ class InputError(ValueError):
     """A frame or mask that ``InferenceCore.step`` cannot take; the core is as it was before."""
 
 
-@dataclass(frozen=True, eq=False)
-class EncodedFrame:
-    """An image that :meth:`InferenceCore.encode` has looked at; ``step`` takes it in place of the image."""
-
-    image: Tensor  # [1, 3, H', W'], as the network takes it
-    query: Query
-    padding: tuple[int, int, int, int]  # left, right, top, bottom, of H' and W'
-    shape: tuple[int, int]  # H, W of the frame
-
-
 class Step(NamedTuple):
     """What becomes of a frame."""
 
@@ -141,27 +131,9 @@ class InferenceCore:
             self._outside = torch.tensor(network.padding_colour, device=self.device)[:, None, None]
 
     @torch.inference_mode()
-    def encode(self, images: Sequence[Tensor]) -> list[EncodedFrame]:
-        """Look at some of the next frames at once, for ``step`` to take in place of their images.
-
-        For a GPU that one frame does not fill. Each frame's features are in memory until ``step`` has taken all of
-        them.
-
-        Args:
-            images: as ``step`` takes them, of one size.
-
-        Raises:
-            InputError: for images of another shape or range.
-        """
-        shape = self._frame_shape
-        for image in images:
-            shape = self._check_frame(image, shape)
-        return self._encode(images) if images else []
-
-    @torch.inference_mode()
     def step(
         self,
-        image: Tensor | EncodedFrame | None,
+        image: Tensor | None,
         mask: Tensor | None = None,
         objects: list[int] | None = None,
         *,
@@ -172,8 +144,7 @@ class InferenceCore:
 
         Args:
             image: ``[3, H, W]`` RGB, uint8 or float in [0, 1], on any device; all frames of a video
-                have one size. Or what ``encode`` made of it. May be ``None`` on a frame that is not computed (see
-                ``Schedule``).
+                have one size. May be ``None`` on a frame that is not computed (see ``Schedule``).
             mask: ``[H, W]`` labels of an annotated frame, 0 the background; uint8 or any integers.
             objects: the labels that ``mask`` speaks of, known ones (their masks are replaced) and new
                 ones; by default those in it. A label without pixels is an empty mask.
@@ -196,7 +167,7 @@ class InferenceCore:
         annotated = bool(objects)
         step = self.schedule.peek(annotated=annotated, wanted=wanted, last=last)
         if image is not None:
-            shape = self._check_frame(image, self._frame_shape)
+            shape = self._check_frame(image)
             if mask is not None and tuple(mask.shape) != shape:
                 raise InputError(f'mask: expected the size of its image, {shape}, found {tuple(mask.shape)}')
             self._frame_shape = shape
@@ -207,8 +178,8 @@ class InferenceCore:
             return torch.ones(1, *self._frame_shape, device=self.device) if wanted else None
 
         with self._autocast():
-            frame = image if isinstance(image, EncodedFrame) else self._encode([image])[0]
-            query, padding = frame.query, frame.padding
+            picture, padding = self._to_network(image)
+            query = self.network.encode_query(picture)
             prob = self._segment(query) if self.objects else None
             known = self.objects
             if annotated:
@@ -218,9 +189,7 @@ class InferenceCore:
                 masks = prob[1:]
                 if not self.network.objects_in_padding:
                     masks = F.pad(_unpadded(masks, padding), padding)
-                key, value = self.network.encode_memory(
-                    frame.image, query, masks[None], object_chunk=self.object_chunk
-                )
+                key, value = self.network.encode_memory(picture, query, masks[None], object_chunk=self.object_chunk)
                 self.memory.add(key[0], value[0], permanent=step.permanent, protected=annotated)
         # Last, so that a frame that failed can be given again.
         self.objects = known
@@ -232,24 +201,19 @@ class InferenceCore:
         labels = torch.tensor([0, *self.objects], dtype=torch.uint8, device=prob.device)
         return labels[prob.argmax(dim=0)]
 
-    def _check_frame(self, image: Tensor | EncodedFrame, shape: tuple[int, int] | None) -> tuple[int, int]:
-        """The size of a frame that ``step`` can take in a video whose frames have size ``shape``."""
-        if isinstance(image, EncodedFrame):
-            found = image.shape
-        else:
-            if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
-                raise InputError(f'image: expected [3, H, W], found {_described(image)}')
-            if image.dtype != torch.uint8 and not image.is_floating_point():
-                raise InputError(f'image: expected uint8 or float in [0, 1], found {image.dtype}')
-            if image.is_floating_point():
-                low, high = torch.stack(image.aminmax()).tolist()
-                if not (low > -0.5 and high < 1.5):  # resampling overshoots a little; false for NaN
-                    raise InputError(
-                        f'image: expected uint8 or float in [0, 1], found values from {low:g} to {high:g}'
-                    )
-            found = tuple(image.shape[1:])
-        if shape not in (None, found):
-            raise InputError(f'image: expected the size of the frames before, {shape}, found {found}')
+    def _check_frame(self, image: Tensor) -> tuple[int, int]:
+        """The size of a frame that ``step`` can take."""
+        if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+            raise InputError(f'image: expected [3, H, W], found {_described(image)}')
+        if image.dtype != torch.uint8 and not image.is_floating_point():
+            raise InputError(f'image: expected uint8 or float in [0, 1], found {image.dtype}')
+        if image.is_floating_point():
+            low, high = torch.stack(image.aminmax()).tolist()
+            if not (low > -0.5 and high < 1.5):  # resampling overshoots a little; false for NaN
+                raise InputError(f'image: expected uint8 or float in [0, 1], found values from {low:g} to {high:g}')
+        found = tuple(image.shape[1:])
+        if self._frame_shape not in (None, found):
+            raise InputError(f'image: expected the size of the frames before, {self._frame_shape}, found {found}')
         if self.size is not None and self.size * max(found) > MAX_SIDE * min(found):
             raise InputError(f'image: {found} at a shorter side of {self.size}: the longer one exceeds {MAX_SIDE}')
         return found
@@ -258,16 +222,6 @@ class InferenceCore:
         return torch.autocast(
             self.device.type, enabled=self.amp, dtype=torch.float16 if self.device.type == 'cuda' else torch.bfloat16
         )
-
-    def _encode(self, images: Sequence[Tensor]) -> list[EncodedFrame]:
-        with self._autocast():
-            prepared, [padding, *_] = zip(*map(self._to_network, images), strict=True)
-            batch = prepared[0] if len(prepared) == 1 else torch.cat(prepared)
-            query = self.network.encode_query(batch)
-        parts = zip(*(features.split(1) for features in (batch, *query)), strict=True)
-        return [
-            EncodedFrame(image, Query(*features), padding, tuple(images[0].shape[1:])) for image, *features in parts
-        ]
 
     def _to_network(self, image: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
         """``[3, H, W] -> [1, 3, H', W']``: normalised, resized, padded to multiples of 16."""

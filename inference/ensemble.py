@@ -7,7 +7,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from inference.core import EncodedFrame, InferenceCore, InputError, Schedule
+from inference.core import InferenceCore, InputError, Schedule
 from model.network import Network
 
 
@@ -46,15 +46,10 @@ class Ensemble:
         if len(devices) > 1:
             raise ValueError(f'members: expected networks on one device, found {", ".join(sorted(map(str, devices)))}')
         [self.device] = devices
-        # Of the frame that is being taken: the cores that have it, and the sums of what they said, by flip. Mirrored
-        # probabilities are added up as they are: once a core has moved on, nothing needs memory until all have.
-        self._frame: tuple = ()
-        self._taken = 0
-        self._sums: dict[bool, Tensor] = {}
 
     @property
     def schedule(self) -> Schedule:
-        """All cores have the same; the last one moves on when the frame is done."""
+        """All cores have the same."""
         return self.cores[-1].schedule
 
     @property
@@ -62,19 +57,10 @@ class Ensemble:
         """Labels, in the order of the channels."""
         return self.cores[-1].objects
 
-    def encode(self, images: Sequence[Tensor]) -> list[tuple[EncodedFrame, ...]]:
-        """As :meth:`InferenceCore.encode`: some of the next frames at once, by every core, for ``step`` to take."""
-        images = [image.to(self.device, non_blocking=True) for image in images]
-        by_core = [
-            core.encode([_mirrored(image) for image in images] if member.flip else images)
-            for core, member in zip(self.cores, self.members, strict=True)
-        ]
-        return list(zip(*by_core, strict=True))
-
     @torch.inference_mode()
     def step(
         self,
-        image: Tensor | tuple[EncodedFrame, ...] | None,
+        image: Tensor | None,
         mask: Tensor | None = None,
         objects: list[int] | None = None,
         *,
@@ -83,48 +69,31 @@ class Ensemble:
     ) -> Tensor | None:
         """The next frame of the video; arguments, result and errors are those of :meth:`InferenceCore.step`.
 
-        A frame that failed halfway, for want of GPU memory, has to be given again: cores that have taken it keep what
-        they found, the others go on from there. Nothing else is accepted then (``InputError``). A frame that
-        no core takes leaves the ensemble as it was before.
+        A frame that no core takes leaves the ensemble as it was before. One that failed when some of the cores had
+        taken it, for want of GPU memory, ends the video: no other frame is accepted (``InputError``).
         """
-        if isinstance(image, Tensor):
-            image = image.to(self.device, non_blocking=True)
-        mask = None if mask is None else mask.to(self.device, non_blocking=True)
-        frame = (image, mask, None if objects is None else list(objects), wanted, last)
-        if self._taken and not _equal(frame, self._frame):
-            raise InputError(
-                f'frame {self.schedule.time + 1} failed when {self._taken} of {len(self.cores)} cores '
-                'had taken it; expected it again, found another one'
-            )
-        self._frame = frame
-        for core, member in list(zip(self.cores, self.members, strict=True))[self._taken :]:
-            pictures = image[self._taken] if isinstance(image, tuple) else image, mask
-            if member.flip:  # what is encoded is mirrored already
-                pictures = (_mirrored(picture) if isinstance(picture, Tensor) else picture for picture in pictures)
+        if len({core.schedule.time for core in self.cores}) > 1:
+            raise InputError('a frame before failed when some of the networks had taken it; start the video again')
+        image, mask = (
+            picture.to(self.device, non_blocking=True) if isinstance(picture, Tensor) else picture
+            for picture in (image, mask)
+        )
+        sums: dict[bool, Tensor] = {}  # by flip; mirrored probabilities are added up as they are
+        for core, member in zip(self.cores, self.members, strict=True):
+            pictures = [_mirrored(picture) if member.flip else picture for picture in (image, mask)]
             prob = core.step(*pictures, objects, wanted=wanted, last=last)
-            if prob is not None:
-                total = self._sums.get(member.flip)
-                self._sums[member.flip] = prob if total is None else total.add_(prob)
-            self._taken += 1
-        prob = None
-        if wanted:
-            prob = reduce(torch.add, [_mirrored(total) if flip else total for flip, total in self._sums.items()])
-            prob /= len(self.cores)
-        self._frame, self._taken, self._sums = (), 0, {}
-        return prob
+            if wanted:
+                sums[member.flip] = sums[member.flip].add_(prob) if member.flip in sums else prob
+        if not wanted:
+            return None
+        prob = reduce(torch.add, [_mirrored(total) if flip else total for flip, total in sums.items()])
+        return prob.div_(len(self.cores))
 
     def to_labels(self, prob: Tensor) -> Tensor:
         """The most probable label of each pixel: what ``step`` returned ``-> [H, W]`` uint8."""
         return self.cores[-1].to_labels(prob)
 
 
-def _mirrored(picture: Tensor) -> Tensor:
+def _mirrored(picture: Tensor | None) -> Tensor | None:
     """``[..., W]``, left to right."""
-    return picture.flip(-1)
-
-
-def _equal(frame: tuple, other: tuple) -> bool:
-    return all(
-        torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b or a == b
-        for a, b in zip(frame, other, strict=True)
-    )
+    return picture.flip(-1) if isinstance(picture, Tensor) else picture

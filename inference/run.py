@@ -1,7 +1,6 @@
 """The run over a dataset: frames decoded ahead, masks written behind, finished videos skipped."""
 
 import collections
-import itertools
 import json
 import logging
 import resource
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from dataset.io import DataError, write_mask
 from dataset.sequence import Frame, Video
-from inference.core import EncodedFrame, InferenceCore, InputError
+from inference.core import InferenceCore, InputError
 from inference.ensemble import Ensemble, Member
 from util.distributed import gather, rank, use_device, world_size
 from util.files import atomic_path, check_writable
@@ -88,7 +87,6 @@ def run_dataset(
     *,
     settings: dict,
     core_options: dict,
-    encode_batch: int = 1,
     overwrite: bool = False,
     save_probs: bool = False,
     archive: bool = False,
@@ -105,7 +103,6 @@ def run_dataset(
         settings: what determines the masks (networks, flags); kept in ``output/settings.json``, so
             that a later run with others does not take these masks for its own.
         core_options: keyword arguments of :class:`Ensemble`.
-        encode_batch: see :func:`propagate`.
         overwrite: segment finished videos again.
         save_probs: also write ``output/probabilities/folder/name.npz`` with ``prob [1 + K, H, W]`` in
             float16, the background first, and the labels ``objects [K]``.
@@ -145,7 +142,7 @@ def run_dataset(
             core = Ensemble(members, num_frames=len(video.frames), **core_options)
             stopwatch = _Stopwatch(device)
             try:
-                for frame, prob in propagate(core, video, readers, stopwatch, encode_batch=encode_batch):
+                for frame, prob in propagate(core, video, readers, stopwatch):
                     # Asked here, so that no exception falls between the locks of the threads.
                     if stop.signal:
                         raise Stopped(stop.signal)
@@ -203,26 +200,18 @@ def propagate(
     video: Video,
     readers: ThreadPoolExecutor,
     stopwatch: '_Stopwatch | None' = None,
-    *,
-    encode_batch: int = 1,
 ) -> Iterator[tuple[Frame, Tensor | None]]:
     """Every frame of a video with the probabilities that ``core.step`` returns for it.
 
     Images are decoded ahead by ``readers`` in a window of fixed length, so that nothing holds the
-    whole video; those that the schedule skips are not decoded. Up to ``encode_batch`` of the next frames
-    go through the key encoder together.
+    whole video; those that the schedule skips are not decoded.
     """
     stopwatch = stopwatch or _Stopwatch(core.device)
     with closing(_read_ahead(core, video, readers)) as inputs:
-        while batch := list(itertools.islice(inputs, encode_batch)):
-            if encode_batch > 1:
-                with stopwatch:
-                    encoded = iter(core.encode([each.image for each in batch if each.computed]))
-                batch = [each._replace(image=next(encoded)) if each.computed else each for each in batch]
-            for frame, last, _, image, mask in batch:
-                with stopwatch:
-                    prob = core.step(image, mask, frame.objects, wanted=frame.wanted, last=last)
-                yield frame, prob
+        for frame, last, image, mask in inputs:
+            with stopwatch:
+                prob = core.step(image, mask, frame.objects, wanted=frame.wanted, last=last)
+            yield frame, prob
 
 
 class _Input(NamedTuple):
@@ -230,8 +219,7 @@ class _Input(NamedTuple):
 
     frame: Frame
     last: bool
-    computed: bool  # says the schedule
-    image: Tensor | EncodedFrame | tuple[EncodedFrame, ...] | None
+    image: Tensor | None
     mask: Tensor | None
 
 
@@ -244,7 +232,7 @@ def _read_ahead(core: InferenceCore | Ensemble, video: Video, readers: ThreadPoo
             last = position == len(video.frames)
             computed = plan.advance(annotated=frame.mask is not None, wanted=frame.wanted, last=last).compute
             future = readers.submit(_read, video, frame, computed or frame.wanted, core.device)
-            pending.append(((frame, last, computed), future))
+            pending.append(((frame, last), future))
             while len(pending) > (0 if last else READ_AHEAD):
                 known, future = pending.popleft()
                 yield _Input(*known, *future.result())

@@ -8,7 +8,6 @@
 cost    parameters, and multiply-adds of key encoder, value encoder and decoder, and of a frame
 stages  key encoder, value encoder, memory read and decoder: multiply-adds, bytes, and the time that they would take at
         the machine's own rates of a matrix product and a copy, beside the time that they take
-batch   the key encoder by the number of frames that it takes at once (--encode_batch of the evaluation scripts)
 read    the sparse read against the dense one of the straightforward formulation (scripts/baseline.py)
 core    the whole core with a filled memory against the straightforward formulation, in float32
 video   the whole core over a clip: FPS, and peak memory with and without the memory bank
@@ -50,7 +49,6 @@ def main() -> int:
     add('--size', type=size, nargs='+', default=[(480, 854)], help='HEIGHTxWIDTH of a frame; 480x854 by default')
     add('--objects', type=positive, nargs='+', default=[1, 3], help='numbers of objects')
     add('--memory_frames', type=positive, nargs='+', default=[20], help='lengths of the memory')
-    add('--encode_batch', type=positive, nargs='+', default=[1, 2, 4, 8], help='frames at once')
     add('--video_frames', type=positive, nargs='+', default=[20], help='lengths of the clip')
     add('--top', type=not_negative, default=20, help='memory positions that a query position reads; 0: all')
     add('--include_last', action='store_true', help='in video, the previous frame is temporary memory, too')
@@ -305,24 +303,6 @@ def measure_stages(args: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def measure_batches(args: argparse.Namespace) -> list[dict]:
-    import torch
-
-    network, device = load(args).optimized(), device_of(args)
-    with torch.inference_mode(), torch.autocast(device.type, enabled=args.precision == 'amp', dtype=half(device)):
-        batches = {count: torch.randn(count, 3, *padded(*args.size), device=device) for count in args.encode_batch}
-        calls = {count: lambda images=images: network.encode_query(images) for count, images in batches.items()}
-        times, memory = timed(calls, repeat=args.repeat, device=device), peaks(calls, device)
-    return [
-        {
-            'frames at once': count,
-            'a frame (ms)': times[count] / count,
-            **({'peak (MiB)': memory[count]} if memory else {}),
-        }
-        for count in batches
-    ]
-
-
 def measure_read(args: argparse.Namespace) -> list[dict]:
     import torch
 
@@ -562,7 +542,6 @@ def print_table(name: str, rows: list[dict]) -> None:
 MEASURES = {
     'cost': measure_cost,
     'stages': measure_stages,
-    'batch': measure_batches,
     'read': measure_read,
     'core': measure_core,
     'video': measure_videos,

@@ -109,7 +109,7 @@ def test_gpu_takes_what_the_model_says(monkeypatch, capsys):
     'flags',
     [
         ['--measure', 'stages', 'read', 'core', 'growth', '--memory_frames', '5', '--objects', '1', '2'],
-        ['--measure', 'cost', 'batch', 'video', '--video_frames', '6', '--objects', '1', '--max_memory_frames', '2'],
+        ['--measure', 'cost', 'video', '--video_frames', '6', '--objects', '1', '--max_memory_frames', '2'],
         ['--measure', 'read', 'core', '--top', '0', '--memory_frames', '2', '--objects', '2'],
         ['--measure', 'read', 'core', '--model', 'SMALL', '--memory_frames', '5', '--objects', '2'],
         ['--measure', 'video', '--arch', 'stm_light', '--top', '0', '--include_last', '--video_frames', '6'],

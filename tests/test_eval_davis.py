@@ -151,13 +151,6 @@ def test_settings_of_one_network_read_as_they_always_did(evaluate, davis_root, s
     evaluate(tmp_path / 'out', '--preset', 'paper-val', '--kernel_sigma', '0', '--no_flip')
 
 
-def test_fast_is_half_precision(evaluate, tmp_path):
-    evaluate(tmp_path / 'out', '--fast')
-    settings = json.loads((tmp_path / 'out' / 'settings.json').read_text())
-    assert settings['amp']
-    evaluate(tmp_path / 'out', '--amp')
-
-
 def test_members_tell_runs_apart(evaluate, small_checkpoint, tmp_path):
     evaluate(tmp_path / 'out')
     for flags, message in (
@@ -206,16 +199,7 @@ def test_an_error_while_writing_ends_the_run(davis_root, small_network, tmp_path
         run_dataset([Member(small_network)], davis(davis_root), tmp_path / 'out', settings={}, core_options={})
 
 
-def test_frames_encoded_together_give_the_same_masks(evaluate, tmp_path):
-    """Frames of both videos do not divide by three; the settings know nothing of it."""
-    _, expected = evaluate(tmp_path / 'one')
-    status, found = evaluate(tmp_path / 'three', '--encode_batch', '3')
-    assert (status, masks_of(found)) == (0, masks_of(expected))
-    assert found['settings.json'] == expected['settings.json']
-
-
-@pytest.mark.parametrize('encode_batch', [1, 3])
-def test_frames_are_not_held(davis_root, small_network, monkeypatch, encode_batch):
+def test_frames_are_not_held(davis_root, small_network, monkeypatch):
     """No more than the window of frames is read ahead of the one that is computed."""
     [video, _] = davis(davis_root)
     long = type(video)(video.name, video.folder, video.frames[:1] + video.frames[1:] * 20)
@@ -224,8 +208,8 @@ def test_frames_are_not_held(davis_root, small_network, monkeypatch, encode_batc
     monkeypatch.setattr(run_module, '_read', lambda *args: reads.append(1) or read(*args))
     core = run_module.InferenceCore(small_network)
     with run_module.ThreadPoolExecutor(2) as readers:
-        for position, _ in enumerate(run_module.propagate(core, long, readers, encode_batch=encode_batch), 1):
-            assert len(reads) <= position + run_module.READ_AHEAD + encode_batch - 1
+        for position, _ in enumerate(run_module.propagate(core, long, readers), 1):
+            assert len(reads) <= position + run_module.READ_AHEAD
     assert len(reads) == len(long.frames)
 
 

@@ -78,11 +78,6 @@ def test_frames_labels_and_first_frames(evaluate, youtube_root, tmp_path):
         assert ((found == label) == (given == label)).mean() > 0.97
 
 
-def test_frames_encoded_together_give_the_same_masks(evaluate, tmp_path):
-    """Of frames that are skipped, annotated and without an object among them."""
-    assert evaluate(tmp_path / 'four', '--encode_batch', '4') == evaluate(tmp_path / 'one')
-
-
 def test_default_size_is_480(evaluate, youtube_root, tmp_path, monkeypatch):
     shapes = []
     original = eval_youtube.evaluate

@@ -24,9 +24,7 @@ NOT_SETTINGS = {
     'zip',
     'save_probs',
     'object_chunk',
-    'encode_batch',
     'preset',
-    'fast',
 }
 
 
@@ -110,13 +108,6 @@ def evaluation_parser(description: str, *, size: int, dataset: str) -> argparse.
         help='bound of the memory: the least used frame goes, never an annotated one (default: no bound)',
     )
     add('--object_chunk', type=positive, help='objects at a time, to save memory (default: all)')
-    add(
-        '--encode_batch',
-        type=positive,
-        default=1,
-        help='frames that go through the key encoder together; pays where '
-        'one does not fill a GPU, takes memory for each',
-    )
     add('--amp', action='store_true', help='half precision, the memory included; faster, with slightly other masks')
     add(
         '--half_memory',
@@ -127,12 +118,6 @@ def evaluation_parser(description: str, *, size: int, dataset: str) -> argparse.
         '--compile',
         action='store_true',
         help='compile encoders and decoder with torch.compile, which takes minutes at first',
-    )
-    add(
-        '--fast',
-        action='store_true',
-        help='the fastest settings that cost less than 0.1 J&F on ten sequences of '
-        'DAVIS 2016 (docs/benchmarks.md): --amp',
     )
     add('--device', help='e.g. cuda:1 or cpu (default: the GPU, if there is one)')
     add(
@@ -153,7 +138,6 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     if args.preset:
         parser.set_defaults(**PRESETS[args.preset].flags)
         args = parser.parse_args()
-    args.amp |= args.fast
     if len(args.kernel_sigma) not in (1, len(args.size)):
         parser.error(
             f'--kernel_sigma: expected one value, or one for each --size ({len(args.size)}), '
@@ -216,7 +200,6 @@ def evaluate(args: argparse.Namespace, videos: list) -> int:
             videos,
             args.output,
             settings=settings(args),
-            encode_batch=args.encode_batch,
             overwrite=args.overwrite,
             save_probs=args.save_probs,
             archive=args.zip,
