@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataset.io import IMAGE_MEAN, IMAGE_STD, MAX_SIDE
+from inference.config import InferenceConfig, recommended_config
 from inference.memory_bank import MemoryBank
 from model.aggregate import aggregate
 from model.network import Network, Query
@@ -70,57 +71,48 @@ class InferenceCore:
     Args:
         network: an :class:`model.STCN`, :class:`model.STM` or another :class:`model.network.Network`, on the device
             to use.
-        top_k: memory positions that each position of a frame reads; ``None`` reads all of them.
-        mem_every: period of the memory frames; ``None``: only annotated frames are memory frames.
-        include_last: the previous frame is a temporary memory frame, too (STM's schedule).
-        kernel_sigma: deviation of the kernelised read in steps of 16 pixels; 7 for frames of 600p and a network
-            trained at 480p (supplementary E); ``None``: no kernel.
-        size: shorter side in pixels at which the network works (YouTubeVOS: 480); ``None`` takes
-            frames as they are (DAVIS).
-        amp: half precision (bfloat16 on a CPU) in the encoders and the decoder.
-        half_memory: the memory's values, most of it, are kept in float16; with ``amp`` they are in half precision
-            anyway.
-        max_memory_frames: bound of the memory; the least used frame goes, never an annotated one.
+        config: everything that determines the masks; by default what the network's checkpoint recommends, and else
+            the defaults of :class:`InferenceConfig`.
         object_chunk: objects to encode and decode at a time, to bound the memory of many; ``None``: all.
         num_frames: length of the video, if it is known, to reserve the memory once.
+        options: fields of :class:`InferenceConfig` that change it: ``InferenceCore(network, top_k=50, size=480)``.
+
+    Raises:
+        ValueError: for several sizes or ``flip``, which take an :class:`inference.Ensemble`, and for values out of
+            their range.
     """
 
     def __init__(
         self,
         network: Network,
+        config: InferenceConfig | None = None,
         *,
-        top_k: int | None = 20,
-        mem_every: int | None = 5,
-        include_last: bool = False,
-        kernel_sigma: float | None = None,
-        size: int | None = None,
-        amp: bool = False,
-        half_memory: bool = False,
-        max_memory_frames: int | None = None,
         object_chunk: int | None = None,
         num_frames: int | None = None,
+        **options,
     ):
-        for name, value in (('mem_every', mem_every), ('size', size), ('object_chunk', object_chunk)):
-            if value is not None and value < 1:
-                raise ValueError(f'{name}: expected a positive number, found {value}')
+        config = recommended_config([network], **options) if config is None else replace(config, **options)
+        if len(config.views) > 1 or config.flip:
+            raise ValueError('size, flip: a core works at one size on one video; an Ensemble averages several')
+        if object_chunk is not None and object_chunk < 1:
+            raise ValueError(f'object_chunk: expected a positive number, found {object_chunk}')
         self.network = network
-        self.schedule = Schedule(mem_every, include_last)
-        self.size = size
-        self.amp = amp
+        self.config = config
+        self.schedule = Schedule(config.mem_every, config.include_last)
         self.object_chunk = object_chunk
         self.device = next(network.parameters()).device
         # A video's first frame, one in every mem_every of the others, and the temporary one.
         capacity = 8
         if num_frames is not None:
-            capacity = 2 + (0 if mem_every is None else (num_frames - 1) // mem_every)
+            capacity = 2 + (0 if config.mem_every is None else (num_frames - 1) // config.mem_every)
         self.memory = MemoryBank(
             shared_keys=network.shared_keys,
             metric=network.similarity,
-            top_k=top_k,
-            kernel_sigma=kernel_sigma,
-            max_frames=max_memory_frames,
+            top_k=config.top_k,
+            kernel_sigma=config.kernel_sigma,
+            max_frames=config.max_memory_frames,
             capacity=capacity,
-            value_dtype=torch.half if half_memory and not amp else None,
+            value_dtype=torch.half if config.half_memory and not config.amp else None,
         )
         self.objects: list[int] = []  # labels, in the order of the channels
         self._frame_shape: tuple[int, int] | None = None
@@ -214,13 +206,17 @@ class InferenceCore:
         found = tuple(image.shape[1:])
         if self._frame_shape not in (None, found):
             raise InputError(f'image: expected the size of the frames before, {self._frame_shape}, found {found}')
-        if self.size is not None and self.size * max(found) > MAX_SIDE * min(found):
-            raise InputError(f'image: {found} at a shorter side of {self.size}: the longer one exceeds {MAX_SIDE}')
+        if (shape := self._working_shape(found)) is not None and max(shape) > MAX_SIDE:
+            raise InputError(
+                f'image: {found} at a shorter side of {self.config.size}: the longer one exceeds {MAX_SIDE}'
+            )
         return found
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
-            self.device.type, enabled=self.amp, dtype=torch.float16 if self.device.type == 'cuda' else torch.bfloat16
+            self.device.type,
+            enabled=self.config.amp,
+            dtype=torch.float16 if self.device.type == 'cuda' else torch.bfloat16,
         )
 
     def _to_network(self, image: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
@@ -228,20 +224,22 @@ class InferenceCore:
         image = image.to(self.device, non_blocking=True)
         image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
         image = ((image - self._mean) / self._std).unsqueeze(0)
-        if self.size is not None:
-            image = F.interpolate(image, self._working_shape(image.shape[-2:]), mode='bicubic', align_corners=False)
+        if (shape := self._working_shape(image.shape[-2:])) is not None:
+            image = F.interpolate(image, shape, mode='bicubic', align_corners=False)
         padding = _padding(*image.shape[-2:])
         # After the normalisation, so that zero is the mean colour.
         if self._outside is None:
             return F.pad(image, padding), padding
         return F.pad(image - self._outside, padding) + self._outside, padding
 
-    def _working_shape(self, shape: Sequence[int]) -> tuple[int, int]:
-        """A frame's shape with a shorter side of ``size``, the longer one rounded down."""
-        H, W = shape
+    def _working_shape(self, shape: Sequence[int]) -> tuple[int, int] | None:
+        """A frame's shape with a shorter side of ``size``, the longer one rounded down; ``None``: as it is."""
+        (H, W), size = shape, self.config.size
+        if size is None or (not self.config.enlarge and size >= min(H, W)):
+            return None
         if H < W:
-            return self.size, self.size * W // H
-        return self.size * H // W, self.size
+            return size, size * W // H
+        return size * H // W, size
 
     def _to_frame(self, prob: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
         """Probabilities without the padding, at the frame's own size."""
@@ -267,8 +265,8 @@ class InferenceCore:
     ) -> Tensor:
         """Put the annotated masks of ``objects`` into the probabilities of a frame, which get channels ``known``."""
         mask = mask.to(self.device, torch.uint8)
-        if self.size is not None:
-            mask = F.interpolate(mask[None, None].float(), self._working_shape(mask.shape), mode='nearest')[0, 0]
+        if (shape := self._working_shape(mask.shape)) is not None:
+            mask = F.interpolate(mask[None, None].float(), shape, mode='nearest')[0, 0]
         mask = F.pad(mask, padding)
         merged = torch.zeros(len(known), *mask.shape, device=self.device)
         labels = torch.tensor(objects, device=self.device)[:, None, None]

@@ -1,12 +1,13 @@
 """Ensembles: cores (network x size x flip) that take every frame together; no probabilities outlive it."""
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import reduce
 
 import torch
 from torch import Tensor
 
+from inference.config import InferenceConfig, recommended_config
 from inference.core import InferenceCore, InputError, Schedule
 from model.network import Network
 
@@ -21,9 +22,6 @@ class Member:
     flip: bool = False  # it sees the video mirrored, left to right
     kernel_sigma: float | None = None  # of the kernelised read; None: the plain one
 
-    def core(self, **options) -> InferenceCore:
-        return InferenceCore(self.network, size=self.size, kernel_sigma=self.kernel_sigma, **options)
-
 
 class Ensemble:
     """Segments a video with several cores; its probabilities are the mean of theirs (supplementary E).
@@ -34,18 +32,43 @@ class Ensemble:
 
     Args:
         members: networks, sizes and flips; all networks on one device.
-        core_options: keyword arguments of :class:`InferenceCore` that all cores share, the schedule among them.
+        config: what all cores share, the schedule among it; sizes, flips and kernels are the members'.
+        object_chunk, num_frames, options: as of :class:`InferenceCore`.
     """
 
-    def __init__(self, members: Sequence[Member], **core_options):
+    def __init__(
+        self,
+        members: Sequence[Member],
+        config: InferenceConfig | None = None,
+        *,
+        object_chunk: int | None = None,
+        num_frames: int | None = None,
+        **options,
+    ):
         if not members:
             raise ValueError('members: expected at least one')
+        if config is None:
+            config = recommended_config([member.network for member in members], size=None)
         self.members = tuple(members)
-        self.cores = [member.core(**core_options) for member in members]
+        self.cores = [
+            InferenceCore(
+                member.network,
+                replace(config, **options, size=member.size, kernel_sigma=member.kernel_sigma, flip=False),
+                object_chunk=object_chunk,
+                num_frames=num_frames,
+            )
+            for member in members
+        ]
         devices = {core.device for core in self.cores}
         if len(devices) > 1:
             raise ValueError(f'members: expected networks on one device, found {", ".join(sorted(map(str, devices)))}')
         [self.device] = devices
+
+    @classmethod
+    def of(cls, networks: Sequence[Network], config: InferenceConfig, **options) -> 'Ensemble':
+        """Of every network a core for each size, with and without flip; ``options`` as of the constructor."""
+        members = [Member(network, **view._asdict()) for network in networks for view in config.views]
+        return cls(members, config, **options)
 
     @property
     def schedule(self) -> Schedule:

@@ -7,11 +7,12 @@ import resource
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -21,8 +22,10 @@ from torch import Tensor
 
 from dataset.io import DataError, write_mask
 from dataset.sequence import Frame, Video
+from inference.config import InferenceConfig, recommended_config
 from inference.core import InferenceCore, InputError
-from inference.ensemble import Ensemble, Member
+from inference.ensemble import Ensemble
+from model import Network
 from util.distributed import gather, rank, use_device, world_size
 from util.files import atomic_path, check_writable
 from util.stop import Stopped, StopRequest
@@ -81,12 +84,13 @@ class Summary:
 
 
 def run_dataset(
-    members: Sequence[Member],
+    networks: Sequence[Network],
     videos: Sequence[Video],
     output: str | Path,
+    config: InferenceConfig | None = None,
     *,
-    settings: dict,
-    core_options: dict,
+    settings: Mapping[str, object] = MappingProxyType({}),
+    object_chunk: int | None = None,
     overwrite: bool = False,
     save_probs: bool = False,
     archive: bool = False,
@@ -99,10 +103,11 @@ def run_dataset(
     summary is that of all of them, on each.
 
     Args:
-        members: what segments together, see :class:`Ensemble`; one network alone, or several.
-        settings: what determines the masks (networks, flags); kept in ``output/settings.json``, so
-            that a later run with others does not take these masks for its own.
-        core_options: keyword arguments of :class:`Ensemble`.
+        networks: what segments together, see :class:`Ensemble`; one network alone, or several.
+        config: by default what the networks' checkpoints recommend.
+        settings: what else determines the masks: which networks, which videos. Kept in ``output/settings.json``
+            beside ``config``, so that a later run with others does not take these masks for its own.
+        object_chunk: as of :class:`InferenceCore`.
         overwrite: segment finished videos again.
         save_probs: also write ``output/probabilities/folder/name.npz`` with ``prob [1 + K, H, W]`` in
             float16, the background first, and the labels ``objects [K]``.
@@ -115,7 +120,9 @@ def run_dataset(
         Stopped: by SIGTERM or Ctrl-C.
     """
     output = Path(output).resolve()
-    device = next(members[0].network.parameters()).device
+    device = next(networks[0].parameters()).device
+    config = config or recommended_config(networks)
+    settings = config.settings() | dict(settings)
     refusal = None
     if rank() == 0:  # one process, so that it does not see what the others begin to write
         try:
@@ -139,7 +146,7 @@ def run_dataset(
             if all(path.exists() for path in _outputs(output, video, save_probs)):
                 summary.skipped += 1
                 continue
-            core = Ensemble(members, num_frames=len(video.frames), **core_options)
+            core = Ensemble.of(networks, config, object_chunk=object_chunk, num_frames=len(video.frames))
             stopwatch = _Stopwatch(device)
             try:
                 for frame, prob in propagate(core, video, readers, stopwatch):

@@ -7,7 +7,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -29,7 +29,9 @@ from dataset.io import (
     write_mask,
 )
 from dataset.overlay import draw_masks
-from inference.core import InferenceCore
+from inference.config import InferenceConfig, recommended_config
+from inference.ensemble import Ensemble
+from model import Network
 from util.files import atomic_path
 from util.video_file import VideoReader, VideoWriter
 
@@ -94,14 +96,27 @@ class Session:
     costs no memory between two propagations.
 
     Args:
-        core_options: keyword arguments of :class:`InferenceCore`.
+        networks: one network, or several, whose probabilities are averaged.
+        config: everything that determines the masks; by default what the networks' checkpoints recommend.
+        object_chunk: as of :class:`inference.InferenceCore`.
+        options: fields of :class:`InferenceConfig` that change it.
     """
 
-    def __init__(self, network: nn.Module, clip: Clip, folder: str | Path, **core_options):
-        self.network = network
+    def __init__(
+        self,
+        networks: Network | Sequence[Network],
+        clip: Clip,
+        folder: str | Path,
+        config: InferenceConfig | None = None,
+        *,
+        object_chunk: int | None = None,
+        **options,
+    ):
+        self.networks = [networks] if isinstance(networks, nn.Module) else list(networks)
         self.clip = clip
         self.folder = Path(folder)
-        self.core_options = core_options
+        self.config = recommended_config(self.networks, **options) if config is None else replace(config, **options)
+        self.object_chunk = object_chunk
         self.shape = self.read_image(0).shape[:2]
         self.painted: dict[int, frozenset[int]] = {}  # frame -> the labels on it
         self.uncertainty: dict[int, float] = {}  # of the frames that were propagated to
@@ -171,7 +186,7 @@ class Session:
         begin = min((frame for frame, labels in self.painted.items() if labels), default=None)
         if begin is None:
             raise DataError('Nothing is painted yet. Paint an object where it first appears.')
-        core = InferenceCore(self.network, num_frames=len(self) - begin, **self.core_options)
+        core = Ensemble.of(self.networks, self.config, object_chunk=self.object_chunk, num_frames=len(self) - begin)
         for frame in range(begin, len(self)):
             mask, objects = None, None
             if frame in self.painted:

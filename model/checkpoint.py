@@ -7,7 +7,8 @@ A file is one of
 - our own: ``{'config': {...}, 'network': {...}}``, from which the network is rebuilt: ``config['arch']`` names its
   class;
 
-each with or without the ``module.`` prefix of a parallel wrapper.
+each with or without the ``module.`` prefix of a parallel wrapper. Our own may also carry ``recommended``: the values
+of inference that the network was selected with, on videos held aside.
 """
 
 import dataclasses
@@ -26,6 +27,9 @@ from model.build import build_network
 from model.network import Network
 from model.variants import VARIANTS, STCNConfig, STMConfig, config_from
 from util.files import atomic_path
+
+RECOMMENDED = {'mem_every': (int, 0), 'include_last': (bool, False), 'top': (int, 0), 'size': (int, 0)}
+"""What a checkpoint may recommend, its type and least value. 0: no period, all positions, frames as they are."""
 
 NOT_COMPARED = 'num_batches_tracked'  # batch norm's counter; never used, absent from old files
 
@@ -122,17 +126,39 @@ def network_from_checkpoint(
             state.setdefault(name, torch.zeros(value.shape, dtype=value.dtype))
     network.to_empty(device=device)
     network.load_state_dict(state, strict=False)  # compared above
+    network.recommended = _check_recommended(content.get('recommended', {}), path)
     return network.eval()
 
 
-def save_network(path: str | Path, network: Network, *, dtype: torch.dtype | None = None) -> None:
-    """Weights and the configuration that rebuilds the network, atomically; ``dtype`` converts the weights."""
+def save_network(
+    path: str | Path,
+    network: Network,
+    *,
+    dtype: torch.dtype | None = None,
+    recommended: Mapping[str, object] | None = None,
+) -> None:
+    """Weights and the configuration that rebuilds the network, atomically; ``dtype`` converts the weights.
+
+    ``recommended`` are values of ``RECOMMENDED`` that inference takes unless it is told otherwise;
+    ``save_network(path, load_network(path), recommended={'mem_every': 3, 'size': 360})`` puts them into a file.
+    """
+    extra = {'recommended': dict(_check_recommended(recommended, path))} if recommended else {}
     state = {
         name: value.to('cpu', dtype if value.is_floating_point() else None)
         for name, value in network.state_dict().items()
     }
     with atomic_path(path) as temporary:
-        torch.save({'config': dataclasses.asdict(network.config), 'network': state}, temporary)
+        torch.save({'config': dataclasses.asdict(network.config), 'network': state} | extra, temporary)
+
+
+def _check_recommended(values: object, path: str | Path) -> Mapping[str, object]:
+    understood = isinstance(values, Mapping) and all(
+        name in RECOMMENDED and type(value) is RECOMMENDED[name][0] and value >= RECOMMENDED[name][1]
+        for name, value in values.items()
+    )
+    if not understood:
+        raise CheckpointError(f'{path}: recommends {values!r}; expected some of {", ".join(RECOMMENDED)}')
+    return values
 
 
 def _check_tensors(state: dict[str, Tensor], path: str | Path) -> None:

@@ -34,7 +34,8 @@ import numpy as np
 from PIL import Image
 
 from dataset.io import FRAME_SUFFIXES, DataError, fit_mask, list_frames, read_image, read_mask, write_mask
-from util.cli import cores, not_negative, positive, run_main
+from scripts.flags import add_inference_flags, inference_config, load_networks, parse_flags
+from util.cli import HelpFormatter, positive, run_main
 from util.files import atomic_path
 from util.stop import StopRequest
 from util.video_file import VideoReader, VideoSupportError, VideoWriter
@@ -42,7 +43,7 @@ from util.video_file import VideoReader, VideoSupportError, VideoWriter
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from model import STCN
+    from model import Network
 
 log = logging.getLogger(__name__)
 
@@ -65,19 +66,17 @@ def main() -> int:
     check_frames(masks, reader, args.input)
     output = Output(Path(args.output), video=overlay_writer(reader, args), cutouts=args.cutouts, strip=args.strip)
 
-    from inference import LIGHT_WEIGHTS, load_model
-
-    network = load_model(args.model or LIGHT_WEIGHTS, device=args.device)
+    networks = load_networks(args)
     output.claim(
         [Path(args.input), *(file for each in args.mask for file in each.files)],
         settings=vars(args),
         overwrite=args.overwrite,
     )
-    return segment(network, reader, masks, output, args)
+    return segment(networks, reader, masks, output, args)
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     add = parser.add_argument
     add(
         '--input',
@@ -95,7 +94,7 @@ def parse() -> argparse.Namespace:
         help='frames count from 0, in a folder too, in the order of the '
         'names; 0 is the default. One FILE has the labels of all objects (palette, grayscale, or black and white). Of '
         'several FILEs, or with a LABEL, each is one object: whatever is not 0 in it; labelled LABEL, LABEL + 1 ... '
-        '(default: 1, 2 ...), later ones in front. A mask of a later frame adds the objects that are new, and '
+        '(1, 2 ... without), later ones in front. A mask of a later frame adds the objects that are new, and '
         'corrects those in it that are known; others stay',
     )
     add('--output', required=True, help='folder for the masks and everything else')
@@ -105,32 +104,17 @@ def parse() -> argparse.Namespace:
         help='video with the objects tinted; .mp4, .m4v, .mov or .mkv; needs the package '
         'av (default: OUTPUT/overlay.mp4)',
     )
-    add('--no_overlay', dest='overlay', action='store_false', help='leave it out')
+    add('--no_overlay', dest='overlay', action='store_false', default=None, help='leave it out')
     add('--cutouts', action='store_true', help='also write OUTPUT/cutouts/LABEL/FRAME.png, RGBA, at full size')
     add('--strip', type=positive, metavar='N', help='also write OUTPUT/strip.png, N frames at even distances')
-    add('--fps', type=frame_rate, default='25', help='of the overlay of a folder (default: 25)')
-    add('--model', help='checkpoint: a published one or our own (default: the light one, weights/stcn_light.pth)')
-    add(
-        '--size',
-        type=not_negative,
-        default=480,
-        help='shorter side at which the network works: smaller is faster, '
-        'larger shows more detail; 0: frames as they are (default: 480)',
-    )
-    add('--top', type=positive, default=20, help='memory positions that a query position reads (default: 20)')
-    add('--mem_every', type=positive, default=5, help='every n-th frame goes into the memory (default: 5)')
-    add(
-        '--max_memory_frames',
-        type=not_negative,
-        default=64,
-        help='bound of the memory: the least used frame goes, never an annotated one; 0: no bound (default: 64)',
-    )
-    add('--object_chunk', type=positive, help='objects at a time, to save memory (default: all)')
-    add('--amp', action='store_true', help='half precision; faster on a GPU, with slightly other masks')
-    add('--device', help='e.g. cuda:1 or cpu (default: the GPU, if there is one)')
-    add('--num_threads', type=positive, help='on a CPU (default: one a core)')
+    add('--fps', type=frame_rate, default='25', help='of the overlay of a folder')
+    add_inference_flags(parser, model=None, size=[480], max_memory_frames=64)
     add('--overwrite', action='store_true', help='delete what an earlier run wrote to OUTPUT; without, a run refuses')
-    return parser.parse_args()
+    return parse_flags(parser)
+
+
+class Help(HelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Leaves the lines above as they are."""
 
 
 def frame_rate(text: str) -> Fraction:
@@ -391,7 +375,7 @@ class Strip:
 
 
 def segment(
-    network: 'STCN',
+    networks: list['Network'],
     reader: Reader,
     masks: dict[int, Annotation],
     output: Output,
@@ -400,22 +384,13 @@ def segment(
     """Every frame through the network and into the output; prints what was done. Returns the exit status."""
     import torch
 
-    from inference import InferenceCore, InputError
+    from inference import Ensemble, InputError
     from inference.run import OUT_OF_MEMORY, BackgroundWriter, peak_memory
 
-    core = InferenceCore(
-        network,
-        top_k=args.top,
-        mem_every=args.mem_every,
-        size=args.size or None,
-        amp=args.amp,
-        max_memory_frames=args.max_memory_frames or None,
-        object_chunk=args.object_chunk,
-        num_frames=reader.frames,
+    core = Ensemble.of(
+        networks, inference_config(args, networks), object_chunk=args.object_chunk, num_frames=reader.frames
     )
-    if core.device.type == 'cpu':
-        torch.set_num_threads(args.num_threads or cores())
-    else:
+    if core.device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(core.device)
 
     failed, count, start = False, 0, time.perf_counter()

@@ -13,7 +13,6 @@ import eval_davis
 from dataset.davis import davis
 from inference import run as run_module
 from inference.core import InferenceCore
-from inference.ensemble import Member
 from inference.run import run_dataset
 from inference.session import Clip, Session
 from model.checkpoint import read_checkpoint
@@ -65,9 +64,9 @@ def too_little_memory(monkeypatch, *, frame: int, cores: range = range(1000)):
 
 
 def test_finished_videos_are_kept_and_others_go_on(davis_root, small_network, tmp_path, monkeypatch, caplog):
-    arguments = ([Member(small_network)], davis(davis_root), tmp_path / 'out')
+    arguments = ([small_network], davis(davis_root), tmp_path / 'out')
     with too_little_memory(monkeypatch, frame=3, cores=range(1, 2)):
-        summary = run_dataset(*arguments, settings={}, core_options={})
+        summary = run_dataset(*arguments)
     [(name, cause)] = summary.failures.items()
     assert (name, summary.videos) == ('goat', 1)  # the longer one, dog, came first
     for flag in ('--object_chunk', '--max_memory_frames', '--amp', '--size'):
@@ -76,14 +75,14 @@ def test_finished_videos_are_kept_and_others_go_on(davis_root, small_network, tm
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == [f'goat: {cause}']
     finished = tree(tmp_path / 'out' / 'dog')
     assert len(finished) == 7
-    again = run_dataset(*arguments, settings={}, core_options={})
+    again = run_dataset(*arguments)
     assert (again.skipped, again.videos, again.failures) == (1, 1, {})
     assert tree(tmp_path / 'out' / 'dog') == finished
 
     (tmp_path / 'out' / 'dog' / '00004.png').unlink()
     (tmp_path / 'out' / 'goat' / '00004.png').unlink()
     with too_little_memory(monkeypatch, frame=3, cores=range(1)):
-        summary = run_dataset(*arguments, settings={}, core_options={})
+        summary = run_dataset(*arguments)
     assert (list(summary.failures), summary.videos) == (['dog'], 1)  # what comes after it is segmented
 
 
@@ -127,7 +126,7 @@ def test_a_video_ends_where_memory_does(small_checkpoint, tmp_path, monkeypatch,
 def test_a_page_says_that_memory_is_out_and_goes_on(small_network, first_mask, tmp_path, monkeypatch):
     import gradio
 
-    tabs = web.Tabs(small_network, tmp_path, max_seconds=9, max_bytes=10**7, core_options={})
+    tabs = web.Tabs(small_network, tmp_path, max_seconds=9, max_bytes=10**7)
     tab = tabs.tabs['key'] = web.Tab(Session(small_network, Clip.of_images(FRAMES), tmp_path / 'clip'), 'clip')
     monkeypatch.setattr(web, 'OBJECTS', web.OBJECTS[:3])
     tab.session.paint(0, first_mask.numpy())

@@ -15,7 +15,6 @@ import eval_davis
 from dataset.davis import DAVIS_2016_VAL, davis, davis_videos
 from dataset.io import PALETTE, DataError, read_mask
 from inference import run as run_module
-from inference.ensemble import Member
 from inference.run import run_dataset
 from tests.conftest import REPOSITORY, tree
 from util.cli import sha256
@@ -196,7 +195,7 @@ def test_an_error_while_writing_ends_the_run(davis_root, small_network, tmp_path
 
     monkeypatch.setattr(run_module, 'write_mask', fail)
     with pytest.raises(OSError, match='no space left'):
-        run_dataset([Member(small_network)], davis(davis_root), tmp_path / 'out', settings={}, core_options={})
+        run_dataset([small_network], davis(davis_root), tmp_path / 'out')
 
 
 def test_frames_are_not_held(davis_root, small_network, monkeypatch):
@@ -282,7 +281,7 @@ def test_a_video_that_does_not_fit_into_memory_is_reported(davis_root, small_net
         return step(self, image, *args, **options)
 
     monkeypatch.setattr(run_module.InferenceCore, 'step', fail)
-    summary = run_dataset([Member(small_network)], davis(davis_root), tmp_path / 'out', settings={}, core_options={})
+    summary = run_dataset([small_network], davis(davis_root), tmp_path / 'out')
     assert list(summary.failures) == ['dog', 'goat']
     assert '--object_chunk' in summary.failures['dog']
 

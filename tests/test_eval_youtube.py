@@ -18,6 +18,7 @@ import inference.run as run_module
 from dataset.folder import folder
 from dataset.io import DataError, read_mask
 from dataset.youtube import youtube
+from inference import InferenceConfig
 from tests.conftest import APPEARING, REPOSITORY, tree
 
 SIZE = 96  # works faster than 480
@@ -82,14 +83,14 @@ def test_default_size_is_480(evaluate, youtube_root, tmp_path, monkeypatch):
     shapes = []
     original = eval_youtube.evaluate
 
-    def evaluate_spied(args, videos):
+    def evaluate_spied(args, videos, dataset):
         from model.stcn import STCN
 
         encode = STCN.encode_query
         monkeypatch.setattr(
             STCN, 'encode_query', lambda self, image: shapes.append(tuple(image.shape[2:])) or encode(self, image)
         )
-        return original(args, [video for video in videos if video.name == 'ff02'])
+        return original(args, [video for video in videos if video.name == 'ff02'], dataset)
 
     monkeypatch.setattr(eval_youtube, 'evaluate', evaluate_spied)
     evaluate(tmp_path / 'out', size=())
@@ -141,10 +142,13 @@ def test_archive_and_probabilities(evaluate, tmp_path):
 
 def test_flags_reach_the_core(evaluate, tmp_path, monkeypatch):
     seen = []
-    create = ensemble_module.InferenceCore
-    monkeypatch.setattr(
-        ensemble_module, 'InferenceCore', lambda network, **options: seen.append(options) or create(network, **options)
-    )
+
+    class Spy(ensemble_module.InferenceCore):
+        def __init__(self, network, config, **options):
+            super().__init__(network, config, **options)
+            seen.append((config, options))
+
+    monkeypatch.setattr(ensemble_module, 'InferenceCore', Spy)
     evaluate(tmp_path / 'plain')
     evaluate(
         tmp_path / 'out',
@@ -160,33 +164,16 @@ def test_flags_reach_the_core(evaluate, tmp_path, monkeypatch):
         '--amp',
         '--half_memory',
     )
-    defaults = {
-        'top_k': 20,
-        'mem_every': 5,
-        'include_last': False,
-        'max_memory_frames': None,
-        'object_chunk': None,
-        'amp': False,
-        'half_memory': False,
-        'size': SIZE,
-        'kernel_sigma': None,
-    }
-    assert seen[0] == {'num_frames': 12, **defaults}
-    assert seen[-1] == {
-        'num_frames': 8,
-        'top_k': 7,
-        'mem_every': 3,
-        'include_last': True,
-        'max_memory_frames': 2,
-        'object_chunk': 1,
-        'amp': True,
-        'half_memory': True,
-        'size': SIZE,
-        'kernel_sigma': None,
-    }
+    assert seen[0] == (InferenceConfig(size=SIZE), {'num_frames': 12, 'object_chunk': None})
+    assert seen[-1] == (
+        InferenceConfig(
+            top_k=7, mem_every=3, include_last=True, max_memory_frames=2, amp=True, half_memory=True, size=SIZE
+        ),
+        {'num_frames': 8, 'object_chunk': 1},
+    )
     seen.clear()
     evaluate(tmp_path / 'everything', '--top', '0', '--mem_every', 'none', '--kernel_sigma', '7')
-    assert seen[0] == {'num_frames': 12, **defaults, 'top_k': None, 'mem_every': None, 'kernel_sigma': 7}
+    assert seen[0][0] == InferenceConfig(top_k=None, mem_every=None, kernel_sigma=7, size=SIZE)
 
 
 def test_probabilities_have_the_objects_of_their_time(evaluate, tmp_path, monkeypatch):

@@ -622,7 +622,7 @@ def test_a_video_of_too_many_frames_for_its_time(tmp_path, monkeypatch):
 
 @pytest.fixture
 def tabs(small_network, tmp_path) -> web.Tabs:
-    return web.Tabs(small_network, tmp_path / 'clips', max_seconds=9, max_bytes=10**7, core_options={})
+    return web.Tabs(small_network, tmp_path / 'clips', max_seconds=9, max_bytes=10**7)
 
 
 def upload_of(folder: Path, name: str = 'clip.zip') -> Path:

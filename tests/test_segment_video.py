@@ -14,9 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-import inference
 from dataset.io import PALETTE, DataError, read_image, read_mask, write_mask
-from inference import InferenceCore
+from inference import InferenceCore, ensemble
 from scripts import segment_video
 from scripts.segment_video import Given, Output, Strip, read_ahead
 from tests.conftest import FRAMES, GOLDEN, REPOSITORY, tree
@@ -75,7 +74,7 @@ def spied_cores(monkeypatch) -> list[InferenceCore]:
             super().__init__(*args, **options)
             made.append(self)
 
-    monkeypatch.setattr(inference, 'InferenceCore', Spy)
+    monkeypatch.setattr(ensemble, 'InferenceCore', Spy)
     return made
 
 
@@ -291,7 +290,7 @@ def interrupt_after(monkeypatch, frames: int, times: int) -> None:
                     signal.raise_signal(signal.SIGINT)
             return super().step(*args, **options)
 
-    monkeypatch.setattr(inference, 'InferenceCore', Interrupted)
+    monkeypatch.setattr(ensemble, 'InferenceCore', Interrupted)
 
 
 def test_ctrl_c_ends_after_the_frame_with_everything_whole(run, tmp_path, video, monkeypatch, caplog):
