@@ -14,11 +14,12 @@ from inference.config import InferenceConfig, recommended_config
 from inference.memory_bank import MemoryBank
 from model.aggregate import aggregate
 from model.network import Network, Query
+from util.errors import UserError
 
 STRIDE = 16
 
 
-class InputError(ValueError):
+class InputError(UserError, ValueError):
     """A frame or mask that ``InferenceCore.step`` cannot take; the core is as it was before."""
 
 

@@ -1,11 +1,8 @@
 """A clip that a person and the network segment together; no user interface, and no more than a frame in memory."""
 
-import errno
 import math
 import shutil
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -32,6 +29,7 @@ from dataset.overlay import draw_masks
 from inference.config import InferenceConfig, recommended_config
 from inference.ensemble import Ensemble
 from model import Network
+from util.errors import foreign_call
 from util.files import atomic_path
 from util.video_file import VideoReader, VideoWriter
 
@@ -41,6 +39,10 @@ MAX_RATE = 240  # of any clip, on average over the longest time that it may take
 MAX_PIXELS = 4096 * 2304  # of a frame
 STORE_FACTOR = 10  # bytes of all frames on disk, to those of the largest upload
 JPEG_QUALITY = 95
+
+
+class LimitError(DataError):
+    """A clip that is longer or larger than allowed."""
 
 
 class Propagated(NamedTuple):
@@ -241,7 +243,7 @@ class Session:
         """The clip as a video with its masks drawn on it, at its own speed and with its sound.
 
         Raises:
-            DataError: PyAV is not installed.
+            MissingPackageError: PyAV is not installed.
             OSError: the file cannot be written.
         """
         height, width = self.shape
@@ -275,14 +277,14 @@ def import_clip(path: str | Path, folder: str | Path, *, max_seconds: float, max
         max_bytes: larger files are refused, and clips whose frames take more than ten times that on disk.
 
     Raises:
-        DataError: it is neither, is damaged, empty or too large, or its images differ in size.
+        DataError: it is neither, is damaged or empty, or its images differ in size.
+        LimitError: it is longer or larger than allowed.
     """
     path, frames = Path(path), Path(folder) / 'frames'
     frames.mkdir(parents=True)
     if path.stat().st_size > max_bytes:
-        raise DataError(
-            f'{path.name}: {path.stat().st_size / 1e6:.0f} MB, more than the {max_bytes / 1e6:.0f} MB '
-            'that --max_megabytes allows'
+        raise LimitError(
+            f'{path.name}: {path.stat().st_size / 1e6:.0f} MB, more than the {max_bytes / 1e6:.0f} MB that are allowed'
         )
     limit = STORE_FACTOR * max_bytes
     if path.suffix.lower() == '.zip':
@@ -292,37 +294,32 @@ def import_clip(path: str | Path, folder: str | Path, *, max_seconds: float, max
 
 def _import_images(path: Path, folder: Path, *, max_seconds: float, limit: int) -> Clip:
     """Names in the archive say nothing about where files go, nor its sizes how large they are."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            images = [(PurePosixPath(entry.filename).name, entry) for entry in archive.infolist()]
-            images = [
-                (name, entry)
-                for name, entry in images
-                if not name.startswith('.') and Path(name).suffix.lower() in FRAME_SUFFIXES
-            ]
-            _check_length(path, len(images) / IMAGE_RATE, max_seconds)
-            for name, entry in images:
-                target = folder / check_name(name, path.name)
-                if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    raise NotImplementedError(f'{name}: compressed by method {entry.compress_type}')
-                if target.exists():
-                    raise DataError(f'{path.name}: two frames are called {name}. Put one folder of frames into it.')
-                with archive.open(entry) as source, open(target, 'wb') as file:
-                    while chunk := source.read(2**20):
-                        limit -= file.write(chunk)
-                        _check_store(path, limit)
-    except (
-        OSError,
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        struct.error,
-        UnicodeDecodeError,
-        RuntimeError,
-    ) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that of a place before the beginning
-            raise
-        raise DataError(f'{path.name}: expected a zip of images, cannot read it ({error})') from error
+    unreadable = f'{path.name}: expected a zip of images, cannot read it'
+    with foreign_call(DataError, unreadable):
+        archive = zipfile.ZipFile(path)
+    with archive:
+        images = [(PurePosixPath(entry.filename).name, entry) for entry in archive.infolist()]
+        images = [
+            (name, entry)
+            for name, entry in images
+            if not name.startswith('.') and Path(name).suffix.lower() in FRAME_SUFFIXES
+        ]
+        _check_length(path, len(images) / IMAGE_RATE, max_seconds)
+        for name, entry in images:
+            target = folder / check_name(name, path.name)
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise DataError(f'{unreadable} ({name}: compressed by method {entry.compress_type})')
+            if target.exists():
+                raise DataError(f'{path.name}: two frames are called {name}. Put one folder of frames into it.')
+            with foreign_call(DataError, unreadable):
+                source = archive.open(entry)
+            with source, open(target, 'wb') as file:
+                chunk = None
+                while chunk != b'':
+                    with foreign_call(DataError, unreadable):
+                        chunk = source.read(2**20)
+                    limit -= file.write(chunk)
+                    _check_store(path, limit)
     frames = list_frames(folder)
     if not frames:
         raise DataError(f'{path.name}: no images in it (.jpg, .jpeg or .png)')
@@ -356,16 +353,16 @@ def _import_video(path: Path, folder: Path, *, max_seconds: float, limit: int) -
 
 def _check_length(path: Path, seconds: Fraction, max_seconds: float) -> None:
     if seconds > max_seconds:
-        raise DataError(
-            f'{path.name}: longer than the {max_seconds:g} seconds that --max_seconds allows '
+        raise LimitError(
+            f'{path.name}: longer than the {max_seconds:g} seconds that are allowed '
             f'(images count as {IMAGE_RATE} a second, and no more than {MAX_RATE} frames as one)'
         )
 
 
 def _check_store(path: Path, left: int) -> None:
     if left < 0:
-        raise DataError(
-            f'{path.name}: its frames take more than {STORE_FACTOR} times --max_megabytes on disk; '
+        raise LimitError(
+            f'{path.name}: its frames take more than {STORE_FACTOR} times the largest upload on disk; '
             'shorten it or scale it down'
         )
 

@@ -13,9 +13,7 @@ of inference that the network was selected with, on videos held aside.
 
 import dataclasses
 import pickle
-import struct
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -26,6 +24,7 @@ from torch import Tensor, nn
 from model.build import build_network
 from model.network import Network
 from model.variants import VARIANTS, STCNConfig, STMConfig, config_from
+from util.errors import UserError, cause_of, foreign_call
 from util.files import atomic_path
 
 RECOMMENDED = {'mem_every': (int, 0), 'include_last': (bool, False), 'top': (int, 0), 'size': (int, 0)}
@@ -33,23 +32,8 @@ RECOMMENDED = {'mem_every': (int, 0), 'include_last': (bool, False), 'top': (int
 
 NOT_COMPARED = 'num_batches_tracked'  # batch norm's counter; never used, absent from old files
 
-# What a damaged file raises depends on where in its zip directory, its pickle or its tensors the damage is.
-UNREADABLE = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
-
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A file that is no usable checkpoint: what is wrong with it, and what was expected."""
 
 
@@ -72,15 +56,17 @@ def read_checkpoint(path: str | Path) -> dict:
     """The content of a checkpoint file, on the CPU; nothing in it is executed (``weights_only``)."""
     try:
         content = torch.load(path, map_location='cpu', weights_only=True)
-        damaged = _damaged_record(path)
     except FileNotFoundError:
         raise CheckpointError(f'{path}: no such checkpoint file') from None
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f'{path}: not a checkpoint that can be loaded safely: {reason}') from error
-    except UNREADABLE as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f'{path}: unreadable; truncated, or not a PyTorch checkpoint ({reason})') from error
+        raise CheckpointError(f'{path}: not a checkpoint that can be loaded safely: {cause_of(error)}') from error
+    except MemoryError:
+        raise
+    except Exception as error:  # depends on where in its zip directory, its pickle or its tensors the damage is
+        cause = cause_of(error)
+        raise CheckpointError(f'{path}: unreadable; truncated, or not a PyTorch checkpoint ({cause})') from error
+    with foreign_call(CheckpointError, f'{path}: unreadable; truncated, or not a PyTorch checkpoint'):
+        damaged = _damaged_record(path)
     if damaged:
         raise CheckpointError(f'{path}: damaged, the checksum of its record {damaged} is wrong; fetch it again')
     if not isinstance(content, dict):
@@ -185,7 +171,7 @@ def _config_of(content: dict, state: dict[str, Tensor], path: str | Path) -> STC
         try:
             config = config_from(content['config'])
             _on_meta(config)
-        except (TypeError, KeyError, ValueError, IndexError, RuntimeError) as error:
+        except Exception as error:
             raise CheckpointError(f'{path}: its configuration is not understood: {error!r}') from error
         return config
     problems = {}

@@ -36,9 +36,10 @@ from PIL import Image
 from dataset.io import FRAME_SUFFIXES, DataError, fit_mask, list_frames, read_image, read_mask, write_mask
 from scripts.flags import add_inference_flags, inference_config, load_networks, parse_flags
 from util.cli import HelpFormatter, positive, run_main
+from util.errors import MissingPackageError
 from util.files import atomic_path
 from util.stop import StopRequest
-from util.video_file import VideoReader, VideoSupportError, VideoWriter
+from util.video_file import VideoReader, VideoWriter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -252,7 +253,8 @@ def overlay_writer(reader: Reader, args: argparse.Namespace) -> VideoWriter | No
     """What writes the overlay video, if there is to be one; nothing is opened yet.
 
     Raises:
-        DataError: it is asked for by name and PyAV is missing, or the name has another suffix.
+        DataError: the name has another suffix.
+        MissingPackageError: it is asked for by name.
     """
     if args.overlay is False:
         return None
@@ -265,7 +267,7 @@ def overlay_writer(reader: Reader, args: argparse.Namespace) -> VideoWriter | No
             frame_rate=reader.frame_rate,
             audio_from=args.input if reader.has_audio else None,
         )
-    except VideoSupportError as error:
+    except MissingPackageError as error:
         if args.overlay:
             raise
         log.warning('masks only, no overlay: %s (--no_overlay leaves out this warning)', error)

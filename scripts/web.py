@@ -25,6 +25,7 @@ from dataset.io import PALETTE, DataError
 from inference.config import InferenceConfig
 from scripts.flags import add_inference_flags, inference_config, load_networks, parse_flags
 from util.cli import HelpFormatter, positive, run_main
+from util.errors import MissingPackageError, UserError
 from util.files import atomic_path
 from util.offline import stay_local
 
@@ -82,7 +83,9 @@ def main() -> int:
         try:
             import gradio  # noqa: F401
         except ModuleNotFoundError as error:
-            raise OSError(f'the page needs {error.name}: pip install -r requirements-extras.txt') from error
+            raise MissingPackageError(
+                f'the page needs {error.name}: pip install -r requirements-extras.txt'
+            ) from error
         networks = load_networks(args)
         tabs = Tabs(
             networks,
@@ -206,7 +209,7 @@ class Tabs:
         Raises:
             DataError: the file is unusable, or the tab was closed meanwhile, or given another one.
         """
-        from inference.session import Session, import_clip
+        from inference.session import LimitError, Session, import_clip
 
         self.folder.mkdir(exist_ok=True)
         folder = self.opening[key] = Path(tempfile.mkdtemp(dir=self.folder))
@@ -218,8 +221,12 @@ class Tabs:
             tab = Tab(session, upload.stem)
             if self.opening.get(key) != folder:
                 raise DataError(f'{upload.name}: the page was closed, or another clip chosen, before it was there.')
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, LimitError):
+                raise DataError(
+                    f'{error}. The limits are --max_seconds and --max_megabytes of scripts/web.py'
+                ) from None
             raise
         self.drop(key)
         self.tabs[key] = tab
@@ -280,7 +287,6 @@ def build(tabs: Tabs):
     import gradio as gr
     import torch
 
-    from inference import InputError
     from inference.session import Session
 
     @contextmanager
@@ -290,7 +296,7 @@ def build(tabs: Tabs):
             yield
         except torch.OutOfMemoryError:
             gr.Warning(OUT_OF_MEMORY)
-        except (DataError, InputError, OSError) as error:
+        except (UserError, OSError) as error:
             gr.Warning(html.escape(str(error).splitlines()[0]))  # there may be names of the user's files in it
 
     def tools(label: int, shape: tuple[int, int] = (480, 854)) -> dict:

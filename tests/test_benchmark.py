@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dataset.io import DataError
 from inference.core import InferenceCore
 from model import VARIANTS
 from model.aggregate import aggregate
@@ -18,6 +17,7 @@ from tests.conftest import golden, state_dict
 from tests.test_golden import _unpadded, assert_close, normalised
 from tests.tiny import TINY
 from tests.trees import make_roots
+from util.errors import MissingPackageError
 
 
 @pytest.fixture(scope='module')
@@ -152,7 +152,7 @@ def test_a_plot_that_cannot_be_made_is_refused_before_anything_is_measured(monke
     monkeypatch.setitem(sys.modules, 'matplotlib', None)
     monkeypatch.setitem(benchmark.MEASURES, 'growth', None)
     monkeypatch.setattr('sys.argv', ['benchmark.py', '--measure', 'growth', '--plot', str(tmp_path / 'plot.png')])
-    with pytest.raises(DataError, match=r'plots need .*matplotlib.*requirements-extras\.txt'):
+    with pytest.raises(MissingPackageError, match=r'plots need .*matplotlib.*requirements-extras\.txt'):
         benchmark.main()
 
 

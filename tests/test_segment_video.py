@@ -19,7 +19,8 @@ from inference import InferenceCore, ensemble
 from scripts import segment_video
 from scripts.segment_video import Given, Output, Strip, read_ahead
 from tests.conftest import FRAMES, GOLDEN, REPOSITORY, tree
-from util.video_file import VideoReader, VideoSupportError, VideoWriter
+from util.errors import MissingPackageError
+from util.video_file import VideoReader, VideoWriter
 
 FIRST = GOLDEN / 'first_mask.png'
 COUNT, H, W = 12, 110, 182
@@ -392,7 +393,7 @@ def test_without_av_there_are_masks_but_no_video(run, tmp_path, monkeypatch, cap
         ('--input', GOLDEN / 'clip', '--overlay', tmp_path / 'a.mp4', '--overwrite'),
         ('--input', FIRST),
     ):
-        with pytest.raises(VideoSupportError, match='requirements-extras'):
+        with pytest.raises(MissingPackageError, match='requirements-extras'):
             run(*arguments, '--mask', FIRST)
 
 

@@ -9,6 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
+from util.errors import is_for_the_user
 from util.stop import stop_on_sigterm, stopped_by
 
 
@@ -72,19 +73,6 @@ def run_main(main) -> None:
                 signal.signal(each, signal.SIG_DFL)
             print('interrupted; what is finished is kept', file=sys.stderr)
             sys.exit(128 + number)
-        if os.environ.get('STCN_TRACEBACK') or not _is_for_the_user(error):
+        if os.environ.get('STCN_TRACEBACK') or not is_for_the_user(error):
             raise
         sys.exit(f'error: {error}')
-
-
-def _is_for_the_user(error: Exception) -> bool:
-    """Looks only at what is imported already: an error of ours comes from a module that is."""
-    kinds = [OSError, FloatingPointError, MemoryError]
-    for module, name in (
-        ('dataset.io', 'DataError'),
-        ('model.checkpoint', 'CheckpointError'),
-        ('torch', 'OutOfMemoryError'),
-    ):
-        if module in sys.modules:
-            kinds.append(getattr(sys.modules[module], name))
-    return isinstance(error, tuple(kinds))
