@@ -1,5 +1,6 @@
 """Streaming propagation: one frame in, its probabilities out."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import index
@@ -61,7 +62,38 @@ class Schedule:
         return replace(self)
 
 
-class InferenceCore:
+class Core(ABC):
+    """What takes a video frame by frame: an :class:`InferenceCore`, or several of them that act as one.
+
+    Attributes:
+        device: of the networks.
+        schedule: which frames are computed and memorised, up to the frame just seen.
+        objects: labels, in the order of the channels.
+    """
+
+    device: torch.device
+    schedule: Schedule
+    objects: list[int]
+
+    @abstractmethod
+    def step(
+        self,
+        image: Tensor | None,
+        mask: Tensor | None = None,
+        objects: list[int] | None = None,
+        *,
+        wanted: bool = True,
+        last: bool = False,
+    ) -> Tensor | None:
+        """The next frame of the video; see :meth:`InferenceCore.step`."""
+
+    def to_labels(self, prob: Tensor) -> Tensor:
+        """The most probable label of each pixel: what ``step`` returned ``-> [H, W]`` uint8."""
+        labels = torch.tensor([0, *self.objects], dtype=torch.uint8, device=prob.device)
+        return labels[prob.argmax(dim=0)]
+
+
+class InferenceCore(Core):
     """Propagates masks through one video; every benchmark, demo and camera goes through ``step``.
 
     The first annotation starts the segmentation. Objects may appear later, with labels that are
@@ -115,7 +147,7 @@ class InferenceCore:
             capacity=capacity,
             value_dtype=torch.half if config.half_memory and not config.amp else None,
         )
-        self.objects: list[int] = []  # labels, in the order of the channels
+        self.objects = []
         self._frame_shape: tuple[int, int] | None = None
         self._mean = torch.tensor(IMAGE_MEAN, device=self.device)[:, None, None]
         self._std = torch.tensor(IMAGE_STD, device=self.device)[:, None, None]
@@ -188,11 +220,6 @@ class InferenceCore:
         self.objects = known
         self.schedule.advance(annotated=annotated, wanted=wanted, last=last)
         return self._to_frame(prob, padding) if wanted else None
-
-    def to_labels(self, prob: Tensor) -> Tensor:
-        """The most probable label of each pixel: what ``step`` returned ``-> [H, W]`` uint8."""
-        labels = torch.tensor([0, *self.objects], dtype=torch.uint8, device=prob.device)
-        return labels[prob.argmax(dim=0)]
 
     def _check_frame(self, image: Tensor) -> tuple[int, int]:
         """The size of a frame that ``step`` can take."""

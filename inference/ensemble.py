@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from inference.config import InferenceConfig, recommended_config
-from inference.core import InferenceCore, InputError, Schedule
+from inference.core import Core, InferenceCore, InputError, Schedule
 from model.network import Network
 
 
@@ -23,12 +23,11 @@ class Member:
     kernel_sigma: float | None = None  # of the kernelised read; None: the plain one
 
 
-class Ensemble:
+class Ensemble(Core):
     """Segments a video with several cores; its probabilities are the mean of theirs (supplementary E).
 
-    To its users it is a core: ``step``, ``to_labels``, ``objects``, ``schedule``, ``device``. Each core has a memory
-    of its own, filled from its own probabilities; the mean is taken at the frame's size, frame by frame, so that an
-    ensemble of N holds N memories and two sums. One of a single member gives what its core gives.
+    Each core has a memory of its own, filled from its own probabilities; the mean is taken at the frame's size, frame
+    by frame, so that an ensemble of N holds N memories and two sums. One of a single member gives what its core gives.
 
     Args:
         members: networks, sizes and flips; all networks on one device.
@@ -111,10 +110,6 @@ class Ensemble:
             return None
         prob = reduce(torch.add, [_mirrored(total) if flip else total for flip, total in sums.items()])
         return prob.div_(len(self.cores))
-
-    def to_labels(self, prob: Tensor) -> Tensor:
-        """The most probable label of each pixel: what ``step`` returned ``-> [H, W]`` uint8."""
-        return self.cores[-1].to_labels(prob)
 
 
 def _mirrored(picture: Tensor | None) -> Tensor | None:

@@ -4,8 +4,10 @@ import math
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -28,6 +30,8 @@ from dataset.io import (
 from dataset.overlay import draw_masks
 from inference.config import InferenceConfig, recommended_config
 from inference.ensemble import Ensemble
+from inference.sources import READERS, Picture, Source, Upcoming
+from inference.stream import propagate
 from model import Network
 from util.errors import foreign_call
 from util.files import atomic_path
@@ -184,32 +188,26 @@ class Session:
         Raises:
             DataError: nothing is painted yet, or a frame cannot be read.
             InputError: a frame is of another size.
+            TooLittleMemoryError: of the GPU.
         """
         begin = min((frame for frame, labels in self.painted.items() if labels), default=None)
         if begin is None:
             raise DataError('Nothing is painted yet. Paint an object where it first appears.')
-        core = Ensemble.of(self.networks, self.config, object_chunk=self.object_chunk, num_frames=len(self) - begin)
-        for frame in range(begin, len(self)):
-            mask, objects = None, None
-            if frame in self.painted:
-                mask, objects = self.labels(frame), self.objects(frame)
-            wanted, last = frame >= start, frame == len(self) - 1
-            step = core.schedule.peek(annotated=mask is not None, wanted=wanted, last=last)
-            image = torch.from_numpy(self.read_image(frame)).permute(2, 0, 1) if step.compute else None
-            prob = core.step(
-                image, None if mask is None else torch.from_numpy(mask), objects, wanted=wanted, last=last
-            )
-            if not wanted:
-                if step.compute:
-                    yield Propagated(frame)
-                continue
-            if mask is not None:
-                yield Propagated(frame, mask, 0.0)
-                continue
-            labels = core.to_labels(prob).cpu().numpy()
-            write_mask(self._mask_path(frame), labels)
-            self.uncertainty[frame] = uncertainty(prob)
-            yield Propagated(frame, labels, self.uncertainty[frame])
+        source = ClipSource(self, begin, start)
+        core = Ensemble.of(self.networks, self.config, object_chunk=self.object_chunk, num_frames=source.frames)
+        with closing(propagate(core, source)) as segmented:
+            for found in segmented:
+                frame = begin + found.number
+                if not found.wanted:
+                    if found.image is not None:
+                        yield Propagated(frame)
+                elif frame in self.painted:
+                    yield Propagated(frame, self.labels(frame), 0.0)
+                else:
+                    labels = found.labels.cpu().numpy()
+                    write_mask(self._mask_path(frame), labels)
+                    self.uncertainty[frame] = uncertainty(found.prob)
+                    yield Propagated(frame, labels, self.uncertainty[frame])
 
     def least_sure(self, n: int = 5) -> list[int]:
         """The frames to correct next, the least sure first: up to ``n``, none of them painted, and no neighbours.
@@ -264,6 +262,34 @@ class Session:
 
     def _mask_path(self, frame: int) -> Path:
         return self.folder / 'masks' / f'{self.clip.frames[frame].stem}.png'
+
+
+class ClipSource(Source):
+    """The frames of a session from ``begin`` on with its painted masks; those from ``start`` on are asked for."""
+
+    readers = READERS
+
+    def __init__(self, session: Session, begin: int, start: int):
+        self.session = session
+        self.name = str(session.folder)
+        self.begin, self.start = begin, start
+        self.frames = len(session) - begin
+
+    def __iter__(self) -> Iterator[Upcoming]:
+        session = self.session
+        for frame in range(self.begin, len(session)):
+            painted = frame in session.painted
+            yield Upcoming(
+                str(frame),
+                partial(self._read, frame, painted),
+                annotated=painted,
+                objects=session.objects(frame) if painted else None,
+                wanted=frame >= self.start,
+                last=frame == len(session) - 1,
+            )
+
+    def _read(self, frame: int, painted: bool) -> Picture:
+        return Picture(self.session.read_image(frame), self.session.labels(frame) if painted else None)
 
 
 def import_clip(path: str | Path, folder: str | Path, *, max_seconds: float, max_bytes: int) -> Clip:

@@ -485,7 +485,7 @@ def measure_video(args: argparse.Namespace, objects: int, frames: int) -> dict:
     import torch
 
     from inference.core import InferenceCore
-    from inference.run import peak_memory
+    from inference.stream import peak_memory
 
     network, device = load(args).optimized(), device_of(args)
     if device.type == 'cuda':

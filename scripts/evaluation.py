@@ -5,7 +5,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from scripts.flags import add_inference_flags, inference_config, load_networks, network_settings, parse_flags
+from scripts.flags import (
+    add_inference_flags,
+    inference_config,
+    load_networks,
+    naming_flags,
+    network_settings,
+    parse_flags,
+)
 from scripts.presets import PRESETS, flags_text, presets_text
 from util.cli import HelpFormatter
 
@@ -60,7 +67,7 @@ def evaluate(args: argparse.Namespace, videos: Sequence['Video'], dataset: Mappi
     if args.preset and rank() == 0:
         log_preset(args)
     networks = load_networks(args)
-    with process_group('gloo'):
+    with process_group('gloo'), naming_flags():
         summary = run_dataset(
             networks,
             videos,

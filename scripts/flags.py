@@ -3,13 +3,15 @@
 import argparse
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inference import LIGHT_WEIGHTS
 from inference.config import InferenceConfig, recommendation, recommended_config
+from inference.outputs import OutputError
 from scripts.presets import flags_text
 from util.cli import cores, not_negative, period, positive, sha256, sigma
 
@@ -185,3 +187,13 @@ def network_settings(args: argparse.Namespace) -> dict[str, object]:
     """What ``settings.json`` says of the networks."""
     hashes = [sha256(path) for path in model_files(args)]
     return {'network': hashes[0] if len(hashes) == 1 else hashes} | ({'compile': True} if args.compile else {})
+
+
+@contextmanager
+def naming_flags() -> Iterator[None]:
+    """Adds the flags that help to what is wrong with an output folder."""
+    try:
+        yield
+    except OutputError as error:
+        flags = '--overwrite or another --output' if error.replaceable else 'another --output'
+        raise OutputError(f'{error}; use {flags}', replaceable=error.replaceable) from error

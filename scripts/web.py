@@ -38,10 +38,6 @@ TOLERANCE = 8  # of a colour, in each channel
 UNUSED = ('/process_recording', '/dev/reload')  # of what gradio serves; the first one starts FFmpeg
 SHOWN_ALPHA = 128  # masks that are there already let the frame shine through; new strokes are opaque
 PREVIEW_SECONDS = 0.1  # between two frames of the preview, so that a fast network does not flood the browser
-OUT_OF_MEMORY = (
-    'Out of GPU memory. The masks up to here are kept. What helps: fewer objects, a shorter clip, or to '
-    'start the page anew with a smaller --size or with --device cpu.'
-)
 HELP = """**1.** Upload a clip. **2.** Go to a frame, choose an object and paint it; the eraser makes background.
 **3.** Propagate. **4.** Go to a frame where the mask is wrong, correct it and propagate from there: the frames before
 keep their masks. A painting that is neither kept nor propagated is gone when you go to another frame. What you
@@ -285,17 +281,19 @@ def build(tabs: Tabs):
     """The page, a ``gradio.Blocks``."""
     import cv2
     import gradio as gr
-    import torch
 
     from inference.session import Session
+    from inference.stream import TooLittleMemoryError
 
     @contextmanager
     def told() -> Iterator[None]:
         """What the user can mend becomes a message on the page; what follows the block then changes nothing."""
         try:
             yield
-        except torch.OutOfMemoryError:
-            gr.Warning(OUT_OF_MEMORY)
+        except TooLittleMemoryError as error:
+            gr.Warning(
+                f'{error}. The masks up to here are kept. These are flags of scripts/web.py; so is --device cpu.'
+            )
         except (UserError, OSError) as error:
             gr.Warning(html.escape(str(error).splitlines()[0]))  # there may be names of the user's files in it
 

@@ -14,11 +14,12 @@ from PIL import Image
 
 import eval_youtube
 import inference.ensemble as ensemble_module
-import inference.run as run_module
 from dataset.folder import folder
 from dataset.io import DataError, read_mask
 from dataset.youtube import youtube
 from inference import InferenceConfig
+from inference.outputs import Probabilities
+from inference.run import share
 from tests.conftest import APPEARING, REPOSITORY, tree
 
 SIZE = 96  # works faster than 480
@@ -178,8 +179,8 @@ def test_flags_reach_the_core(evaluate, tmp_path, monkeypatch):
 
 def test_probabilities_have_the_objects_of_their_time(evaluate, tmp_path, monkeypatch):
     """Objects appear while earlier frames still wait to be written."""
-    write = run_module._write_prob
-    monkeypatch.setattr(run_module, '_write_prob', lambda *args: time.sleep(0.1) or write(*args))
+    write = Probabilities.write
+    monkeypatch.setattr(Probabilities, 'write', staticmethod(lambda *args: time.sleep(0.1) or write(*args)))
     evaluate(tmp_path / 'out', '--save_probs', '--output_all')
     for number in range(12):
         with np.load(tmp_path / 'out/probabilities/Annotations/0a1b' / f'{2 * number:05d}.npz') as arrays:
@@ -196,13 +197,13 @@ def test_overwrite_leaves_nothing_of_before(evaluate, tmp_path):
 def test_shares_are_balanced_and_complete(youtube_root):
     class Stub:
         def __init__(self, length):
-            self.frames = [None] * length
+            self.frames = length
 
     videos = [Stub(length) for length in (3, 50, 7, 20, 20, 9)]
-    shares = [run_module.share(videos, rank, 3) for rank in range(3)]
+    shares = [share(videos, rank, 3) for rank in range(3)]
     assert sorted(id(video) for taken in shares for video in taken) == sorted(map(id, videos))
-    assert [sum(len(video.frames) for video in taken) for taken in shares] == [50, 29, 30]
-    assert run_module.share(videos, 0, 1) != []
+    assert [sum(video.frames for video in taken) for taken in shares] == [50, 29, 30]
+    assert share(videos, 0, 1) != []
 
 
 def change_meta(root, change):
