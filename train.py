@@ -35,6 +35,11 @@ RECIPE = (
     'crop_size',
     'crop_scale',
     'synthetic_root',
+    'video_root',
+    'video_list',
+    'video_repeat',
+    'difficulty',
+    'clip_frames',
     'hold_aside',
     'no_amp',
     'amp_dtype',
@@ -94,8 +99,33 @@ def training_parser() -> argparse.ArgumentParser:
     add('--stage', type=int, choices=STAGES, help='stage of the training; see the table below')
     add('--static_root', default='../static', help='static images, stage 0 (default: %(default)s)')
     add('--bl_root', default='../BL30K', help='BL30K, stage 1 (default: %(default)s)')
-    add('--yv_root', default='../YouTube', help='YouTubeVOS, with train_480p; stages 2 and 3 (default: %(default)s)')
-    add('--davis_root', default='../DAVIS', help='DAVIS, with 2017/trainval; stages 2 and 3 (default: %(default)s)')
+    add(
+        '--yv_root',
+        default='../YouTube',
+        help='YouTubeVOS, with train_480p; stages 2 and 3; none: without it (default: %(default)s)',
+    )
+    add(
+        '--davis_root',
+        default='../DAVIS',
+        help='DAVIS, with 2017/trainval; stages 2 and 3; none: without it (default: %(default)s)',
+    )
+    add(
+        '--video_root',
+        nargs='+',
+        default=[],
+        metavar='FOLDER',
+        help='videos of your own in FOLDER/JPEGImages/VIDEO and FOLDER/Annotations/VIDEO, beside what is there of '
+        'DAVIS and YouTubeVOS; stages 2 and 3; see docs/train.md (default: none)',
+    )
+    add('--video_list', metavar='FILE', help='names of the videos of --video_root to take, one a line (default: all)')
+    add(
+        '--video_repeat',
+        type=positive,
+        default=1,
+        metavar='N',
+        help='a video of --video_root is drawn N times as often as one of YouTubeVOS, where one of DAVIS is drawn '
+        '5 times as often (default: %(default)s)',
+    )
     add(
         '--synthetic_root',
         metavar='FOLDER',
@@ -107,7 +137,7 @@ def training_parser() -> argparse.ArgumentParser:
         nargs='+',
         default=[],
         metavar='VIDEO',
-        help='DAVIS or YouTubeVOS videos not to train on, for selection (default: none)',
+        help='videos of DAVIS, YouTubeVOS or --video_root not to train on, for selection (default: none)',
     )
     add(
         '--crop_scale',
@@ -118,6 +148,20 @@ def training_parser() -> argparse.ArgumentParser:
     )
     add('--crop_size', type=positive, default=384, help='side of a training frame (default: %(default)s)')
     add('--num_workers', type=int, default=8, help='that load data, for each process (default: %(default)s)')
+    add(
+        '--difficulty',
+        choices=('plain', 'hard'),
+        default='plain',
+        help='of the clips that --synthetic_root makes. hard: objects that look alike, more motion, objects that '
+        'vanish behind others and come back, blur (default: %(default)s)',
+    )
+    add(
+        '--clip_frames',
+        type=clip_length,
+        default=3,
+        metavar='N',
+        help='frames of a clip: each is segmented from all before it (default: %(default)s, as in the paper)',
+    )
     add(
         '--cache_stills',
         metavar='FOLDER',
@@ -209,6 +253,12 @@ def run_id(text: str) -> str:
     return text
 
 
+def clip_length(text: str) -> int:
+    if (frames := positive(text)) < 2:
+        raise argparse.ArgumentTypeError(f'expected two frames or more, found {text}')
+    return frames
+
+
 def main() -> int:
     parser = training_parser()
     args = parser.parse_args()  # --help must not wait for the imports below
@@ -252,9 +302,14 @@ def main() -> int:
             yv_root=args.yv_root,
             davis_root=args.davis_root,
             synthetic_root=args.synthetic_root,
+            video_roots=args.video_root,
+            video_list=args.video_list,
+            video_repeat=args.video_repeat,
             hold_aside=args.hold_aside,
             crop_scale=args.crop_scale,
             cache_dir=args.cache_stills,
+            frames=args.clip_frames,
+            difficulty=args.difficulty,
         )
         network = initial_network(
             arch=args.arch,
@@ -344,7 +399,7 @@ def begin(
                     'begin another --id with --load_network'
                 )
             for name in RECIPE:
-                before, now = saved['flags'].get(name), getattr(args, name)
+                before, now = saved['flags'].get(name, parser.get_default(name)), getattr(args, name)
                 if before != now:
                     log.warning('%s: continues with --%s %s, was %s', run.folder, name, now, before)
         checkpoint = run.newest()
@@ -367,6 +422,10 @@ def stage_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Stage
         parser.error(f'--arch: expected one of {", ".join(VARIANTS)}, found {args.arch}')
     if args.crop_size % 16:
         parser.error(f'--crop_size: expected a multiple of 16, found {args.crop_size}')
+    if args.video_root and STAGES[args.stage].data != 'main':
+        parser.error(f'--video_root: expected --stage 2 or 3, which train on real videos, found {args.stage}')
+    if not args.video_root and (args.video_list or args.video_repeat != 1):
+        parser.error('--video_list and --video_repeat: expected --video_root, which they are about')
     names = ('batch_size', 'iterations', 'steps', 'lr', 'gamma', 'warmup', 'bootstrap')
     changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return dataclasses.replace(STAGES[args.stage], **changes)

@@ -24,7 +24,7 @@ FILL = tuple(round(255 * float(mean)) for mean in IMAGENET_MEAN)
 """The colour outside of the source image."""
 
 FRAMES = 3
-"""Frames of a training clip."""
+"""Frames of a training clip, in the paper."""
 
 MAX_STEP = 1.5
 """Source pixels between neighbouring frame pixels beyond which linear interpolation would alias visibly."""
@@ -303,8 +303,8 @@ class Augmentation:
     """One per frame, on the source."""
 
 
-def draw_static(rng: np.random.Generator, height: int, width: int, *, size: int) -> Augmentation:
-    """Three frames from one image (supplementary F.3.1)."""
+def draw_static(rng: np.random.Generator, height: int, width: int, *, size: int, frames: int = FRAMES) -> Augmentation:
+    """Frames from one image (supplementary F.3.1)."""
     centre = (width / 2, height / 2)
     zoom = random_affine(rng, centre, scale=(0.8, 1.5))
     base = random_flip(rng, width) @ zoom
@@ -312,28 +312,34 @@ def draw_static(rng: np.random.Generator, height: int, width: int, *, size: int)
 
     ratio = size / min(height, width)
     warps = []
-    for _ in range(FRAMES):
+    for _ in range(frames):
         affine = random_affine(rng, centre, degrees=20, scale=(0.9, 1.1), shear=10)
         left = rng.integers(max(size, int(width * ratio)) - size + 1)
         top = rng.integers(max(size, int(height * ratio)) - size + 1)
         matrix = translation(-left, -top) @ scaling(ratio, ratio) @ affine @ base
         warps.append(Warp(matrix, size, random_spline(rng, size)))
-    own = [random_jitter(rng, brightness=0.1, contrast=0.05, saturation=0.05) for _ in range(FRAMES)]
+    own = [random_jitter(rng, brightness=0.1, contrast=0.05, saturation=0.05) for _ in range(frames)]
     return Augmentation(reduced(warps), colour, tuple(own))
 
 
 def draw_video(
-    rng: np.random.Generator, height: int, width: int, *, size: int, crop_scale: tuple[float, float]
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    *,
+    size: int,
+    crop_scale: tuple[float, float],
+    frames: int = FRAMES,
 ) -> Augmentation:
-    """Three frames of one video (supplementary F.3.2); BL30K has a wider ``crop_scale`` (F.3.3)."""
+    """Frames of one video (supplementary F.3.2); BL30K has a wider ``crop_scale`` (F.3.3)."""
     flip = random_flip(rng, width)
     top, left, h, w = random_resized_crop(rng, height, width, scale=crop_scale, ratio=(0.75, 1.25))
     base = scaling(size / w, size / h) @ translation(-left, -top) @ flip
     colour = random_jitter(rng, brightness=0.1, contrast=0.03, saturation=0.03, grayscale=0.05)
 
     centre = (size / 2, size / 2)
-    warps = [Warp(random_affine(rng, centre, degrees=15, shear=10) @ base, size) for _ in range(FRAMES)]
-    own = [random_jitter(rng, brightness=0.01, contrast=0.01, saturation=0.01) for _ in range(FRAMES)]
+    warps = [Warp(random_affine(rng, centre, degrees=15, shear=10) @ base, size) for _ in range(frames)]
+    own = [random_jitter(rng, brightness=0.01, contrast=0.01, saturation=0.01) for _ in range(frames)]
     return Augmentation(reduced(warps), colour, tuple(own))
 
 

@@ -148,26 +148,28 @@ class AddressedDataset(Dataset):
         raise DataError(f'{MAX_FAILURES} samples in a row could not be read; the last one: {last}') from last
 
 
-def sample_frames(n: int, max_skip: int, rng: np.random.Generator) -> tuple[int, int, int]:
-    """Draw three frames s < a < b of a video of n >= 3 frames (supplementary F.3.2, F.4).
+def sample_frames(n: int, max_skip: int, rng: np.random.Generator, *, count: int = 3) -> tuple[int, ...]:
+    """Draw ``count`` frames of a video of n >= ``count`` frames, in order (supplementary F.3.2, F.4).
 
-    Gaps are uniform in 1 .. min(n, max_skip) + 1. What would lie near the end of the video or beyond is pulled back,
-    to a certain distance from the end rather than onto the last frames.
+    Gaps are uniform in 1 .. min(n, max_skip) + 1. A frame that would lie near the end of the video or beyond is pulled
+    back, to a certain distance from the end rather than onto the last frames. With three frames this is the paper's
+    rule; with more, the distances from the end are divided evenly.
 
     Raises:
-        ValueError: n < 3 or max_skip < 1.
+        ValueError: n < count or max_skip < 1.
     """
-    if n < 3 or max_skip < 1:
-        raise ValueError(f'expected 3 frames or more and a max-skip of 1 or more, found {n} and {max_skip}')
+    if n < count or max_skip < 1:
+        raise ValueError(f'expected {count} frames or more and a max-skip of 1 or more, found {n} and {max_skip}')
     jump = min(n, max_skip)
-    s = int(rng.integers(n - jump + 1))
-    a = s + 1 + int(rng.integers(jump + 1))
-    b = a + 1 + int(rng.integers(jump + 1))
+    drawn = [int(rng.integers(n - jump + 1))]
+    for _ in range(1, count):
+        drawn.append(drawn[-1] + 1 + int(rng.integers(jump + 1)))
 
-    s = min(s, n - 3)
-    a = min(a, max(n - jump, s + 1), n - 2)
-    b = min(b, max(n - jump // 2, a + 1), n - 1)
-    return s, a, b
+    frames = [min(drawn[0], n - count)]
+    for place in range(1, count):
+        distance = jump * (count - place) // (count - 1)
+        frames.append(min(drawn[place], max(n - distance, frames[-1] + 1), n - count + place))
+    return tuple(frames)
 
 
 def choose_objects(

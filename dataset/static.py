@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import torch
 
-from dataset.augment import Augmentation, draw_static, normalise, recolour
+from dataset.augment import FRAMES, Augmentation, draw_static, normalise, recolour
 from dataset.io import DataError, fit_mask, image_size, read_image
 from dataset.sampling import AddressedDataset
 from util.files import atomic_path
@@ -99,9 +99,11 @@ def read_coverage(path: str | Path) -> np.ndarray:
     return cv2.convertScaleAbs(coverage, alpha=255 / brightest) if 0 < brightest < 255 else coverage
 
 
-def draw_pair(pair: Pair, rng: np.random.Generator, *, size: int) -> tuple[Augmentation, np.ndarray, np.ndarray]:
+def draw_pair(
+    pair: Pair, rng: np.random.Generator, *, size: int, frames: int = FRAMES
+) -> tuple[Augmentation, np.ndarray, np.ndarray]:
     """How ``draw_static`` moves a pair, and the pair as ``read_pair`` gives it for that. Raises ``DataError``."""
-    augmentation = draw_static(rng, *image_size(pair.image), size=size)
+    augmentation = draw_static(rng, *image_size(pair.image), size=size, frames=frames)
     return augmentation, *read_pair(pair, reduction=augmentation.warps[0].reduction)
 
 
@@ -145,7 +147,7 @@ def _warn_once(message: str) -> None:
 
 
 class StaticDataset(AddressedDataset):
-    """Clips of three views of an image. A sample, with T = 3 frames, K = 1 object and size S:
+    """Clips of T views of an image, three if ``frames`` says nothing else. A sample, with K = 1 object and size S:
 
     - rgb: float32 [T, 3, S, S], normalised for ImageNet
     - masks: uint8 [T, K, S, S], 0 or 1
@@ -154,9 +156,9 @@ class StaticDataset(AddressedDataset):
     - name: the image's path
     """
 
-    def __init__(self, pairs: list[Pair], *, size: int = 384) -> None:
+    def __init__(self, pairs: list[Pair], *, size: int = 384, frames: int = FRAMES) -> None:
         super().__init__()
-        self.pairs, self.size = pairs, size
+        self.pairs, self.size, self.frames = pairs, size, frames
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -164,7 +166,7 @@ class StaticDataset(AddressedDataset):
     def sample(self, index: int, rng: np.random.Generator, *, max_skip: int = 0) -> dict[str, Any]:
         """``max_skip`` has no meaning here."""
         pair = self.pairs[index]
-        augmentation, image, coverage = draw_pair(pair, rng, size=self.size)
+        augmentation, image, coverage = draw_pair(pair, rng, size=self.size, frames=self.frames)
         base = recolour(image, augmentation.colour)
         views = zip(augmentation.warps, augmentation.frame_colours, strict=True)
         rgb = normalise([warp.image(recolour(base, colour)) for warp, colour in views])

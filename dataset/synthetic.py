@@ -5,6 +5,8 @@ occlude one another. The frame is a still with a moving camera (``SyntheticDatas
 with ``cut_outs``).
 """
 
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,13 +34,49 @@ MIN_SIDE = 8
 
 
 @dataclass(frozen=True)
-class Layer:
+class Difficulty:
+    """How cut-outs move, and how much they look alike.
+
+    Motion is drawn from normal distributions with these deviations; they are for one half of a clip, which is the time
+    from its first frame to its middle. The last three values are probabilities, for each cut-out.
+    """
+
+    speed: float = 0.15
+    """Along x and y, as a fraction of the frame's side."""
+    turn: float = 12.0
+    """Degrees."""
+    growth: float = 0.12
+    """Of the logarithm of the scale."""
+    look_alike: float = 0.0
+    """It shows an object that is in the clip already once more, or another one of that object's folder."""
+    crossing: float = 0.0
+    """It covers another object in the middle of the clip and is beside it at both ends."""
+    blur: float = 0.0
+    """It is blurred along its path, as if the shutter had been open for a part of the time between two frames."""
+
+
+DIFFICULTIES = {
+    'plain': Difficulty(),
+    'hard': Difficulty(speed=0.22, turn=22.0, growth=0.25, look_alike=0.5, crossing=0.25, blur=0.25),
+}
+
+
+@dataclass(frozen=True)
+class Thing:
+    """An object of a clip that later cut-outs may look like, or pass in front of."""
+
+    pair: Pair | None
+    """Where it was cut out; None for an object of a real video."""
+    coverage: np.ndarray
+    """uint8 [T, S, S], 255 inside."""
+
+
+@dataclass(frozen=True)
+class Layer(Thing):
     """One cut-out in every frame of a clip."""
 
     images: list[np.ndarray]
     """T times uint8 [S, S, 3]."""
-    coverage: np.ndarray
-    """uint8 [T, S, S], 255 inside."""
 
     def paste(self, frames: list[np.ndarray]) -> None:
         """Blend into the frames, uint8 [S, S, 3], in place of the list's entries."""
@@ -56,60 +94,132 @@ class Layer:
 class CutOuts:
     """Draws moving objects from image and mask pairs."""
 
-    def __init__(self, pairs: list[Pair]) -> None:
-        self.pairs = pairs
+    def __init__(self, pairs: list[Pair], *, difficulty: Difficulty = DIFFICULTIES['plain']) -> None:
+        self.pairs, self.difficulty = pairs, difficulty
+        self._folders: dict[str, list[Pair]] = {}
+        for pair in pairs:
+            self._folders.setdefault(os.path.dirname(pair.image), []).append(pair)
 
-    def draw(self, rng: np.random.Generator, size: int, *, limit: int = 2) -> list[Layer]:
+    def draw(
+        self,
+        rng: np.random.Generator,
+        size: int,
+        *,
+        limit: int = 2,
+        frames: int = FRAMES,
+        scene: Sequence[Thing] = (),
+    ) -> list[Layer]:
         """Up to ``limit`` objects, in the order in which they are pasted: the last one lies in front.
 
-        A mask that shows nothing, or next to nothing, gives none.
+        ``scene`` are the objects that the clip of ``frames`` frames shows already. A mask that shows nothing, or next
+        to nothing, gives none.
 
         Raises:
             DataError: a file cannot be used.
         """
-        layers = [self._layer(rng, size) for _ in range(rng.integers(1, limit + 1))]
-        return [layer for layer in layers if layer is not None]
+        layers: list[Layer] = []
+        for _ in range(rng.integers(1, limit + 1)):
+            layer = self._layer(rng, size, frames, [*scene, *layers])
+            if layer is not None:
+                layers.append(layer)
+        return layers
 
-    def _layer(self, rng: np.random.Generator, size: int) -> Layer | None:
-        pair = self.pairs[rng.integers(len(self.pairs))]
+    def _layer(self, rng: np.random.Generator, size: int, frames: int, scene: list[Thing]) -> Layer | None:
+        pair = self._pair(rng, [thing.pair for thing in scene if thing.pair])
         image, coverage = read_pair(pair)
         left, top, width, height = cv2.boundingRect((coverage > 127).astype(np.uint8))
         if min(width, height) < MIN_SIDE:
             return None
         box = np.s_[top : top + height, left : left + width]
         image = recolour(image[box], random_jitter(rng, brightness=0.2, contrast=0.1, saturation=0.1, hue=0.05))
-        warps = self._path(rng, height, width, size)
-        return Layer([warp.image(image) for warp in warps], np.stack([warp.coverage(coverage[box]) for warp in warps]))
+        times = np.linspace(-1, 1, frames)
+        path = self._path(rng, height, width, size, scene)
+        if self.difficulty.blur and rng.random() < self.difficulty.blur:
+            open_for = rng.uniform(0.1, 0.5) * (times[1] - times[0])
+            shown = [_blurred(image, coverage[box], path, time, open_for) for time in times]
+        else:
+            warps = [path(time) for time in times]
+            shown = [(warp.image(image), warp.coverage(coverage[box])) for warp in warps]
+        images, coverages = zip(*shown, strict=True)
+        return Layer(pair, np.stack(coverages), list(images))
 
-    def _path(self, rng: np.random.Generator, height: int, width: int, size: int) -> list[Warp]:
+    def _pair(self, rng: np.random.Generator, there: list[Pair]) -> Pair:
+        """Of a new cut-out, in a clip that shows objects of the pairs ``there``."""
+        if there and self.difficulty.look_alike and rng.random() < self.difficulty.look_alike:
+            like = there[rng.integers(len(there))]
+            folder = self._folders.get(os.path.dirname(like.image), [like])
+            return like if rng.random() < 0.5 else folder[rng.integers(len(folder))]
+        return self.pairs[rng.integers(len(self.pairs))]
+
+    def _path(
+        self, rng: np.random.Generator, height: int, width: int, size: int, scene: list[Thing]
+    ) -> Callable[[float], Warp]:
         """Position, angle, scale and bending as smooth functions of time, -1 to 1 over the clip."""
+        hard = self.difficulty
         scale = size * np.exp(rng.uniform(np.log(0.2), np.log(0.75))) / max(height, width)
         middle = rng.uniform(0.15, 0.85, 2) * size
-        velocity, acceleration = rng.normal(0, 0.15 * size, 2), rng.normal(0, 0.05 * size, 2)
-        angle, turn, growth = rng.uniform(-20, 20), rng.normal(0, 12), rng.normal(0, 0.12)
+        velocity, acceleration = rng.normal(0, hard.speed * size, 2), rng.normal(0, 0.05 * size, 2)
+        angle, turn, growth = rng.uniform(-20, 20), rng.normal(0, hard.turn), rng.normal(0, hard.growth)
         flip = random_flip(rng, width)
         bends = rng.random() < 0.5
         points, bend = rng.random((12, 2)), rng.normal(0, 0.02, (12, 2))
+        if scene and hard.crossing and rng.random() < hard.crossing:
+            behind = scene[rng.integers(len(scene))].coverage
+            left, top, w, h = cv2.boundingRect((behind[len(behind) // 2] > 127).astype(np.uint8))
+            if w and h:
+                middle = np.array([left + w / 2, top + h / 2])
+                direction = rng.normal(0, 1, 2)
+                apart = (np.hypot(w, h) + scale * np.hypot(width, height)) / 2
+                velocity = direction / np.linalg.norm(direction) * apart * rng.uniform(0.7, 1.2)
 
-        warps = []
-        for time in np.linspace(-1, 1, FRAMES):
+        def at(time: float) -> Warp:
             x, y = middle + time * velocity + time**2 * acceleration
             pose = affine_about((0, 0), angle=angle + time * turn, scale=scale * np.exp(time * growth))
             matrix = translation(x, y) @ pose @ translation(-width / 2, -height / 2) @ flip
-            warps.append(Warp(matrix, size, spline_map(points, time * bend, size) if bends else None))
-        return warps
+            return Warp(matrix, size, spline_map(points, time * bend, size) if bends else None)
+
+        return at
+
+
+def _blurred(
+    image: np.ndarray,
+    coverage: np.ndarray,
+    path: Callable[[float], Warp],
+    time: float,
+    open_for: float,
+    steps: int = 5,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A cut-out as a shutter sees it that is open for a while around ``time``: uint8 [S, S, 3] and [S, S].
+
+    Colours are averaged where the cut-out is, coverage everywhere, so that its border fades.
+    """
+    colour = covered = 0.0
+    for moment in time + np.linspace(-0.5, 0.5, steps) * open_for:
+        warp = path(moment)
+        inside = warp.coverage(coverage).astype(np.float32)
+        colour = colour + inside[..., None] * warp.image(image)
+        covered = covered + inside
+    colour = colour / np.maximum(covered, 1)[..., None]
+    return colour.round().clip(0, 255).astype(np.uint8), (covered / steps).round().astype(np.uint8)
 
 
 class SyntheticDataset(AddressedDataset):
-    """Clips of three frames: a still and its object under a moving camera, and up to three cut-outs over it.
+    """Clips of a still and its object under a moving camera, with up to three cut-outs over it.
 
     A sample is what ``video_sample`` makes; up to two of the objects are to be segmented, the others distract.
     """
 
-    def __init__(self, pairs: list[Pair], *, size: int = 384) -> None:
+    def __init__(
+        self,
+        pairs: list[Pair],
+        *,
+        size: int = 384,
+        frames: int = FRAMES,
+        difficulty: Difficulty = DIFFICULTIES['plain'],
+    ) -> None:
         super().__init__()
-        self.pairs, self.size = pairs, size
-        self.cut_outs = CutOuts(pairs)
+        self.pairs, self.size, self.frames = pairs, size, frames
+        self.cut_outs = CutOuts(pairs, difficulty=difficulty)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -117,11 +227,12 @@ class SyntheticDataset(AddressedDataset):
     def sample(self, index: int, rng: np.random.Generator, *, max_skip: int = 0) -> dict[str, Any]:
         """``max_skip`` has no meaning here."""
         pair = self.pairs[index]
-        augmentation, image, coverage = draw_pair(pair, rng, size=self.size)
+        augmentation, image, coverage = draw_pair(pair, rng, size=self.size, frames=self.frames)
         views = zip(augmentation.warps, augmentation.frame_colours, strict=True)
         frames = [warp.image(recolour(image, augmentation.colour + own)) for warp, own in views]
         labels = np.stack([warp.mask(coverage) for warp in augmentation.warps]).astype(np.uint8)
-        for layer in self.cut_outs.draw(rng, self.size, limit=3):
+        scene = [Thing(pair, 255 * labels)]
+        for layer in self.cut_outs.draw(rng, self.size, limit=3, frames=self.frames, scene=scene):
             layer.paste(frames)
             layer.paste_label(labels)
         objects = choose_objects(labels, rng, limit=MAX_OBJECTS, discard_tiny=True)

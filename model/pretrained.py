@@ -45,7 +45,7 @@ def _classifier(name: str) -> nn.Module:
 
 
 def _download(name: str) -> dict[str, Tensor]:
-    weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+    weights = torchvision.models.get_model_weights(BACKBONES[name].classifier).IMAGENET1K_V1
     place = Path(torch.hub.get_dir()) / 'checkpoints' / os.path.basename(weights.url)
     try:
         with _impatient():

@@ -62,6 +62,10 @@ VARIANTS = {
     'stcn_light': STCNConfig(
         key_backbone='mobilenet_v2', value_backbone='mobilenet_v2', value_dim=192, decoder_widths=(192, 64)
     ),
+    # The same with more layers and a wider view in the key encoder.
+    'stcn_light_dilated': STCNConfig(
+        key_backbone='mobilenet_v2_dilated', value_backbone='mobilenet_v2', value_dim=192, decoder_widths=(192, 64)
+    ),
     # The other two networks of the paper's ensemble (supplementary E).
     'stcn_wide': STCNConfig(key_backbone='wide_resnet50_2'),
     'stcn_wide_aspp': STCNConfig(key_backbone='wide_resnet50_2', aspp_dim=256),

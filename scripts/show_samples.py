@@ -1,4 +1,4 @@
-"""A contact sheet of training samples: one row a sample, its three frames as the network sees them, masks on top.
+"""A contact sheet of training samples: one row a sample, its frames as the network sees them, masks on top.
 
 python scripts/show_samples.py --stage 3 --davis_root ../DAVIS --output samples.png
 """
@@ -26,7 +26,12 @@ def main() -> int:
     parser.add_argument('--bl_root', type=Path, default='../BL30K', help='BL30K, for stage 1')
     parser.add_argument('--yv_root', type=Path, default='../YouTube', help='YouTubeVOS, for stages 2 and 3')
     parser.add_argument('--davis_root', type=Path, default='../DAVIS', help='DAVIS, for stages 2 and 3')
+    parser.add_argument('--video_root', type=Path, nargs='+', default=[], metavar='FOLDER', help='as for train.py')
     parser.add_argument('--synthetic_root', type=Path, help='image and mask pairs: as for train.py')
+    parser.add_argument(
+        '--difficulty', choices=('plain', 'hard'), default='plain', help='of these clips: as for train.py'
+    )
+    parser.add_argument('--clip_frames', type=int, default=3, help='frames of a clip')
     parser.add_argument('--crop_size', type=int, default=384, help='side of a frame in pixels')
     parser.add_argument('--seed', type=int, default=0, help='as for training: these are its first samples')
     parser.add_argument('--max_skip', type=int, default=5, help='frames that may lie between two of a sample')
@@ -48,7 +53,10 @@ def main() -> int:
         bl_root=args.bl_root,
         yv_root=args.yv_root,
         davis_root=args.davis_root,
+        video_roots=args.video_root,
         synthetic_root=args.synthetic_root,
+        frames=args.clip_frames,
+        difficulty=args.difficulty,
     )
     rows = []
     for index in epoch_order(len(dataset), seed=args.seed, epoch=0)[: args.count]:

@@ -1,10 +1,11 @@
-"""ImageNet weights: which file serves which backbone, and what the network keeps of it."""
+"""Backbones: which file of ImageNet weights serves which, what a network keeps of it, and what it changes."""
 
 import pytest
 import torch
 import torchvision
 
 from model import STCN, CheckpointError, STCNConfig
+from model.backbones import StridedDepthwise, build_backbone
 from model.pretrained import imagenet_weights
 
 CONFIG = STCNConfig('mobilenet_v2', 'resnet18', key_dim=16, value_dim=32, decoder_widths=(32, 16))
@@ -57,3 +58,28 @@ def test_a_file_that_fits_nothing_is_named(files, tmp_path):
     torch.save({'a': torch.zeros(1)}, tmp_path / 'other.pth')
     with pytest.raises(CheckpointError, match='no known backbone'):
         imagenet_weights(('mobilenet_v2',), [tmp_path / 'other.pth'])
+
+
+def test_dilation_keeps_what_the_strided_network_computes():
+    """At every other position the dilated features are those of the classifier at stride 32."""
+    torch.manual_seed(0)
+    classifier = torchvision.models.mobilenet_v2(weights=None).eval()
+    backbone = build_backbone('mobilenet_v2_dilated', weights=classifier.state_dict()).eval()
+    image = torch.randn(1, 3, 96, 128)
+    f16, f8, f4 = backbone(image)
+    assert [tuple(features.shape[1:]) for features in (f16, f8, f4)] == [(160, 6, 8), (32, 12, 16), (24, 24, 32)]
+    torch.testing.assert_close(f16[..., ::2, ::2], classifier.features[:17](image), atol=1e-5, rtol=1e-4)
+
+
+def test_mixed_precision_trains_strided_depthwise_convolutions_in_float32():
+    """Their gradients are those of float32 inputs; without gradients they compute in bfloat16 as all others."""
+    backbone = build_backbone('mobilenet_v2_dilated')
+    convs = [module for module in backbone.modules() if isinstance(module, StridedDepthwise)]
+    assert [(conv.stride[0], conv.dilation[0]) for conv in convs] == [(2, 1), (2, 1), (2, 1), (1, 2), (1, 2)]
+    x = torch.randn(2, convs[0].in_channels, 16, 16).bfloat16().float()
+    expected = torch.autograd.grad(convs[0](x).square().sum(), convs[0].weight)[0]
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        found = torch.autograd.grad(convs[0](x.bfloat16()).float().square().sum(), convs[0].weight)[0]
+        with torch.no_grad():
+            assert convs[0](x).dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)

@@ -1,5 +1,8 @@
 """Clips composed of cut-outs: what moves, what covers what, and where they enter training."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,7 @@ from PIL import Image
 from dataset.io import DataError
 from dataset.sampling import Address
 from dataset.static import find_pairs
-from dataset.synthetic import CutOuts, Layer, Mixture, SyntheticDataset
+from dataset.synthetic import DIFFICULTIES, CutOuts, Layer, Mixture, SyntheticDataset, Thing
 from dataset.training import open_training_set
 from dataset.video import VideoDataset, find_davis
 from tests.trees import write_pair
@@ -59,7 +62,7 @@ def test_the_last_layer_lies_in_front():
     def layer(level, columns):
         coverage = np.zeros((1, 8, 8), np.uint8)
         coverage[:, :, columns] = 255
-        return Layer([np.full((8, 8, 3), level, np.uint8)], coverage)
+        return Layer(None, coverage, [np.full((8, 8, 3), level, np.uint8)])
 
     frames, labels = [np.zeros((8, 8, 3), np.uint8)], np.zeros((1, 8, 8), np.uint8)
     labels[:, :, 7] = 1
@@ -72,14 +75,14 @@ def test_the_last_layer_lies_in_front():
 
 def test_pasting_blends_along_the_edge():
     frames = [np.full((1, 1, 3), 10, np.uint8)]
-    Layer([np.full((1, 1, 3), 210, np.uint8)], np.full((1, 1, 1), 51, np.uint8)).paste(frames)
+    Layer(None, np.full((1, 1, 1), 51, np.uint8), [np.full((1, 1, 3), 210, np.uint8)]).paste(frames)
     assert frames[0].ravel().tolist() == [50, 50, 50]
 
 
 def test_without_a_free_label_a_cut_out_only_distracts():
     labels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
     before = labels.copy()
-    Layer([np.zeros((16, 16, 3), np.uint8)], np.full((1, 16, 16), 255, np.uint8)).paste_label(labels)
+    Layer(None, np.full((1, 16, 16), 255, np.uint8), [np.zeros((16, 16, 3), np.uint8)]).paste_label(labels)
     assert np.array_equal(labels, before)
 
 
@@ -134,3 +137,89 @@ def test_a_broken_pair_is_named_and_replaced(tmp_path, caplog):
             continue
     assert found
     assert str(bad) in caplog.text
+
+
+HARD, PLAIN = DIFFICULTIES['hard'], DIFFICULTIES['plain']
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+    """Three pairs in each of two folders."""
+    root = tmp_path_factory.mktemp('folders')
+    for name in ('cats/1', 'cats/2', 'cats/3', 'dogs/1', 'dogs/2', 'dogs/3'):
+        write_pair(root / Path(name).parent, Path(name).name)
+    return find_pairs(root)
+
+
+def layers_of(pairs, difficulty, count, **options):
+    """The clips of ``count`` draws of at least two cut-outs, each a list of layers."""
+    rng, cut_outs = np.random.default_rng(0), CutOuts(pairs, difficulty=difficulty)
+    clips = [cut_outs.draw(rng, SIZE, **options) for _ in range(count)]
+    return [layers for layers in clips if len(layers) > 1]
+
+
+def test_cut_outs_look_like_those_before_them(folders):
+    """Half of them show the same cut-out once more, the others one of its folder."""
+    clips = layers_of(folders, replace(PLAIN, look_alike=1.0), 100)
+    names = [[str(Path(layer.pair.image).parent) for layer in layers] for layers in clips]
+    assert len({each[0] for each in names}) == 2
+    assert all(len(set(each)) == 1 for each in names)
+    same = np.mean([layers[0].pair == layers[1].pair for layers in clips])
+    assert 0.5 < same < 0.85  # 1/2 + 1/2 * 1/3: a draw from the folder may be the same one, too
+    assert all(not np.array_equal(layers[0].coverage, layers[1].coverage) for layers in clips)
+
+
+def test_an_object_of_the_scene_is_what_cut_outs_look_like(folders):
+    thing = Thing(folders[0], np.zeros((3, SIZE, SIZE), np.uint8))
+    draw = CutOuts(folders, difficulty=replace(HARD, look_alike=1.0)).draw
+    layers = [layer for seed in range(20) for layer in draw(np.random.default_rng(seed), SIZE, scene=[thing])]
+    assert {Path(layer.pair.image).parent for layer in layers} == {Path(folders[0].image).parent}
+
+
+def test_a_crossing_hides_an_object_that_comes_back(pairs):
+    """The cut-out covers the object's middle in the middle frame, and leaves it free in the first and last ones."""
+    behind = np.zeros((3, SIZE, SIZE), np.uint8)
+    behind[:, 30:60, 40:55] = 255
+    draw = CutOuts(pairs, difficulty=replace(PLAIN, crossing=1.0)).draw
+    drawn = [draw(np.random.default_rng(seed), SIZE, limit=1, scene=[Thing(None, behind)]) for seed in range(80)]
+    hidden = np.array(
+        [[np.mean(layer.coverage[t][behind[t] > 0] > 127) for t in range(3)] for [layer] in filter(None, drawn)]
+    )
+    assert hidden[:, 1].mean() > 0.4
+    assert hidden[:, [0, 2]].mean() < 0.1
+
+
+def test_blur_follows_the_path_and_keeps_the_colour(pairs):
+    """The border fades over more pixels."""
+    sharp, blurred = (layers_of(pairs, replace(PLAIN, speed=0.4, blur=blur), 60, limit=2) for blur in (0.0, 1.0))
+
+    def share_of_border(clips):
+        coverages = [layer.coverage for layers in clips for layer in layers]
+        return np.mean([np.mean((each > 0) & (each < 255)) / max(np.mean(each > 0), 1e-6) for each in coverages])
+
+    assert share_of_border(blurred) > 1.3 * share_of_border(sharp)
+
+
+def test_hard_clips_move_more(pairs):
+    """From the first frame to the last one the middle of a cut-out goes further, on the whole."""
+
+    def way(difficulty):
+        coverages = [layer.coverage for layers in layers_of(pairs, difficulty, 150) for layer in layers]
+        places = [[np.argwhere(each[t] > 127) for t in (0, -1)] for each in coverages]
+        ways = [
+            np.linalg.norm(last.mean(axis=0) - first.mean(axis=0)) for first, last in places if len(first) * len(last)
+        ]
+        return np.median(ways)
+
+    assert way(HARD) > 1.2 * way(PLAIN)
+
+
+@pytest.mark.parametrize('frames', [2, 5])
+def test_the_number_of_frames(roots, frames):
+    for name in ('static', 'bl30k', 'main'):
+        dataset = open_training_set(
+            name, size=SIZE, **roots, synthetic_root=roots['static_root'], frames=frames, difficulty='hard'
+        )
+        for sample in samples(dataset, 4):
+            assert sample['rgb'].shape == (frames, 3, SIZE, SIZE)
+            assert sample['target'].shape == (frames, SIZE, SIZE)
