@@ -123,7 +123,9 @@ def add_inference_flags(parser: argparse.ArgumentParser, *, model: Sequence[str]
     )
 
 
-def parse_flags(parser: argparse.ArgumentParser, preset: Callable[[argparse.Namespace], Mapping] | None = None):
+def parse_flags(
+    parser: argparse.ArgumentParser, preset: Callable[[argparse.Namespace], Mapping] | None = None
+) -> argparse.Namespace:
     """The command line; ``args.given`` names the flags of inference that were given, by the preset or by themselves.
 
     ``preset`` finds the values of flags that the command line names; other flags change them.

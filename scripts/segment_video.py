@@ -15,7 +15,6 @@ masks and overlay are whole up to there. A second time it ends at once: the mask
 
 import argparse
 import logging
-import os
 import re
 import sys
 import time
@@ -62,10 +61,7 @@ def main() -> int:
 
     config = inference_config(args, networks)
     core = Ensemble.of(networks, config, object_chunk=args.object_chunk, num_frames=source.frames)
-    what = {
-        'input': os.path.realpath(args.input),
-        'mask': {each.frame: [os.path.realpath(file) for file in each.files] for each in args.mask},
-    }
+    what = {'input': args.input, 'mask': {each.frame: [str(file) for file in each.files] for each in args.mask}}
     with naming_flags():
         claim_output(args, outputs, config.settings() | network_settings(args) | what)
     return segment_video(core, source, outputs, args.output)
