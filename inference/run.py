@@ -99,7 +99,6 @@ def run_dataset(
     output = Path(output).resolve()
     device = next(networks[0].parameters()).device
     config = config or recommended_config(networks)
-    sources = [DatasetSource(video) for video in videos]
     masks = Masks(output)
     files = [masks, Probabilities(output / PROBABILITIES)] if save_probs else [masks]
     archive_path = output.with_name(f'{output.name}.zip') if archive else None
@@ -117,7 +116,7 @@ def run_dataset(
     summary = Summary()
     start = time.perf_counter()
     finished, mine = [], []
-    for source in share(sources, rank(), world_size()):
+    for source in map(DatasetSource, share(videos, rank(), world_size())):
         done = all(each.path(name).exists() for name in source.wanted for each in files)
         (finished if done else mine).append(source)
     summary.skipped = len(finished)
@@ -153,18 +152,18 @@ def run_dataset(
         if summary.failures:
             log.error('no archive, since videos failed')
         else:
-            write_archive(archive_path, masks, (name for source in sources for name in source.wanted))
+            write_archive(archive_path, masks, (name for video in videos for name in DatasetSource(video).wanted))
             log.info('archive: %s', archive_path)
     return summary
 
 
-def share(videos: Sequence, rank: int, world_size: int) -> list:
+def share(videos: Sequence[Video], rank: int, world_size: int) -> list[Video]:
     """The videos of one process: the longest ones first, each to the process with the fewest frames so far."""
     frames = [0] * world_size
     taken = [[] for _ in frames]
-    for video in sorted(videos, key=lambda video: -video.frames):
+    for video in sorted(videos, key=lambda video: -len(video.frames)):
         process = frames.index(min(frames))
-        frames[process] += video.frames
+        frames[process] += len(video.frames)
         taken[process].append(video)
     return taken[rank]
 

@@ -21,6 +21,9 @@ REPOSITORY = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / 'golden'
 FRAMES = sorted((GOLDEN / 'clip').iterdir())
 APPEARING = {2: 0, 5: 4, 9: 7}  # label -> frame, of GOLDEN / 'appearing'
+# How far probabilities may differ that were computed in two ways, such as frames one by one and in a batch: sums are
+# added up in another order, which depends on the processor. Tests that take the same way twice ask for equal bits.
+ROUNDING = {'atol': 1e-4, 'rtol': 0}
 sys.path.insert(0, str(GOLDEN))
 from procedural_weights import make_state_dict  # noqa: E402
 
@@ -48,13 +51,18 @@ def state_dict(layout: str) -> dict[str, Tensor]:
     return {name: torch.from_numpy(value) for name, value in make_state_dict(layout).items()}
 
 
-@pytest.fixture
-def one_thread():
-    """Two threads that share a busy machine's cores wait for each other. Scripts set their number, too."""
+@pytest.fixture(autouse=True)
+def threads_as_before():
+    """Scripts set the number of threads of this process; every test begins with that of OMP_NUM_THREADS."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread():
+    """Two threads that share a busy machine's cores wait for each other."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope='module')

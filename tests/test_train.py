@@ -121,7 +121,7 @@ def gradients(name):
 def assert_same_gradients(found, expected):
     scale = max(gradient.norm() for gradient in expected)
     for a, b in zip(found, expected, strict=True):
-        assert (a - b).norm() <= 1e-5 * b.norm() + 1e-9 * scale
+        assert (a - b).norm() <= 1e-4 * b.norm() + 1e-9 * scale
 
 
 @pytest.mark.parametrize('stage', [0, 3])
@@ -138,7 +138,7 @@ def test_mixed_precision_on_a_cpu(run):
     assert torch.cosine_similarity(full, half, dim=0) > 0.95
     assert not torch.equal(full, half)
     run('--stage', 3, '--id', 'off', '-i', 1, '--amp_dtype', 'bfloat16', '--no_amp')
-    assert_same_gradients(gradients('off'), gradients('full'))
+    assert all(torch.equal(*both) for both in zip(gradients('off'), gradients('full'), strict=True))
 
 
 def test_clipped_gradients_keep_their_direction(run):
