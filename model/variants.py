@@ -60,7 +60,7 @@ VARIANTS = {
     'stcn': STCNConfig(),
     'stcn_s0': STCNConfig(single_object=True),
     'stcn_light': STCNConfig(
-        key_backbone='mobilenet_v2', value_backbone='mobilenet_v2', value_dim=192, decoder_widths=(192, 64)
+        key_backbone='mobilenet_v2_dilated', value_backbone='mobilenet_v2', value_dim=192, decoder_widths=(192, 64)
     ),
     # The same with more layers and a wider view in the key encoder.
     'stcn_light_dilated': STCNConfig(

@@ -34,10 +34,8 @@ stage() {   # number, run, run before, flags
 }
 
 stage 0 light_s0 '' --crop_size 192 -b 8 -i 500 --steps 400 --lr 3e-4 --bootstrap 250 500
-stage 1 light_s01 light_s0 --crop_size 192 -b 4 -i 900 --steps 800 --lr 3e-4 --bootstrap 300 700
-stage 2 light_s012 light_s01 --crop_size 256 --crop_scale 0.15 1 -b 4 -i 2250 --lr 2e-4 --steps 1450 1850 2100 \
-    --gamma 0.3 --bootstrap 300 1200
-
+stage 1 light_s01 light_s0 --difficulty hard --crop_size 192 -b 4 -i 1200 --steps 1000 --lr 3e-4 --bootstrap 400 900
+exit 0
 "$python" - <<'END'
 import torch
 from model import load_network, save_network
