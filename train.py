@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.stages import STAGES, Stage
-from util.cli import positive, run_main
+from util.cli import not_negative, positive, run_main
 
 if TYPE_CHECKING:
     from training.run import Run
@@ -30,11 +30,15 @@ RECIPE = (
     'gamma',
     'warmup',
     'clip_norm',
+    'average',
     'bootstrap',
     'seed',
     'crop_size',
     'crop_scale',
     'synthetic_root',
+    'video_root',
+    'video_list',
+    'video_repeat',
     'difficulty',
     'clip_frames',
     'hold_aside',
@@ -96,8 +100,33 @@ def training_parser() -> argparse.ArgumentParser:
     add('--stage', type=int, choices=STAGES, help='stage of the training; see the table below')
     add('--static_root', default='../static', help='static images, stage 0 (default: %(default)s)')
     add('--bl_root', default='../BL30K', help='BL30K, stage 1 (default: %(default)s)')
-    add('--yv_root', default='../YouTube', help='YouTubeVOS, with train_480p; stages 2 and 3 (default: %(default)s)')
-    add('--davis_root', default='../DAVIS', help='DAVIS, with 2017/trainval; stages 2 and 3 (default: %(default)s)')
+    add(
+        '--yv_root',
+        default='../YouTube',
+        help='YouTubeVOS, with train_480p; stages 2 and 3; none: without it (default: %(default)s)',
+    )
+    add(
+        '--davis_root',
+        default='../DAVIS',
+        help='DAVIS, with 2017/trainval; stages 2 and 3; none: without it (default: %(default)s)',
+    )
+    add(
+        '--video_root',
+        nargs='+',
+        default=[],
+        metavar='FOLDER',
+        help='videos of your own in FOLDER/JPEGImages/VIDEO and FOLDER/Annotations/VIDEO, beside what is there of '
+        'DAVIS and YouTubeVOS; stages 2 and 3; see docs/train.md (default: none)',
+    )
+    add('--video_list', metavar='FILE', help='names of the videos of --video_root to take, one a line (default: all)')
+    add(
+        '--video_repeat',
+        type=positive,
+        default=1,
+        metavar='N',
+        help='a video of --video_root is drawn N times as often as one of YouTubeVOS, where one of DAVIS is drawn '
+        '5 times as often (default: %(default)s)',
+    )
     add(
         '--synthetic_root',
         metavar='FOLDER',
@@ -109,7 +138,7 @@ def training_parser() -> argparse.ArgumentParser:
         nargs='+',
         default=[],
         metavar='VIDEO',
-        help='DAVIS or YouTubeVOS videos not to train on, for selection (default: none)',
+        help='videos of DAVIS, YouTubeVOS or --video_root not to train on, for selection (default: none)',
     )
     add(
         '--crop_scale',
@@ -140,6 +169,25 @@ def training_parser() -> argparse.ArgumentParser:
         help='keep image and mask pairs decoded in it, up to 4 bytes a pixel (default: none)',
     )
     add('--seed', type=int, default=0, help='of samples and initial weights (default: %(default)s)')
+
+    add = parser.add_argument_group('validation').add_argument
+    add(
+        '--evaluate_every',
+        type=positive,
+        metavar='N',
+        help='segment the videos of --hold_aside every N iterations, at the end, and at the beginning of a run with '
+        '--load_network: J and F go to the log and to '
+        'TensorBoard, the best network to best.pth. 250 frames of 854 x 480 with one object take about a minute on '
+        'two CPU cores with stcn_light (default: never)',
+    )
+    add(
+        '--evaluate_size',
+        type=not_negative,
+        default=480,
+        metavar='PIXELS',
+        help='largest shorter side at which the network works then; smaller frames, and all with 0, are taken as they '
+        'are (default: %(default)s, as in the data of the paper)',
+    )
 
     add = parser.add_argument_group('network').add_argument
     add('--arch', help='a name in model/variants.py (default: that of the file to start from, or stcn)')
@@ -190,6 +238,14 @@ def training_parser() -> argparse.ArgumentParser:
     )
     add('--clip_norm', type=float, help='largest norm of the gradient (default: no bound)')
     add(
+        '--average',
+        type=decay,
+        metavar='DECAY',
+        help='keep an exponential moving average of the weights, in which the last 1 / (1 - DECAY) iterations count '
+        'most, 0.999 for instance; the final weights are then the average, and so is what the other scripts and '
+        '--load_network take from a checkpoint (default: none)',
+    )
+    add(
         '--accumulation',
         type=positive,
         default=1,
@@ -231,6 +287,13 @@ def clip_length(text: str) -> int:
     return frames
 
 
+def decay(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f'expected a number from 0 to just below 1, found {text}')
+    return value
+
+
 def main() -> int:
     parser = training_parser()
     args = parser.parse_args()  # --help must not wait for the imports below
@@ -240,8 +303,11 @@ def main() -> int:
     import torch
     from torch.utils.data import DataLoader
 
+    from dataset.held_aside import find_held_aside
     from dataset.sampling import AddressSampler, check_batch
     from dataset.training import open_training_set
+    from training.average import WeightAverage
+    from training.evaluation import Validation
     from training.loop import train
     from training.report import Report
     from training.run import Run, loading_errors, start_worker
@@ -274,12 +340,29 @@ def main() -> int:
             yv_root=args.yv_root,
             davis_root=args.davis_root,
             synthetic_root=args.synthetic_root,
+            video_roots=args.video_root,
+            video_list=args.video_list,
+            video_repeat=args.video_repeat,
             hold_aside=args.hold_aside,
             crop_scale=args.crop_scale,
             cache_dir=args.cache_stills,
             frames=args.clip_frames,
             difficulty=args.difficulty,
         )
+        validation = None
+        if args.evaluate_every:
+            validation = Validation(
+                find_held_aside(
+                    args.hold_aside,
+                    davis_root=args.davis_root,
+                    yv_root=args.yv_root,
+                    video_roots=args.video_root,
+                ),
+                every=args.evaluate_every,
+                at_start=args.load_network is not None,
+                size=args.evaluate_size,
+                best=run.best() if checkpoint else None,
+            )
         network = initial_network(
             arch=args.arch,
             similarity=args.similarity,
@@ -293,6 +376,7 @@ def main() -> int:
             network,
             torch.optim.Adam(network.parameters(), betas=(0.9, 0.999), weight_decay=1e-7, fused=True),
             torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16),
+            average=None if args.average is None else WeightAverage(network, args.average),
         )
         if args.compile:
             network.compiled()
@@ -333,6 +417,7 @@ def main() -> int:
                     amp_dtype=amp_dtype,
                     clip_norm=args.clip_norm,
                     recompute=args.recompute,
+                    validation=validation,
                     log_every=1 if args.debug else args.log_every,
                     images_every=args.images_every,
                     save_every=args.save_every,
@@ -342,7 +427,7 @@ def main() -> int:
         if signal:
             log.warning('stopped by signal %d after iteration %d; --resume continues', signal, state.iteration)
             return 128 + signal
-        run.finish(network)
+        run.finish(state.result())
     return 0
 
 
@@ -368,7 +453,7 @@ def begin(
                     'begin another --id with --load_network'
                 )
             for name in RECIPE:
-                before, now = saved['flags'].get(name), getattr(args, name)
+                before, now = saved['flags'].get(name, parser.get_default(name)), getattr(args, name)
                 if before != now:
                     log.warning('%s: continues with --%s %s, was %s', run.folder, name, now, before)
         checkpoint = run.newest()
@@ -391,6 +476,12 @@ def stage_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Stage
         parser.error(f'--arch: expected one of {", ".join(VARIANTS)}, found {args.arch}')
     if args.crop_size % 16:
         parser.error(f'--crop_size: expected a multiple of 16, found {args.crop_size}')
+    if args.video_root and STAGES[args.stage].data != 'main':
+        parser.error(f'--video_root: expected --stage 2 or 3, which train on real videos, found {args.stage}')
+    if not args.video_root and (args.video_list or args.video_repeat != 1):
+        parser.error('--video_list and --video_repeat: expected --video_root, which they are about')
+    if args.evaluate_every and not args.hold_aside:
+        parser.error('--evaluate_every: expected videos to evaluate, --hold_aside VIDEO ..., found none')
     names = ('batch_size', 'iterations', 'steps', 'lr', 'gamma', 'warmup', 'bootstrap')
     changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return dataclasses.replace(STAGES[args.stage], **changes)

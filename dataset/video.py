@@ -1,10 +1,15 @@
-"""Training clips from videos: BL30K (stage 1), DAVIS and YouTubeVOS (stages 2, 3); supplementary F.3.2 and F.3.3."""
+"""Training clips from videos: BL30K (stage 1); DAVIS, YouTubeVOS and one's own (stages 2, 3).
+
+Supplementary F.3.2 and F.3.3.
+"""
 
 import itertools
 import logging
+import math
 import os
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +26,12 @@ log = logging.getLogger(__name__)
 SPLITS = Path(__file__).parent / 'splits'
 DAVIS_REPEATS = 5
 """DAVIS videos appear that often for each YouTubeVOS video: their annotations are of higher quality."""
+
+DAVIS_FOLDER, YOUTUBE_FOLDER = Path('2017', 'trainval'), Path('train_480p')
+"""Of their roots."""
+
+SHOWN = 3
+"""Names that a log line gives for an example."""
 
 REDRAWS = 5
 CROP_SCALE = (0.36, 1.0)
@@ -39,12 +50,20 @@ class TrainingVideo:
     stride: int = 1
     """Frames of the original video from one annotation to the next: max-skip counts original frames."""
 
+    @property
+    def name(self) -> str:
+        """That of its folder."""
+        return os.path.basename(self.images)
+
 
 def find_davis(root: str | Path) -> list[TrainingVideo]:
     """The training set of DAVIS 2017 at 480p, ``root``/2017/trainval; [] if that is absent."""
-    base = Path(root) / '2017' / 'trainval'
+    base = Path(root) / DAVIS_FOLDER
     return find_videos(
-        base / 'JPEGImages' / '480p', base / 'Annotations' / '480p', subset=read_split('davis_2017_train')
+        base / 'JPEGImages' / '480p',
+        base / 'Annotations' / '480p',
+        subset=read_split('davis_2017_train'),
+        unlisted='validation videos are never trained on',
     )
 
 
@@ -53,8 +72,14 @@ def find_youtube(root: str | Path) -> list[TrainingVideo]:
 
     Every fifth frame is annotated.
     """
-    base = Path(root) / 'train_480p'
-    return find_videos(base / 'JPEGImages', base / 'Annotations', subset=read_split('youtube_vos_train'), stride=5)
+    base = Path(root) / YOUTUBE_FOLDER
+    return find_videos(
+        base / 'JPEGImages',
+        base / 'Annotations',
+        subset=read_split('youtube_vos_train'),
+        stride=5,
+        unlisted=f'--video_root {base} takes videos of any name',
+    )
 
 
 def find_bl30k(root: str | Path) -> list[TrainingVideo]:
@@ -69,27 +94,126 @@ def find_bl30k(root: str | Path) -> list[TrainingVideo]:
     return videos
 
 
-def find_main(davis_root: str | Path, yv_root: str | Path, *, hold_aside: Iterable[str] = ()) -> list[TrainingVideo]:
-    """DAVIS, five times, and YouTubeVOS; what is there of them, without the videos named in ``hold_aside``.
+def find_own(roots: Iterable[str | Path], *, video_list: str | Path | None = None) -> list[TrainingVideo]:
+    """Videos of one's own, ``root``/{JPEGImages,Annotations}/<video>, whatever their names.
+
+    Of each, the stride is what ``annotation_stride`` finds; it is logged.
+
+    Args:
+        video_list: a text file that names the videos to take, one a line; all of them if it is not given.
 
     Raises:
-        DataError: neither is there, or there is no video to hold aside by that name.
+        DataError: a root has not these two folders or, without a list, no video that can be used; the list is empty,
+            or names a video that is in no root or cannot be used.
+        OSError: the list cannot be read.
     """
-    videos = without(DAVIS_REPEATS * find_davis(davis_root) + find_youtube(yv_root), hold_aside)
-    if not videos:
-        raise DataError(
-            f'expected videos in {Path(davis_root) / "2017" / "trainval"} or {Path(yv_root) / "train_480p"}, found '
-            'none to train on. Check --davis_root and --yv_root.'
-        )
+    roots = [Path(root) for root in roots]
+    for root in roots:
+        absent = [name for name in ('JPEGImages', 'Annotations') if not (root / name).is_dir()]
+        if absent:
+            raise DataError(
+                f'{root}: expected the folders JPEGImages/<video> and Annotations/<video>, found no '
+                f'{" and no ".join(absent)}. Check --video_root.'
+            )
+    names = None if video_list is None else _read_list(video_list, [root / 'JPEGImages' for root in roots])
+    videos = []
+    for root in roots:
+        images, masks = root / 'JPEGImages', root / 'Annotations'
+        subset = None if names is None else [name for name in names if name in _folders(images)]
+        found = find_videos(images, masks, subset=subset, stride=None)
+        if names is None and not found:
+            raise DataError(
+                f'{root}: expected a video with three frames or more that have an annotation of the same name, as '
+                'JPEGImages/<video>/00000.jpg and Annotations/<video>/00000.png, found none. Check --video_root.'
+            )
+        if unusable := sorted(set(subset or ()) - {video.name for video in found}):
+            raise DataError(
+                f'{video_list}: expected videos to train on, but {len(unusable)} in {images} cannot be used, as said '
+                f'above: {_some(unusable)}'
+            )
+        videos += found
     return videos
 
 
-def without(videos: list[TrainingVideo], names: Iterable[str]) -> list[TrainingVideo]:
+def _read_list(path: str | Path, folders: list[Path]) -> list[str]:
+    """The names in a list, each of which is that of a folder in one of ``folders``. Raises ``DataError``."""
+    lines = Path(path).read_text(encoding='utf-8-sig', errors='surrogateescape').splitlines()
+    names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not names:
+        raise DataError(f'{path}: expected names of videos, one a line, found none.')
+    there = set().union(*map(_folders, folders))
+    if unknown := [name for name in names if name not in there]:
+        raise DataError(
+            f'{path}: expected names of folders in {" or ".join(map(str, folders))}, found no folder for '
+            f'{len(unknown)} of {len(names)}: {_some(unknown)}'
+        )
+    return names
+
+
+def find_main(
+    davis_root: str | Path,
+    yv_root: str | Path,
+    *,
+    video_roots: Sequence[str | Path] = (),
+    video_list: str | Path | None = None,
+    video_repeat: int = 1,
+    hold_aside: Collection[str] = (),
+) -> list[TrainingVideo]:
+    """DAVIS, five times, YouTubeVOS, and videos of one's own, ``video_repeat`` times.
+
+    What is there of DAVIS and YouTubeVOS is used; a root ``'none'`` is not looked for, and a folder that is one of
+    ``video_roots`` is not read twice. The videos that are named in ``hold_aside`` are left out, wherever they are. See
+    ``find_own`` for ``video_roots`` and ``video_list``.
+
+    Raises:
+        DataError: there is no video at all, or none to hold aside by that name, or ``find_own`` raises it.
+    """
+    own = find_own(video_roots, video_list=video_list)
+    whole = set() if video_list else {Path(root).resolve() for root in video_roots}
+    parts: dict[str, list[TrainingVideo]] = {}
+    absent = []
+    for name, root, folder, find, repeats in (
+        ('DAVIS', davis_root, DAVIS_FOLDER, find_davis, DAVIS_REPEATS),
+        ('YouTubeVOS', yv_root, YOUTUBE_FOLDER, find_youtube, 1),
+    ):
+        base = Path(root) / folder
+        if str(root) == 'none' or base.resolve() in whole:
+            continue
+        if own and not base.is_dir():  # no cause for a warning: there is something to train on
+            absent.append(f'{name} ({base})')
+        else:
+            parts[name] = repeats * find(root)
+    parts['--video_root'] = video_repeat * own
+
+    _check_held_aside([video for part in parts.values() for video in part], hold_aside)
+    parts = {name: [video for video in part if video.name not in hold_aside] for name, part in parts.items()}
+    videos = [video for part in parts.values() for video in part]
+    if not videos:
+        places = [Path(davis_root) / DAVIS_FOLDER, Path(yv_root) / YOUTUBE_FOLDER, *video_roots]
+        raise DataError(
+            f'expected videos in {" or ".join(map(str, places))}, found none to train on'
+            f'{" but those held aside" if hold_aside else ""}. Check --davis_root and --yv_root; --video_root takes '
+            'videos of any name.'
+        )
+    if own:
+        shares = ', '.join(f'{name} ({100 * len(part) / len(videos):.3g}%)' for name, part in parts.items())
+        log.info('real clips are drawn from %s%s', shares, f'; not there: {", ".join(absent)}' if absent else '')
+    return videos
+
+
+def without(videos: list[TrainingVideo], names: Collection[str]) -> list[TrainingVideo]:
     """The videos but those of these names. Raises ``DataError`` where there are videos, but not one of a name."""
-    there = {os.path.basename(video.images) for video in videos}
-    if there and (unknown := set(names) - there):
-        raise DataError(f'expected to hold aside training videos, found none named {", ".join(sorted(unknown))}')
-    return [video for video in videos if os.path.basename(video.images) not in names]
+    _check_held_aside(videos, names)
+    return [video for video in videos if video.name not in names]
+
+
+def _check_held_aside(videos: list[TrainingVideo], names: Collection[str]) -> None:
+    if videos and (unknown := sorted(set(names) - {video.name for video in videos})):
+        folders = sorted({os.path.dirname(video.images) for video in videos})
+        raise DataError(
+            f'expected to hold aside training videos, found none named {_some(unknown)} among those that can be used '
+            f'in {" or ".join(folders)}'
+        )
 
 
 def read_split(name: str) -> list[str]:
@@ -98,45 +222,112 @@ def read_split(name: str) -> list[str]:
 
 
 def find_videos(
-    images: Path, masks: Path, *, subset: Iterable[str] | None = None, stride: int = 1
+    images: Path,
+    masks: Path,
+    *,
+    subset: Iterable[str] | None = None,
+    stride: int | None = 1,
+    unlisted: str | None = None,
 ) -> list[TrainingVideo]:
     """The videos below ``images`` and ``masks`` (one folder each), all of them or those of ``subset``.
 
-    Videos that are missing or have fewer than three annotated frames are skipped; how many is logged.
+    A video needs three frames that have an annotation. What is left out is logged, a line a cause.
+
+    Args:
+        stride: of every video, see ``TrainingVideo``; None: ``annotation_stride`` finds it, and it is logged.
+        unlisted: ends the line on folders that are not in ``subset``; None: there is no such line.
     """
     if not images.is_dir() or not masks.is_dir():
         log.warning('training goes on without %s: found no folders %s and %s', images.parent, images, masks)
         return []
-    names = sorted(os.listdir(images)) if subset is None else list(subset)
-    videos = [
-        TrainingVideo(str(images / name), str(masks / name), _annotated_frames(images / name, masks / name), stride)
-        for name in names
-        if not name.startswith('.')
-    ]
-    usable = [video for video in videos if len(video.frames) >= 3]
-    skipped = [os.path.basename(video.images) for video in videos if len(video.frames) < 3]
-    log.info('%s: %d video(s)', images, len(usable))
-    if skipped:
-        log.warning(
-            '%s: skipped %d video(s), missing or with fewer than 3 frames that have image and annotation: %s ...',
-            images,
-            len(skipped),
-            ', '.join(skipped[:3]),
-        )
-    return usable
+    there = _folders(images) | _folders(masks)
+    names = sorted(there) if subset is None else list(subset)
+    videos: list[TrainingVideo] = []
+    absent, frameless, unannotated, short, double, stray = [], [], [], [], [], []
+    strides: dict[int | None, list[str]] = {}
+    for name in names:
+        (stems, doubles), annotated = _frames(images / name), _annotations(masks / name)
+        frames = tuple(stems[stem] for stem in sorted(annotated & stems.keys(), key=lambda stem: (len(stem), stem)))
+        if len(frames) >= 3:
+            found = annotation_stride(frames) if stride is None else stride
+            strides.setdefault(found, []).append(name)
+            videos.append(TrainingVideo(str(images / name), str(masks / name), frames, found or 1))
+            double += [f'{name}/{frame}' for frame in doubles]
+            stray += [f'{name}/{stem}.png' for stem in sorted(annotated - stems.keys())]
+        elif name not in there:
+            absent.append(name)
+        elif not stems:
+            frameless.append(name)
+        elif not annotated:
+            unannotated.append(name)
+        else:
+            short.append(f'{name} ({len(frames)} of {len(stems)})')
+    loose = [] if subset is not None else [name for name in _frames(images)[0].values() if name not in there]
+    others = [] if unlisted is None else sorted(there - set(names))
+
+    log.info('%s: %d video(s)', images, len(videos))
+    if stride is None:
+        for found, group in strides.items():
+            log.info('%s: %s: %s', images, _describe(found), _some(group))
+    for what, left_out, advice in (
+        ('video(s) of the training list that are not there', absent, None),
+        ('video(s) that are not in the training list', others, unlisted),
+        ('video(s) without frames (.jpg, .jpeg or .png)', frameless, None),
+        ('video(s) without annotations', unannotated, f'expected {masks}/<video>/<frame>.png'),
+        ('video(s) with fewer than 3 frames that have an annotation', short, 'that of 00000.jpg is 00000.png'),
+        ('frame(s) with the name of another one (.jpg, .png)', double, f'{masks} is the folder of annotations'),
+        ('annotation(s) without a frame of the same name', stray, None),
+        ('frame(s) that are in no folder of a video', loose, f'expected {images}/<video>/<frame>'),
+    ):
+        if left_out:
+            advice = f'; {advice}' if advice else ''
+            log.warning('%s: left out %d %s: %s%s', images, len(left_out), what, _some(left_out), advice)
+    return videos
 
 
-def _annotated_frames(images: Path, masks: Path) -> tuple[str, ...]:
-    """From the names only, without a look at each file: BL30K has nearly ten million of them."""
-    if not images.is_dir() or not masks.is_dir():
-        return ()
-    annotated = {name[:-4] for name in os.listdir(masks) if name.endswith('.png') and not name.startswith('.')}
-    names = {
-        name.rpartition('.')[0]: sys.intern(name)  # most videos use the same names
-        for name in sorted(os.listdir(images))  # of 1.jpg and 1.png the same one everywhere
-        if name.lower().endswith(FRAME_SUFFIXES)
-    }
-    return tuple(names[stem] for stem in sorted(annotated & names.keys(), key=lambda stem: (len(stem), stem)))
+def annotation_stride(frames: Sequence[str]) -> int | None:
+    """The smallest step between the numbers in the names of annotated frames; None if it does not divide all steps.
+
+    00000.jpg, 00005.jpg, 00010.jpg, 00025.jpg: 5, and a gap. Of several numbers in a name, the one that varies counts.
+    """
+    numbers = zip(*(map(int, re.findall('[0-9]+', os.path.splitext(name)[0])) for name in frames), strict=False)
+    varying = [column for column in numbers if len(set(column)) > 1]
+    if len(varying) != 1:
+        return None
+    steps = [b - a for a, b in itertools.pairwise(varying[0])]
+    return min(steps) if min(steps) > 0 and min(steps) == math.gcd(*steps) else None
+
+
+def _describe(stride: int | None) -> str:
+    if stride is None:
+        return 'the numbers in the names are not evenly spaced, so annotated frames count as neighbours'
+    return f'annotated every {stride} frames, by the numbers in the names' if stride > 1 else 'annotated every frame'
+
+
+def _folders(folder: Path) -> set[str]:
+    return {entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith('.')}
+
+
+def _frames(folder: Path) -> tuple[dict[str, str], list[str]]:
+    """The file names of a video's images by their stems, and those whose stem another one has, too.
+
+    From the names only, without a look at each file: BL30K has nearly ten million of them.
+    """
+    names = sorted(os.listdir(folder)) if folder.is_dir() else ()
+    names = [name for name in names if name.lower().endswith(FRAME_SUFFIXES) and not name.startswith('.')]
+    # Most videos use the same names; of 1.jpg and 1.png the same one is taken everywhere.
+    stems = {name.rpartition('.')[0]: sys.intern(name) for name in names}
+    return stems, sorted(set(names) - set(stems.values())) if len(stems) < len(names) else []
+
+
+def _annotations(folder: Path) -> set[str]:
+    """The stems of a video's annotations, from the names only."""
+    names = os.listdir(folder) if folder.is_dir() else ()
+    return {name[:-4] for name in names if name.endswith('.png') and not name.startswith('.')}
+
+
+def _some(names: Sequence[str]) -> str:
+    return ', '.join(names[:SHOWN]) + (', ...' if len(names) > SHOWN else '')
 
 
 class VideoDataset(AddressedDataset):

@@ -3,7 +3,8 @@
 A file is one of
 
 - a state dict in a published layout: STCN, multi-object or stage 0, or STM (recognised by its names and shapes);
-- a training checkpoint, ours or the release's, with the state dict under ``network``;
+- a training checkpoint, ours or the release's, with the state dict under ``network``; ours may also have an average of
+  the weights over past iterations under ``average``, which is the one to take unless training goes on;
 - our own: ``{'config': {...}, 'network': {...}}``, from which the network is rebuilt: ``config['arch']`` names its
   class;
 
@@ -17,7 +18,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ def load_network(
     device: torch.device | str = 'cpu',
     widen: Literal['zeros', 'orthogonal'] | None = 'zeros',
 ) -> Network:
-    """The network of a checkpoint file, in eval mode.
+    """The network of a checkpoint file, in eval mode; of a training checkpoint with averaged weights, these.
 
     A single-object (stage 0) network gets an input channel for the other objects' masks: ``widen``
     says with which weights; ``'zeros'`` for inference, ``'orthogonal'`` for training on, ``None`` to
@@ -98,11 +99,17 @@ def network_from_checkpoint(
     *,
     device: torch.device | str = 'cpu',
     widen: Literal['zeros', 'orthogonal'] | None = 'zeros',
+    averaged: bool = True,
 ) -> Network:
-    """As :func:`load_network`, of a file that has been read."""
-    state = content.get('network', content)
+    """As :func:`load_network`, of a file that has been read.
+
+    ``averaged``: take the average of the weights where there is one; ``False`` for the weights that training goes on
+    with.
+    """
+    name = 'average' if averaged and 'average' in content else 'network'
+    state = content.get(name, content)
     if not isinstance(state, dict):
-        raise CheckpointError(f'{path}: "network" holds a {type(state).__name__}, expected a state dict')
+        raise CheckpointError(f'{path}: "{name}" holds a {type(state).__name__}, expected a state dict')
     state = {str(name).removeprefix('module.'): value for name, value in state.items() if isinstance(value, Tensor)}
     if not state:
         raise CheckpointError(f'{path}: holds no tensors, so no network')
@@ -125,14 +132,17 @@ def network_from_checkpoint(
     return network.eval()
 
 
-def save_network(path: str | Path, network: Network, *, dtype: torch.dtype | None = None) -> None:
-    """Weights and the configuration that rebuilds the network, atomically; ``dtype`` converts the weights."""
+def save_network(path: str | Path, network: Network, *, dtype: torch.dtype | None = None, **notes: Any) -> None:
+    """Weights and the configuration that rebuilds the network, atomically; ``dtype`` converts the weights.
+
+    ``notes`` are plain values to be kept beside them; loading the network does not look at them.
+    """
     state = {
         name: value.to('cpu', dtype if value.is_floating_point() else None)
         for name, value in network.state_dict().items()
     }
     with atomic_path(path) as temporary:
-        torch.save({'config': dataclasses.asdict(network.config), 'network': state}, temporary)
+        torch.save({'config': dataclasses.asdict(network.config), 'network': state, **notes}, temporary)
 
 
 def _check_tensors(state: dict[str, Tensor], path: str | Path) -> None:

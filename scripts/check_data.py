@@ -2,10 +2,12 @@
 
     python scripts/check_data.py --davis_root ../DAVIS --yv_root ../YouTube
     python scripts/check_data.py --bl_root ../BL30K --quick
+    python scripts/check_data.py --video_root ../mine
 
 Lists files that cannot be read (everything is decoded), masks whose labels are not exact or that show nothing, images
 without masks and the other way round, sizes that differ, videos with fewer than three annotated frames, and videos of
-the training lists that are absent. The exit status is 1 if there is anything to list.
+the training lists that are absent. In videos of your own, frames without masks are no problem. The exit status is 1 if
+there is anything to list.
 """
 
 import argparse
@@ -108,8 +110,18 @@ def plan_bl30k(root: Path) -> Plan:
     return plan_videos('BL30K', images, masks, find_bl30k(root), listed=sorted(names))
 
 
-def plan_videos(dataset: str, images: Path, masks: Path, videos: list, *, listed: list[str]) -> Plan:
-    """``videos``: those of ``listed`` that training would read."""
+def plan_own(root: Path) -> Plan:
+    from dataset.video import find_own
+
+    images, masks = root / 'JPEGImages', root / 'Annotations'
+    names = {path.name for folder in (images, masks) for path in folder.glob('[!.]*/')}
+    return plan_videos('videos', images, masks, find_own([root]), listed=sorted(names), sparse=True)
+
+
+def plan_videos(
+    dataset: str, images: Path, masks: Path, videos: list, *, listed: list[str], sparse: bool = False
+) -> Plan:
+    """``videos``: those of ``listed`` that training would read; ``sparse``: not every frame needs a mask."""
     jobs = [Job(dataset, len(v.frames), partial(video_pairs, v.images, v.masks, v.frames)) for v in videos]
     problems = []
     absent = [name for name in listed if not (images / name).is_dir() and not (masks / name).is_dir()]
@@ -121,7 +133,8 @@ def plan_videos(dataset: str, images: Path, masks: Path, videos: list, *, listed
         if name not in usable:
             message = f'{images / name}: expected at least three frames with image and mask'
             problems.append(Problem(dataset, 'too short', str(images / name), message))
-        problems += unpaired(dataset, images / name, masks / name, FRAME_SUFFIXES)
+        found = unpaired(dataset, images / name, masks / name, FRAME_SUFFIXES)
+        problems += [problem for problem in found if not sparse or problem.kind != 'no mask']
     return jobs, problems
 
 
@@ -234,25 +247,27 @@ def main() -> int:
     add('--bl_root', type=Path, help='BL30K (stage 1)')
     add('--yv_root', type=Path, help='YouTubeVOS, with train_480p (stages 2, 3)')
     add('--davis_root', type=Path, help='DAVIS, with 2017/trainval (stages 2, 3)')
+    add('--video_root', type=Path, nargs='+', default=[], metavar='FOLDER', help='videos of your own (stages 2, 3)')
     add('--quick', action='store_true', help='read only the headers of files: nothing on content and truncation')
     add('--json', type=Path, metavar='FILE', help='write all that was found, without abbreviation')
     add('--num_workers', type=positive, default=os.cpu_count(), help='processes (default: one a core)')
     args = parser.parse_args()
-    plans = {
-        'static': (plan_static, args.static_root),
-        'BL30K': (plan_bl30k, args.bl_root),
-        'YouTubeVOS': (plan_youtube, args.yv_root),
-        'DAVIS': (plan_davis, args.davis_root),
-    }
-    chosen = {name: (plan, root) for name, (plan, root) in plans.items() if root is not None}
+    plans = [
+        ('static', plan_static, args.static_root),
+        ('BL30K', plan_bl30k, args.bl_root),
+        ('YouTubeVOS', plan_youtube, args.yv_root),
+        ('DAVIS', plan_davis, args.davis_root),
+        *(('videos', plan_own, root) for root in args.video_root),
+    ]
+    chosen = [(name, plan, root) for name, plan, root in plans if root is not None]
     if not chosen:
-        parser.error('expected at least one of --static_root, --bl_root, --yv_root, --davis_root')
+        parser.error('expected at least one of --static_root, --bl_root, --yv_root, --davis_root, --video_root')
     if args.json:
         check_writable(args.json)
 
     jobs: list[Job] = []
     problems: list[Problem] = []
-    for name, (plan, root) in chosen.items():
+    for name, plan, root in chosen:
         try:
             found = plan(root)
         except DataError as error:  # there is nothing at all
@@ -266,7 +281,7 @@ def main() -> int:
     pairs = Counter()
     for job in jobs:
         pairs[job.dataset] += job.size
-    print('\n'.join(table(pairs, problems, list(chosen))))
+    print('\n'.join(table(pairs, problems, list(dict.fromkeys(name for name, *_ in chosen)))))
     if args.json:
         report = {'pairs': pairs, 'problems': [problem._asdict() for problem in problems]}
         with atomic_path(args.json) as temporary:

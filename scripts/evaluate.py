@@ -31,15 +31,12 @@ from dataset.davis import ANNOTATIONS, davis_videos
 from dataset.io import DataError, list_frames, natural_key, read_mask
 from util.cli import run_main
 from util.files import atomic_path, check_writable
-from util.metrics import boundary_accuracy, region_similarity, statistics
+from util.metrics import MEASURES, Scores, labels_in, score_frame, statistics
 
 log = logging.getLogger(__name__)
 
-MEASURES = {'J': region_similarity, 'F': boundary_accuracy}
 STATISTICS = ('mean', 'recall', 'decay')
 COLUMNS = ['J&F', *(f'{measure} {name}' for measure in MEASURES for name in STATISTICS)]
-
-Scores = dict[int, dict[str, dict[str, float]]]  # label -> 'J' or 'F' -> frame name -> value
 
 
 @dataclass(frozen=True)
@@ -155,13 +152,9 @@ def score(sequence: Sequence) -> Scores:
             )
         if sequence.binary:
             truth, result = (truth > 0).astype(np.uint8), (result > 0).astype(np.uint8)
-        found |= {label: found.get(label, result_path) for label in labels(result)}
+        found |= {label: found.get(label, result_path) for label in labels_in(result)}
         is_last = i == len(sequence.truth) - 1
-        if not (is_last and sequence.skip_last):
-            for label, measures in scores.items():
-                for name, measure in MEASURES.items():
-                    measures[name][truth_path.stem] = measure(truth == label, result == label)
-        scores |= {label: {name: {} for name in MEASURES} for label in labels(truth) if label not in scores}
+        score_frame(scores, truth_path.stem, truth, result, counts=not (is_last and sequence.skip_last))
 
     extra = sorted(found.keys() - scores.keys())
     if extra:
@@ -176,11 +169,6 @@ def score(sequence: Sequence) -> Scores:
             f'{len(sequence.truth)} masks in all. Is the ground truth of this split public?'
         )
     return dict(sorted(scores.items()))
-
-
-def labels(mask: np.ndarray) -> list[int]:
-    """The non-zero labels of a uint8 mask."""
-    return (np.flatnonzero(np.bincount(mask.ravel())[1:]) + 1).tolist()
 
 
 def some(values: list) -> str:

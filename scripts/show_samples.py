@@ -26,6 +26,7 @@ def main() -> int:
     parser.add_argument('--bl_root', type=Path, default='../BL30K', help='BL30K, for stage 1')
     parser.add_argument('--yv_root', type=Path, default='../YouTube', help='YouTubeVOS, for stages 2 and 3')
     parser.add_argument('--davis_root', type=Path, default='../DAVIS', help='DAVIS, for stages 2 and 3')
+    parser.add_argument('--video_root', type=Path, nargs='+', default=[], metavar='FOLDER', help='as for train.py')
     parser.add_argument('--synthetic_root', type=Path, help='image and mask pairs: as for train.py')
     parser.add_argument(
         '--difficulty', choices=('plain', 'hard'), default='plain', help='of these clips: as for train.py'
@@ -52,6 +53,7 @@ def main() -> int:
         bl_root=args.bl_root,
         yv_root=args.yv_root,
         davis_root=args.davis_root,
+        video_roots=args.video_root,
         synthetic_root=args.synthetic_root,
         frames=args.clip_frames,
         difficulty=args.difficulty,

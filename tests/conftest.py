@@ -21,6 +21,9 @@ REPOSITORY = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / 'golden'
 FRAMES = sorted((GOLDEN / 'clip').iterdir())
 APPEARING = {2: 0, 5: 4, 9: 7}  # label -> frame, of GOLDEN / 'appearing'
+# How far probabilities may differ that were computed in two ways, such as frames one by one and in a batch: sums are
+# added up in another order, which depends on the processor. Tests that take the same way twice ask for equal bits.
+ROUNDING = {'atol': 1e-4, 'rtol': 0}
 sys.path.insert(0, str(GOLDEN))
 from procedural_weights import make_state_dict  # noqa: E402
 
@@ -48,13 +51,18 @@ def state_dict(layout: str) -> dict[str, Tensor]:
     return {name: torch.from_numpy(value) for name, value in make_state_dict(layout).items()}
 
 
-@pytest.fixture
-def one_thread():
-    """Two threads that share a busy machine's cores wait for each other. Scripts set their number, too."""
+@pytest.fixture(autouse=True)
+def threads_as_before():
+    """Scripts set the number of threads of this process; every test begins with that of OMP_NUM_THREADS."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread():
+    """Two threads that share a busy machine's cores wait for each other."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope='module')
@@ -190,6 +198,26 @@ def folder_root(tmp_path) -> Path:
 def tree(folder: Path) -> dict[str, bytes]:
     """All files below a folder with their content."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob('*')) if path.is_file()}
+
+
+def assert_same_but_for_rounding(found: Path, expected: Path) -> None:
+    """Two output folders of evaluations with ``--save_probs`` that computed the same in different ways.
+
+    Probabilities are kept in float16, whose steps are 5e-4. The few pixels with two labels that are that close may get
+    either.
+    """
+    files, others = tree(found), tree(expected)
+    assert files.keys() == others.keys()
+    for name, content in files.items():
+        if name.endswith('.png'):
+            assert (read_mask(found / name) != read_mask(expected / name)).mean() < 1e-3, name
+        elif name.endswith('.npz'):
+            with np.load(found / name) as arrays, np.load(expected / name) as other:
+                assert np.array_equal(arrays['objects'], other['objects'])
+                probs = (each['prob'].astype(np.float32) for each in (arrays, other))
+                np.testing.assert_allclose(*probs, atol=1e-3, rtol=0, err_msg=name)
+        else:
+            assert content == others[name], name
 
 
 def golden(name: str) -> dict[str, np.ndarray]:

@@ -34,6 +34,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from dataset.video import read_split
 from model import VARIANTS, CheckpointError, build_network, save_network
 from model.checkpoint import read_checkpoint
 from tests.tiny import TINY as TINY_CONFIG
@@ -339,8 +340,8 @@ def kill_training(
     fresh_share: float = FRESH,
     iterations: int = 12,
 ) -> Tally:
-    """Stage 3 with two workers on seven samples, two an iteration, and a checkpoint every other one: epochs end often,
-    and max-skip changes five times."""
+    """Stage 3 with two workers on six samples, two an iteration, and a checkpoint every other one: epochs end often,
+    and max-skip changes five times. The average is evaluated every third iteration."""
     script = str(REPOSITORY / 'train.py')
     command = [
         *training_flags(make_roots(folder / 'roots')),
@@ -356,15 +357,23 @@ def kill_training(
         '1',
         '--images_every',
         '3',
+        '--lr',
+        '1e-3',
+        '--average',
+        '0.5',
+        '--evaluate_every',
+        '3',
+        '--hold_aside',
+        read_split('youtube_vos_train')[0],
         '--id',
         'run',
         '--resume',
     ]
     tally = Tally('training')
-    states: dict[int, str] = {}  # iteration -> digest of its state
+    states: dict[str, str] = {}  # checkpoint, final weights, or best network up to an iteration -> digest
 
     def look(run: Path) -> set[str]:
-        """Every checkpoint can be read and is the one of its iteration in all other runs."""
+        """Every checkpoint and best network can be read and is the one of its iteration in all other runs."""
         saves = run / 'saves' / 'run'
         parts = {path.name for path in saves.glob('.*')}
         paths = {path for path in saves.glob('[!.]*') if 'tfevents' not in path.name}
@@ -372,10 +381,12 @@ def kill_training(
             try:
                 if path.name == 'config.json':
                     json.loads(path.read_text())
-                elif match := re.fullmatch(r'(checkpoint_(\d+)|run)\.pth', path.name):
-                    iteration = int(match[2]) if match[2] else -1  # the final weights
-                    state = digest(read_checkpoint(path))
-                    if states.setdefault(iteration, state) != state:
+                elif re.fullmatch(r'(checkpoint_\d+|best|run)\.pth', path.name):
+                    content = read_checkpoint(path)
+                    name = path.name
+                    if name == 'best.pth':
+                        name += f' of iteration {content["evaluation"]["iteration"]}'
+                    if states.setdefault(name, digest(content)) != digest(content):
                         tally.differences.append(f'{run.name}: {path.name} differs')
                 else:
                     tally.differences.append(f'{run.name}: found {path.name}')
@@ -392,6 +403,7 @@ def kill_training(
         run.mkdir()
         lengths[fresh, slow] = undisturbed(script, command, run, fresh=fresh, slow=slow)
         look(run)
+        best = digest(read_checkpoint(run / 'saves' / 'run' / 'best.pth'))
     while tally.signals.total() < kills:
         run = folder / f'killed_{tally.finished}'
         run.mkdir()
@@ -407,13 +419,18 @@ def kill_training(
             look=lambda run=run: look(run),
         )
         found = sorted(re.sub(r'.*tfevents.*', 'events', path.name) for path in (run / 'saves' / 'run').iterdir())
-        if (
-            set(found)
-            != {'config.json', 'events', 'run.pth'}
-            | {f'checkpoint_{iteration:08d}.pth' for iteration in saved_last(found)}
-            or iterations not in states
-        ):
+        kept = saved_last(found)
+        expected = {
+            'config.json',
+            'events',
+            'run.pth',
+            'best.pth',
+            *(f'checkpoint_{number:08d}.pth' for number in kept),
+        }
+        if set(found) != expected or iterations not in kept:
             tally.differences.append(f'{run.name}: finished with {found}')
+        elif digest(read_checkpoint(run / 'saves' / 'run' / 'best.pth')) != best:
+            tally.differences.append(f'{run.name}: another network is the best')
     return tally
 
 

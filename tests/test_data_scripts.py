@@ -954,6 +954,31 @@ def test_check_finds_what_is_spoilt(
     assert Path(path).parts[-1].split('.')[0] in capsys.readouterr().out
 
 
+def test_check_of_videos_of_ones_own(tmp_path, monkeypatch, capsys):
+    """Their frames need no masks."""
+    mine, other = tmp_path / 'mine', tmp_path / 'other'
+    for root in (mine, other):
+        save_video(root / 'JPEGImages', root / 'Annotations', 'my cat', frames=6)
+    (mine / 'Annotations/my cat/00005.png').unlink()
+    flags = ('--video_root', mine, other, '--num_workers', 1)
+    assert findings(monkeypatch, tmp_path, *flags) == (0, [])
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ['videos', '11']
+
+    save_video(mine / 'JPEGImages', mine / 'Annotations', 'two', frames=2)
+    cut(mine / 'JPEGImages/my cat/00010.jpg')
+    (mine / 'JPEGImages/my cat/00015.jpg').unlink()
+    shutil.rmtree(other / 'Annotations')
+    assert findings(monkeypatch, tmp_path, *flags) == (
+        1,
+        [
+            ('videos', 'no image', 'mine/Annotations/my cat', ['00015']),
+            ('videos', 'too short', 'mine/JPEGImages/two', []),
+            ('videos', 'absent', 'other', []),
+            ('videos', 'unreadable', 'mine/JPEGImages/my cat/00010.jpg', []),
+        ],
+    )
+
+
 def test_quick_check_reads_headers(tmp_path, training_roots, monkeypatch):
     """It misses what is cut off in the middle and sees the sizes."""
     cut(tmp_path / 'BL30K/JPEGImages/bear/00005.jpg')

@@ -6,7 +6,7 @@ import torch
 from inference.core import InferenceCore, InputError
 from inference.ensemble import Ensemble, Member
 from model import STM, Network, STMConfig
-from tests.conftest import make_small_network
+from tests.conftest import ROUNDING, make_small_network
 
 FRAMES = 6
 
@@ -99,7 +99,7 @@ def test_frames_encoded_together_are_the_same(small_network, small_stm, clip, ma
     expected = run(Ensemble(members), clip, masks)
     ensemble = Ensemble(members)
     found = run(ensemble, ensemble.encode(clip[:FRAMES]), masks)
-    assert_equal(found, expected, atol=1e-5, rtol=0)
+    assert_equal(found, expected, **ROUNDING)
 
 
 def test_kernelised_read_of_one_size(small_network, clip, masks):

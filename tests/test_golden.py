@@ -20,6 +20,18 @@ def assert_close(found, expected, tolerance=1e-4):
     torch.testing.assert_close(found, torch.from_numpy(expected).reshape(found.shape), atol=tolerance, rtol=0)
 
 
+def assert_same_objects(prob, expected):
+    """Each object's probability ``prob [1, 3, H, W]``, and what aggregation makes of all three.
+
+    It takes ``p / (1 - p)``, which multiplies the rounding of a probability near 1 by thousands. So it is compared
+    strictly where it is given the published probabilities, and loosely where it is given ours.
+    """
+    assert_close(prob[0, :, ::2, ::2], expected['object_prob'])
+    given = torch.from_numpy(expected['object_prob']).transpose(0, 1)
+    assert_close(aggregate(given).softmax(dim=1), expected['aggregated'])
+    assert_close(aggregate(prob).softmax(dim=1)[0, :, ::2, ::2], expected['aggregated'], tolerance=5e-3)
+
+
 def normalised(frame):
     return ((frame.float() / 255 - torch.tensor(IMAGE_MEAN)[:, None, None]) / torch.tensor(IMAGE_STD)[:, None, None])[
         None, :, :96, :176
@@ -48,9 +60,7 @@ def test_network(golden_network, clip, first_mask):
     assert_close(query.thin[:, ::4], expected['query_thin'])
     readout = bank.read(query.key[0])
     assert_close(readout[:, ::4], expected['readout_top20'])
-    prob = golden_network.decode(readout[None], query).sigmoid()
-    assert_close(prob[0, :, ::2, ::2], expected['object_prob'])
-    assert_close(aggregate(prob).softmax(dim=1)[0, :, ::2, ::2], expected['aggregated'])
+    assert_same_objects(golden_network.decode(readout[None], query).sigmoid(), expected)
 
 
 def memory_tensors():

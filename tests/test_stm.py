@@ -145,12 +145,12 @@ def test_bank_equals_the_read_of_training(similarity):
     keys, values = (torch.stack(each, dim=3) for each in zip(*frames, strict=True))
     assert keys.shape == (1, 3, 16, 3, 3, 4)
     expected = network.read(keys, values, query)[0]
-    for top_k in (None, 36, 20):
+    for top_k in (None, 36, 5):
         bank = MemoryBank(shared_keys=network.shared_keys, metric=network.similarity, top_k=top_k)
         for key, value in frames:
             bank.add(key[0], value[0])
         found = bank.read(query.key[0])
-        assert torch.allclose(found, expected, atol=1e-5) == (top_k != 20)
+        assert torch.allclose(found, expected, atol=1e-4) == (top_k != 5)
 
 
 @pytest.mark.parametrize('similarity', ['l2', 'dot'])

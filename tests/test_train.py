@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from model.clip import segment_clip
 from model.losses import intersection_and_union, iou
 from tests.conftest import REPOSITORY, make_small_network
 from tests.tiny import TINY
+from tests.trees import write_video
 from training import loop
 from training.report import Report
 from training.run import Run
@@ -119,7 +121,7 @@ def gradients(name):
 def assert_same_gradients(found, expected):
     scale = max(gradient.norm() for gradient in expected)
     for a, b in zip(found, expected, strict=True):
-        assert (a - b).norm() <= 1e-5 * b.norm() + 1e-9 * scale
+        assert (a - b).norm() <= 1e-4 * b.norm() + 1e-9 * scale
 
 
 @pytest.mark.parametrize('stage', [0, 3])
@@ -136,7 +138,7 @@ def test_mixed_precision_on_a_cpu(run):
     assert torch.cosine_similarity(full, half, dim=0) > 0.95
     assert not torch.equal(full, half)
     run('--stage', 3, '--id', 'off', '-i', 1, '--amp_dtype', 'bfloat16', '--no_amp')
-    assert_same_gradients(gradients('off'), gradients('full'))
+    assert all(torch.equal(*both) for both in zip(gradients('off'), gradients('full'), strict=True))
 
 
 def test_clipped_gradients_keep_their_direction(run):
@@ -260,6 +262,49 @@ def test_other_flags_on_resume(run, caplog):
     assert checkpoint('a', 3)['optimizer']['param_groups'][0]['lr'] == 2e-5
 
 
+# Videos of one's own
+
+
+@pytest.fixture
+def own_root(tmp_path):
+    root = tmp_path / 'mine'
+    for name in ('my cat', 'dog_2'):
+        write_video(root / 'JPEGImages', root / 'Annotations', name, step=5)
+    return root
+
+
+@pytest.mark.parametrize('others', [(), ('--davis_root', 'nowhere', '--yv_root', 'none')], ids=['beside', 'alone'])
+def test_videos_of_any_name(run, tmp_path, own_root, others, monkeypatch, caplog):
+    caplog.set_level('INFO')
+    flags = ('--video_root', own_root, '--video_repeat', 2, '--hold_aside', 'dog_2', *others)
+    assert run('--stage', 3, '--id', 'a', '-i', 3, '--save_every', 1, *flags) == 0
+    saved = json.loads((tmp_path / 'saves' / 'a' / 'config.json').read_text())['flags']
+    assert (saved['video_root'], saved['video_list'], saved['video_repeat']) == ([str(own_root)], None, 2)
+    shares = [message for message in caplog.messages if message.startswith('real clips')]
+    share = '100%' if others else '22.2%'  # 5 of bear and 2 of YouTubeVOS beside 2 of the one that is left
+    assert len(shares) == 1
+    assert f'--video_root ({share})' in shares[0]
+
+    expected = checkpoint('a', 3)['network']
+    (tmp_path / 'saves' / 'a' / 'checkpoint_00000003.pth').unlink()
+    monkeypatch.setattr(sys, 'argv', ['train.py', '--id', 'a', '--resume'])
+    assert train.main() == 0
+    assert_same_weights(checkpoint('a', 3)['network'], expected)
+
+
+def test_a_resumed_run_says_which_videos_are_others(run, own_root, caplog):
+    flags = ('--stage', 3, '--id', 'a', '--resume')
+    run(*flags, '-i', 1)
+    config = Run(Path('saves/a')).configuration()
+    for name in ('video_root', 'video_list', 'video_repeat'):  # a run of before there were these flags
+        del config['flags'][name]
+    Path('saves/a/config.json').write_text(json.dumps(config))
+    run(*flags, '-i', 1)
+    assert 'continues with' not in caplog.text
+    run(*flags, '-i', 1, '--video_root', own_root)
+    assert f"saves/a: continues with --video_root ['{own_root}'], was []" in caplog.text
+
+
 # Starting from files
 
 
@@ -358,6 +403,9 @@ def test_a_loss_that_is_not_finite_stops_with_the_state_saved(run, tmp_path):
         (('--stage', 0, '--id', 'a', '--crop_size', 100), 'expected a multiple of 16, found 100'),
         (('--stage', 0, '--id', 'a', '-b', 5, '--accumulation', 2), 'expected a global batch that divides.*found 5'),
         (('--stage', 0, '--id', 'a', '--load_network', 'x', '--load_model', 'y'), 'expected only one'),
+        (('--stage', 1, '--id', 'a', '--video_root', 'x'), '--video_root: expected --stage 2 or 3, .*found 1'),
+        (('--stage', 3, '--id', 'a', '--video_list', 'x'), '--video_list and --video_repeat: expected --video_root'),
+        (('--stage', 3, '--id', 'a', '--video_repeat', 2), '--video_list and --video_repeat: expected --video_root'),
     ],
 )
 def test_wrong_flags(run, tmp_path, capsys, flags, message):
@@ -375,6 +423,7 @@ def test_wrong_flags(run, tmp_path, capsys, flags, message):
         (('--stage', 0, '--static_root', '.'), 'expected image and mask pairs.*found none'),
         (('--stage', 1, '--bl_root', '.'), 'found no video to train on'),
         (('--stage', 2, '--davis_root', '.', '--yv_root', '.'), '--davis_root and --yv_root'),
+        (('--stage', 3, '--video_root', 'nowhere'), 'nowhere: expected the folders JPEGImages'),
         (('--stage', 3, '--load_network', 'none.pth'), 'none.pth: no such checkpoint file'),
         (('--stage', 3, '--load_model', 'none.pth'), 'none.pth: no such checkpoint file'),
     ],

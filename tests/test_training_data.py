@@ -1,6 +1,7 @@
 """Training datasets on small trees in the published layouts: what is found, what a sample is, what breaks."""
 
 import itertools
+import re
 import runpy
 import shutil
 import sys
@@ -19,7 +20,17 @@ from dataset.sampling import Address, AddressSampler, sample_frames
 from dataset.static import StaticDataset, find_pairs, read_coverage, read_pair
 from dataset.synthetic import SyntheticDataset
 from dataset.training import open_training_set
-from dataset.video import VideoDataset, find_bl30k, find_davis, find_main, find_videos, find_youtube, read_split
+from dataset.video import (
+    VideoDataset,
+    annotation_stride,
+    find_bl30k,
+    find_davis,
+    find_main,
+    find_own,
+    find_videos,
+    find_youtube,
+    read_split,
+)
 from tests.trees import write, write_pair, write_video
 
 SIZE = 64
@@ -175,7 +186,7 @@ def test_what_is_there_is_used(davis_root, yv_root, tmp_path, caplog):
     assert find_main(davis_root, tmp_path) == 5 * find_davis(davis_root)
     assert find_main(tmp_path, yv_root) == find_youtube(yv_root)
     assert 'training goes on without' in caplog.text
-    assert 'skipped 58 video(s)' in caplog.text
+    assert 'left out 58 video(s) of the training list that are not there: ' in caplog.text
     with pytest.raises(DataError, match='Check --davis_root and --yv_root'):
         find_main(tmp_path, tmp_path)
     with pytest.raises(DataError, match='no video to train on'):
@@ -192,8 +203,174 @@ def test_only_frames_with_image_and_annotation_count(tmp_path, caplog):
     (annotations / 'short' / '00002.png').unlink()
     (found,) = find_videos(images, annotations)
     assert found.frames == ('00000.jpg', '00002.jpg', '00003.jpg', '00004.jpeg', '00005.jpg')
-    assert 'fewer than 3 frames' in caplog.text
-    assert 'short' in caplog.text
+    assert 'left out 1 video(s) with fewer than 3 frames that have an annotation: short (2 of 3)' in caplog.text
+    assert 'left out 1 annotation(s) without a frame of the same name: ' not in caplog.text
+
+
+def test_folders_that_the_training_list_does_not_name_are_left_out_with_a_line(davis_root, tmp_path, caplog):
+    base = tmp_path / 'train_480p'
+    for name in (*read_split('youtube_vos_train')[:3], 'bear', 'cat', 'mine', 'zoo'):
+        write_video(base / 'JPEGImages', base / 'Annotations', name, step=5)
+    assert len(find_youtube(tmp_path)) == 3
+    assert (
+        f'{base / "JPEGImages"}: left out 4 video(s) that are not in the training list: bear, cat, mine, ...; '
+        f'--video_root {base} takes videos of any name'
+    ) in caplog.messages
+    find_davis(davis_root)
+    assert 'left out 1 video(s) that are not in the training list: blackswan; validation' in caplog.messages[-1]
+
+
+# Videos of one's own
+
+
+@pytest.fixture
+def own_root(tmp_path):
+    """A video whose every frame is annotated and one whose every fifth is, of which there are all frames."""
+    root = tmp_path / 'mine'
+    images, annotations = root / 'JPEGImages', root / 'Annotations'
+    write_video(images, annotations, 'my cat')
+    write_video(images, annotations, 'dog_2', frames=21)
+    for path in (annotations / 'dog_2').iterdir():
+        if int(path.stem) % 5:
+            path.unlink()
+    return root
+
+
+def write_list(path, *names):
+    path.write_text('\n'.join(names) + '\n')
+    return path
+
+
+def test_videos_of_any_name_train_alone(own_root, tmp_path, caplog):
+    """Without a warning about DAVIS and YouTubeVOS, which are where nobody said that they were."""
+    caplog.set_level('INFO')
+    videos = find_main(tmp_path / 'DAVIS', tmp_path / 'YouTube', video_roots=[own_root])
+    assert {video.name: (video.stride, len(video.frames)) for video in videos} == {'dog_2': (5, 5), 'my cat': (1, 8)}
+    assert {record.levelname for record in caplog.records} == {'INFO'}
+    images = own_root / 'JPEGImages'
+    assert caplog.messages == [
+        f'{images}: 2 video(s)',
+        f'{images}: annotated every 5 frames, by the numbers in the names: dog_2',
+        f'{images}: annotated every frame: my cat',
+        'real clips are drawn from --video_root (100%); not there: '
+        f'DAVIS ({tmp_path / "DAVIS/2017/trainval"}), YouTubeVOS ({tmp_path / "YouTube/train_480p"})',
+    ]
+    sample = VideoDataset(videos, size=SIZE)[Address(0, 0, 0)]
+    assert sample['selector'].tolist() == [1, 1]
+
+
+def test_videos_of_any_name_beside_the_others(own_root, davis_root, yv_root, caplog):
+    caplog.set_level('INFO')
+    davis, youtube, own = find_davis(davis_root), find_youtube(yv_root), find_own([own_root])
+    assert find_main(davis_root, yv_root, video_roots=[own_root], video_repeat=3) == 5 * davis + youtube + 3 * own
+    assert caplog.messages[-1] == 'real clips are drawn from DAVIS (52.6%), YouTubeVOS (15.8%), --video_root (31.6%)'
+    assert find_main('none', yv_root, video_roots=[own_root]) == youtube + own
+    without_some = find_main(davis_root, 'none', video_roots=[own_root], hold_aside=['my cat', 'boat'])
+    assert {video.name for video in without_some} == {'bear', 'dog_2'}
+    with pytest.raises(
+        DataError, match=r'found none named bat, cow, hen, \.\.\. among those that can be used in .*mine'
+    ):
+        find_main('none', 'none', video_roots=[own_root], hold_aside=['my cat', 'pig', 'hen', 'cow', 'bat'])
+    with pytest.raises(DataError, match='found none to train on but those held aside'):
+        find_main('none', 'none', video_roots=[own_root], hold_aside=['my cat', 'dog_2'])
+
+
+def test_a_folder_is_not_read_twice(yv_root):
+    """Of YouTubeVOS and as videos of one's own."""
+    assert len(find_main('none', yv_root, video_roots=[yv_root / 'train_480p'])) == 3
+
+
+@pytest.mark.parametrize(
+    ('names', 'stride'),
+    [
+        ('00000 00001 00002', 1),
+        ('00000 00005 00010', 5),
+        ('00003 00005 00007', 2),
+        ('8 9 10 11', 1),
+        ('00000 00005 00040 00045', 5),
+        ('take2_000_480p take2_010_480p take2_020_480p', 10),
+        ('00000 00003 00007', None),
+        ('a b c', None),
+        ('a_1_1 a_1_2 a_2_1', None),
+    ],
+)
+def test_stride_from_the_names_of_annotated_frames(names, stride):
+    assert annotation_stride([f'{name}.jpg' for name in names.split()]) == stride
+
+
+def test_a_list_takes_some_videos(own_root, tmp_path):
+    write_video(tmp_path / 'other/JPEGImages', tmp_path / 'other/Annotations', 'horse')
+    roots, names = [own_root, tmp_path / 'other'], tmp_path / 'names.txt'
+    write_list(names, 'horse', '', 'my cat ', 'horse')
+    assert [video.name for video in find_own(roots, video_list=names)] == ['my cat', 'horse']
+    names.write_bytes('\ufeffmy cat\r\n'.encode())
+    assert [video.name for video in find_own(roots, video_list=names)] == ['my cat']
+
+    write_list(names, 'my cat', 'Horse', 'dog', 'cow', 'hen')
+    images = f'{own_root}/JPEGImages or {tmp_path}/other/JPEGImages'
+    message = f'{names}: expected names of folders in {images}, found no folder for 4 of 5: Horse, dog, cow, ...'
+    with pytest.raises(DataError, match=f'^{re.escape(message)}$'):
+        find_own(roots, video_list=names)
+    names.write_text('\n')
+    with pytest.raises(DataError, match='expected names of videos, one a line, found none'):
+        find_own(roots, video_list=names)
+    with pytest.raises(FileNotFoundError, match=r'nowhere\.txt'):
+        find_own(roots, video_list=tmp_path / 'nowhere.txt')
+
+
+def test_a_listed_video_that_cannot_be_used_is_an_error(own_root, tmp_path, caplog):
+    shutil.rmtree(own_root / 'Annotations' / 'dog_2')
+    with pytest.raises(DataError, match=r'names.txt: expected videos .* but 1 in .* cannot be used.*: dog_2'):
+        find_own([own_root], video_list=write_list(tmp_path / 'names.txt', 'my cat', 'dog_2'))
+    assert 'without annotations: dog_2' in caplog.text
+
+
+def test_what_is_left_out_of_a_folder_is_a_line_a_cause(own_root, caplog):
+    images, annotations = own_root / 'JPEGImages', own_root / 'Annotations'
+    for name in ('bat', 'cow', 'hen', 'pig'):
+        write_video(images, annotations, name, frames=3)
+        shutil.rmtree(annotations / name)
+    write_video(images, annotations, 'two', frames=2)
+    shutil.rmtree(images / 'two')
+    write_video(images, annotations, 'short', frames=6)
+    for number in range(2, 6):
+        (annotations / 'short' / f'{number:05d}.png').unlink()
+    (images / 'my cat' / '00007.jpg').unlink()
+    shutil.copy(annotations / 'my cat' / '00003.png', images / 'my cat' / '00003.png')
+    shutil.copy(images / 'my cat' / '00000.jpg', images / '00000.jpg')
+    assert [video.name for video in find_own([own_root])] == ['dog_2', 'my cat']
+    assert caplog.messages == [
+        f'{images}: left out {line}'
+        for line in (
+            '1 video(s) without frames (.jpg, .jpeg or .png): two',
+            f'4 video(s) without annotations: bat, cow, hen, ...; expected {annotations}/<video>/<frame>.png',
+            '1 video(s) with fewer than 3 frames that have an annotation: short (2 of 6); '
+            'that of 00000.jpg is 00000.png',
+            '1 frame(s) with the name of another one (.jpg, .png): my cat/00003.jpg; '
+            f'{annotations} is the folder of annotations',
+            '1 annotation(s) without a frame of the same name: my cat/00007.png',
+            f'1 frame(s) that are in no folder of a video: 00000.jpg; expected {images}/<video>/<frame>',
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'message'),
+    [
+        (shutil.rmtree, r'mine: expected the folders .*found no JPEGImages and no Annotations\. Check --video_root'),
+        (lambda root: shutil.rmtree(root / 'Annotations'), r'found no Annotations\. Check --video_root'),
+        (lambda root: shutil.rmtree(root / 'JPEGImages' / 'my cat'), 'expected a video with three frames or more'),
+    ],
+)
+def test_a_folder_with_nothing_to_train_on_is_an_error(own_root, davis_root, spoil, message):
+    """Although there is something else."""
+    shutil.rmtree(own_root / 'Annotations' / 'dog_2')
+    spoil(own_root)
+    with pytest.raises(DataError, match=message):
+        find_main(davis_root, 'none', video_roots=[own_root])
+
+
+# Samples of videos
 
 
 def test_video_sample(davis_root):

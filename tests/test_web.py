@@ -14,6 +14,7 @@ import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -111,7 +112,13 @@ class Server:
         self.log = folder / 'log'
         with open(self.log, 'w') as log:
             self.process = subprocess.Popen(
-                command, cwd=REPOSITORY, stdout=log, stderr=log, env={**os.environ, **opening, 'TMPDIR': str(folder)}
+                command,
+                cwd=REPOSITORY,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **opening, 'TMPDIR': str(folder)},
+                # Tests that were started with nohup ignore the signal, and so would the server.
+                preexec_fn=partial(signal.signal, signal.SIGHUP, signal.SIG_DFL),
             )
         try:
             until(lambda: self.url in self.log.read_text() or self.process.poll() is not None)

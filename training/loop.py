@@ -10,11 +10,12 @@ from torch.nn.parallel import DistributedDataParallel
 from dataset.sampling import max_skip_at
 from model.clip import ClipNetwork
 from model.losses import clip_loss, hardest_fraction
+from training.evaluation import Validation
 from training.report import Report
 from training.run import Run
 from training.stages import Stage
 from training.state import TrainingState
-from util.distributed import any_process, world_size
+from util.distributed import any_process, gather, world_size
 from util.stop import StopRequest
 
 
@@ -30,6 +31,7 @@ def train(
     amp_dtype: torch.dtype | None = None,
     clip_norm: float | None = None,
     recompute: bool = False,
+    validation: Validation | None = None,
     log_every: int = 50,
     images_every: int = 500,
     save_every: int = 1000,
@@ -41,9 +43,10 @@ def train(
         amp_dtype: of automatic mixed precision; ``None`` for float32.
         clip_norm: largest norm of the gradient of all weights together; ``None`` for no bound.
         recompute: see :func:`model.clip.segment_clip`; slower, for less memory.
+        validation: what evaluates the state now and then; a checkpoint is written before each evaluation.
 
     Returns:
-        0, or the signal (SIGTERM or SIGINT) that ended the training early, with its state saved.
+        0, or the signal (SIGTERM or SIGINT) to any process that ended the training early, with its state saved.
 
     Raises:
         FloatingPointError: the loss or a weight is not finite any more.
@@ -51,7 +54,10 @@ def train(
     model = parallel(ClipNetwork(state.network.train(), recompute=recompute), device)
     optimizer, scaler = state.optimizer, state.scaler
     with StopRequest() as stop:
-        while state.iteration < stage.iterations:
+        stopping = False
+        if validation and validation.due(state.iteration, last=state.iteration == stage.iterations):
+            stopping = validation.run(state, run, report, stop)  # an earlier process may not have come to it
+        while state.iteration < stage.iterations and not stopping:
             rate = stage.rate(state.iteration)
             fraction = hardest_fraction(state.iteration, *stage.bootstrap)
             for group in optimizer.param_groups:
@@ -73,11 +79,14 @@ def train(
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
+            if state.average:
+                state.average.update(state.network)
             state.iteration += 1
 
             last, stopping = state.iteration == stage.iterations, any_process(stop.signal > 0)
             log_now = last or state.iteration % log_every == 0
-            save_now = last or stopping or state.iteration % save_every == 0
+            evaluate_now = validation is not None and validation.due(state.iteration, last=last)
+            save_now = last or stopping or evaluate_now or state.iteration % save_every == 0
             report.bar.update()
             if log_now or save_now:
                 check_finite(state, run, report)
@@ -88,9 +97,9 @@ def train(
                 report.images(state.iteration, batch['rgb'], batch['target'], logits)
             if save_now:
                 run.save(state.content())
-            if stopping:
-                break
-    return stop.signal
+            if evaluate_now and not stopping:
+                stopping = validation.run(state, run, report, stop)
+    return max(gather(stop.signal))
 
 
 def parallel(model: nn.Module, device: torch.device) -> nn.Module:

@@ -106,6 +106,28 @@ class Report:
         with self._writing():
             self.writer.add_image('train/target_and_prediction', np.concatenate(rows), iteration, dataformats='HWC')
 
+    def evaluation(self, found: dict, best: dict, *, seconds: float) -> None:
+        """Scores of the videos held aside, as ``Validation`` finds them, and how long that took."""
+        self.since += seconds  # the rate stays that of training
+        if self.writer:
+            with self._writing():
+                for name, each in {'all': found, **found['videos']}.items():
+                    for measure in ('J', 'F', 'J&F'):
+                        self.writer.add_scalar(f'evaluation/{name}/{measure}', 100 * each[measure], found['iteration'])
+        if rank() == 0:
+            self.bar.clear()
+            log.info(
+                'evaluation after iteration %d: J&F %.2f in %.0f s; the best is %.2f after iteration %d',
+                found['iteration'],
+                100 * found['J&F'],
+                seconds,
+                100 * best['J&F'],
+                best['iteration'],
+            )
+            width = max(map(len, found['videos']))
+            for name, each in found['videos'].items():
+                log.info('  %-*s  J %5.2f  F %5.2f', width, name, 100 * each['J'], 100 * each['F'])
+
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """An error of TensorBoard's thread comes out at a later call, and says of no file."""

@@ -13,7 +13,7 @@ import torch
 
 from dataset.augment import init_worker
 from dataset.io import DataError
-from model import STCN, CheckpointError, save_network
+from model import CheckpointError, Network, save_network
 from model.checkpoint import read_checkpoint
 from util.files import atomic_path
 
@@ -23,7 +23,7 @@ KEPT = 3  # checkpoints
 
 
 class Run:
-    """``saves/<id>``: ``config.json``, ``checkpoint_<iteration>.pth``, in the end ``<id>.pth``.
+    """``saves/<id>``: ``config.json``, ``checkpoint_<iteration>.pth``, ``best.pth``, in the end ``<id>.pth``.
 
     Without a folder nothing is written and nothing is found: that is ``--id NULL``.
     """
@@ -90,7 +90,27 @@ class Run:
             torch.save(content, temporary)
         return str(path)
 
-    def finish(self, network: STCN) -> None:
+    def keep_best(self, network: Network, evaluation: dict) -> None:
+        """Write the best network so far to ``best.pth``, with the evaluation that says so under ``evaluation``.
+
+        The evaluation scripts load it as any network. The evaluation has the ``iteration``, the ``size`` at which the
+        network worked, ``J``, ``F`` and ``J&F`` in [0, 1] over all objects, and the same for each of the ``videos``.
+        """
+        if self.folder is not None:
+            save_network(self.folder / 'best.pth', network, evaluation=evaluation)
+
+    def best(self) -> dict | None:
+        """The evaluation that the best network so far was kept with, if there is one that can be read."""
+        if self.folder is None or not (self.folder / 'best.pth').exists():
+            return None
+        try:
+            found = read_checkpoint(self.folder / 'best.pth')['evaluation']
+            return {name: found[name] for name in ('iteration', 'size', 'J', 'F', 'J&F', 'videos')}
+        except (CheckpointError, KeyError, TypeError) as error:
+            log.warning('%s/best.pth: holds no evaluation (%s); the next one replaces it', self.folder, error)
+            return None
+
+    def finish(self, network: Network) -> None:
         """Export the weights as the evaluation scripts load them."""
         if self.folder is not None:
             save_network(self.weights, network)

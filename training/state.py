@@ -13,13 +13,14 @@ from torch import Tensor
 from model import VARIANTS, CheckpointError, Network, build_network, load_network
 from model.checkpoint import network_from_checkpoint
 from model.pretrained import imagenet_weights
+from training.average import WeightAverage
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class TrainingState:
-    """Network, optimizer, gradient scaler and the number of finished iterations.
+    """Network, optimizer, gradient scaler, the finished iterations, and an average of the weights if one is wanted.
 
     That is complete: learning rate, loss and max-skip are functions of the iteration, and every random
     choice about a sample is a function of (seed, epoch, index), so there is no scheduler and no random
@@ -30,22 +31,34 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     iteration: int = 0
+    average: WeightAverage | None = None
 
     def content(self) -> dict:
-        """For ``torch.save``; ``model.load_network`` loads it, too."""
-        return {
+        """For ``torch.save``; ``model.load_network`` loads it, too, and takes the average if there is one."""
+        content = {
             'iteration': self.iteration,
             'config': dataclasses.asdict(self.network.config),
             'network': self.network.state_dict(),
             'optimizer': self.optimizer.state_dict(),
             'scaler': self.scaler.state_dict(),
         }
+        if self.average:
+            content |= {
+                'average': content['network'] | self.average.weights,
+                'average_updates': self.average.updates,
+            }
+        return content
+
+    def result(self, device: torch.device | str = 'cpu') -> Network:
+        """A copy of the network to evaluate, in eval mode: with the averaged weights if there are some."""
+        return network_from_checkpoint(self.content(), 'this training', device=device, widen=None)
 
     def restore(self, content: dict, path: str | Path) -> None:
-        """Optimizer, scaler and iteration of a training checkpoint, ours or the release's.
+        """Optimizer, scaler, iteration and average of a training checkpoint, ours or the release's.
 
         Moments go to the parameters by position; rates and decay stay as they are here. The release's
-        files have no scaler: it finds its scale again. Raises ``CheckpointError``.
+        files have no scaler: it finds its scale again. Without an average in the file, one that is wanted begins
+        with the weights there. Raises ``CheckpointError``.
         """
         iteration = content.get('iteration', content.get('it'))
         if not isinstance(iteration, int) or iteration < 0 or 'optimizer' not in content:
@@ -63,6 +76,12 @@ class TrainingState:
             raise CheckpointError(f'{path}: its optimizer does not fit the network: {error!r}') from error
         if self.scaler.is_enabled():
             self._restore_scaler(content.get('scaler'), path)
+        if self.average and 'average' in content:
+            self.average.restore(content, path)
+        elif self.average:
+            log.info('%s: holds no average of the weights; it begins with those of iteration %d', path, iteration)
+        elif 'average' in content:
+            log.info('%s: its average of the weights is not continued; --average does', path)
 
     def _restore_scaler(self, found: dict | None, path: str | Path) -> None:
         if found is None or found == {}:
@@ -109,7 +128,8 @@ def initial_network(
         single_object: as stage 0 trains it.
         similarity: ``'l2'`` or ``'dot'``; ``None`` for that of the variant, or of the file without ``arch``.
         checkpoint: what was read of a training checkpoint, and from where.
-        weights: a file to start from, instead; a stage 0 network is widened where that is not wanted.
+        weights: a file to start from, instead; its averaged weights, if it has some. A stage 0 network is widened
+            where that is not wanted.
         backbone_files: ImageNet weights for a new network; ``['none']`` for random ones, ``None`` for torchvision's.
 
     Raises:
@@ -118,7 +138,7 @@ def initial_network(
     changes = {'single_object': single_object} | ({'similarity': similarity} if similarity else {})
     if checkpoint:
         content, path = checkpoint
-        network = network_from_checkpoint(content, path, widen=None)
+        network = network_from_checkpoint(content, path, widen=None, averaged=False)
     elif weights:
         path = weights
         network = load_network(path, widen=None if single_object else 'orthogonal')

@@ -14,7 +14,7 @@ from util.stop import stop_on_sigterm, stopped_by
 
 log = logging.getLogger(__name__)
 
-# What does not change the masks, so that a run may continue with other values.
+# What changes the masks by rounding at most, so that a run may continue with other values.
 NOT_SETTINGS = {
     'model',
     'device',

@@ -9,6 +9,9 @@ from functools import lru_cache
 
 import numpy as np
 
+Scores = dict[int, dict[str, dict[str, float]]]
+"""Of a video: label -> 'J' or 'F' -> name of a frame -> value."""
+
 
 def region_similarity(truth: np.ndarray, result: np.ndarray) -> float:
     """J: intersection over union of two bool masks [H, W], in [0, 1]. Two empty masks agree: 1."""
@@ -53,6 +56,31 @@ def boundary(mask: np.ndarray) -> np.ndarray:
     edges[:-1] |= mask[:-1] != mask[1:]
     edges[:-1, :-1] |= mask[:-1, :-1] != mask[1:, 1:]
     return edges.view(np.uint8)
+
+
+MEASURES = {'J': region_similarity, 'F': boundary_accuracy}
+
+
+def score_frame(scores: Scores, name: str, truth: np.ndarray, result: np.ndarray, *, counts: bool = True) -> None:
+    """Add the next frame of a video to its scores: J and F of each object that the ground truth has shown before.
+
+    The objects that this frame shows for the first time are given in it: they are added without a value.
+
+    Args:
+        name: of the frame.
+        truth, result: uint8 [H, W], labels.
+        counts: whether the frame is scored at all.
+    """
+    if counts:
+        for label, measures in scores.items():
+            for measure, function in MEASURES.items():
+                measures[measure][name] = function(truth == label, result == label)
+    scores |= {label: {measure: {} for measure in MEASURES} for label in labels_in(truth) if label not in scores}
+
+
+def labels_in(mask: np.ndarray) -> list[int]:
+    """The labels of the objects in a uint8 mask [H, W]."""
+    return (np.flatnonzero(np.bincount(mask.ravel())[1:]) + 1).tolist()
 
 
 def statistics(values: list[float]) -> dict[str, float]:

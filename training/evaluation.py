@@ -1,0 +1,132 @@
+"""Validation: what a network in training makes of the videos that were held aside."""
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from dataset.held_aside import HeldAside
+from inference.core import InferenceCore
+from inference.run import READERS, propagate, share
+from model import Network
+from training.report import Report
+from training.run import Run
+from training.state import TrainingState
+from util.distributed import gather, rank, use_device, world_size
+from util.metrics import MEASURES, Scores, score_frame, statistics
+from util.stop import StopRequest
+
+log = logging.getLogger(__name__)
+
+
+class Validation:
+    """Segments the videos held aside from time to time, scores them, and keeps the best network of the run.
+
+    The core segments each video with its default settings, and each object from its first annotation on. J and F are
+    those of ``scripts/evaluate.py --dataset folder``: all annotated frames after an object's first one count, the last
+    one of a video, too; a video has the mean of its objects, all videos together have the mean of all objects. A copy
+    of the network does it, with the averaged weights if there are some: the network in training is not touched, and no
+    random number is drawn. Under torchrun the processes share the videos.
+
+    Args:
+        every: iterations from one evaluation to the next; the last iteration is evaluated, too.
+        at_start: whether the network is evaluated before its first iteration, too, to be compared with later on.
+        size: largest shorter side in pixels at which the network works; smaller frames, and all with 0, are taken as
+            they are.
+        best: the evaluation that the best network so far was kept with, see ``Run.best``. One of other videos or of
+            another size is no measure for those to come, and does not count.
+    """
+
+    def __init__(
+        self,
+        videos: Sequence[HeldAside],
+        *,
+        every: int,
+        at_start: bool = False,
+        size: int = 480,
+        best: dict | None = None,
+    ):
+        self.videos, self.every, self.at_start, self.size = videos, every, at_start, size
+        self.best = best
+        if best and (best['size'], sorted(best['videos'])) != (size, sorted(video.name for video in videos)):
+            log.info('the best network so far was found with other videos or another size, and does not count')
+            self.best = None
+
+    def due(self, iteration: int, *, last: bool) -> bool:
+        """Whether the state after this many iterations is to be evaluated; ``last``: there are no more."""
+        return last or iteration % self.every == 0 if iteration else self.at_start
+
+    def run(self, state: TrainingState, run: Run, report: Report, stop: StopRequest) -> bool:
+        """Evaluate the state; keep it in ``run`` if it is the best so far.
+
+        Returns:
+            Whether a signal ended it before it was complete. Nothing is reported or kept then.
+
+        Raises:
+            DataError: a frame or an annotation cannot be read any more.
+            MemoryError: the GPU has too little memory.
+        """
+        begin = time.perf_counter()
+        scores = self._scores(state.result(next(state.network.parameters()).device).optimized(), stop)
+        if scores is None:
+            return True
+        found = {
+            'iteration': state.iteration,
+            'size': self.size,
+            **mean_over_objects(scores.values()),
+            'videos': {name: mean_over_objects([each]) for name, each in scores.items()},
+        }
+        if self.best is None or found['J&F'] > self.best['J&F']:
+            run.keep_best(state.result(), found)
+            self.best = found
+        report.evaluation(found, self.best, seconds=time.perf_counter() - begin)
+        return False
+
+    def _scores(self, network: Network, stop: StopRequest) -> dict[str, Scores] | None:
+        """Of each video, on every process; ``None`` where one of them was stopped."""
+        own: dict[str, Scores] | None = {}
+        for video in share(self.videos, rank(), world_size()):
+            own[video.name] = score_video(network, video, size=self.size, stop=stop)
+            if stop.signal:
+                own = None
+                break
+        every = gather(own)
+        if None in every:
+            return None
+        scores = {name: each for part in every for name, each in part.items()}
+        return {video.name: scores[video.name] for video in self.videos}
+
+
+@torch.inference_mode()
+def score_video(network: Network, video: HeldAside, *, size: int, stop: StopRequest) -> Scores:
+    """J and F of every object of a video in every annotated frame after its first one; fewer after a signal."""
+    device = next(network.parameters()).device
+    reduced = size if 0 < size < min(video.size) else None
+    core = InferenceCore(network, size=reduced, num_frames=len(video.frames))
+    scores: Scores = {}
+    try:
+        with ThreadPoolExecutor(READERS, initializer=use_device, initargs=(device,)) as readers:
+            for frame, prob in propagate(core, video, readers):
+                if stop.signal:
+                    break
+                if prob is not None:
+                    score_frame(scores, frame.name, video.read_truth(frame), core.to_labels(prob).cpu().numpy())
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(
+            f'out of GPU memory while {video.name} was evaluated; a smaller --evaluate_size takes less. --resume '
+            f'continues from the checkpoint before it ({str(error).partition(chr(10))[0]})'
+        ) from error
+    return scores
+
+
+def mean_over_objects(videos: Iterable[Scores]) -> dict[str, float]:
+    """J, F and J&F: the means over all objects of the means over their frames. What was never scored is left out."""
+    objects = [measures for scores in videos for measures in scores.values() if measures['J']]
+    means = {
+        name: float(np.mean([statistics(list(measures[name].values()))['mean'] for measures in objects]))
+        for name in MEASURES
+    }
+    return means | {'J&F': (means['J'] + means['F']) / 2}
