@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Trains stcn_light, the network in weights/stcn_light.pth, on a CPU in about two hours:
+# Trains stcn_light, the network in weights/stcn_light.pth, on a CPU over several days:
 #
-#     scripts/train_light.sh STATIC DAVIS [BACKBONE]
+#     scripts/train_light.sh STATIC DAVIS VIDEOS [BACKBONE]
 #
-# STATIC: folders of image and mask pairs (SOD, coco128, ...); DAVIS: with 2017/trainval; BACKBONE: torchvision's
-# ImageNet weights of MobileNetV2 (downloaded if not given). The runs are saves/light_s0, light_s01 and light_s012;
+# STATIC: folders of image and mask pairs (SOD, coco128, ...); DAVIS: with 2017/trainval; VIDEOS: of several objects, with
+# JPEGImages and Annotations; BACKBONE: torchvision's ImageNet weights of MobileNetV2 (downloaded if not given). The runs are saves/light_s0, light_s01 and light_s012;
 # the same command again continues where it stopped. The videos held aside are for selection, see the model card.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-[ $# -ge 2 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
-static=$(realpath "$1") davis=$(realpath "$2") backbone=${3:+$(realpath "$3")}
+[ $# -ge 3 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+static=$(realpath "$1") davis=$(realpath "$2") videos=$(realpath "$3") backbone=${4:+$(realpath "$4")}
 python=${PYTHON:-python}
 held_aside=(dance-jump drift-turn horsejump-low)
 
@@ -35,7 +35,10 @@ stage() {   # number, run, run before, flags
 
 stage 0 light_s0 '' --crop_size 192 -b 8 -i 500 --steps 400 --lr 3e-4 --bootstrap 250 500
 stage 1 light_s01 light_s0 --difficulty hard --crop_size 192 -b 4 -i 1200 --steps 1000 --lr 3e-4 --bootstrap 400 900
-exit 0
+held_aside+=(butterfly yt_camel)
+stage 2 light_s012 light_s01 --difficulty hard --video_root "$videos" --video_repeat 5 --crop_size 256 --crop_scale 0.15 1 \
+    -b 4 -i 20000 --lr 2e-4 --steps --bootstrap 500 2000 --average 0.999 --evaluate_every 500
+
 "$python" - <<'END'
 import torch
 from model import load_network, save_network
