@@ -20,6 +20,7 @@ from dataset.augment import FRAMES, draw_video, recolour
 from dataset.io import FRAME_SUFFIXES, DataError, fit_mask, image_size, read_image, read_mask
 from dataset.sampling import AddressedDataset, choose_objects, sample_frames
 from dataset.synthetic import CutOuts, Layer, Thing, video_sample
+from util.metrics import labels_in
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,8 @@ def find_own(roots: Iterable[str | Path], *, video_list: str | Path | None = Non
     videos = []
     for root in roots:
         images, masks = root / 'JPEGImages', root / 'Annotations'
-        subset = None if names is None else [name for name in names if name in _folders(images)]
+        there = _folders(images)
+        subset = None if names is None else [name for name in names if name in there]
         found = find_videos(images, masks, subset=subset, stride=None)
         if names is None and not found:
             raise DataError(
@@ -400,7 +402,7 @@ class VideoDataset(AddressedDataset):
         """What is pasted over a clip whose objects are in ``labels``, uint8 [T, S, S]; over half of them nothing."""
         if self.cut_outs is None or rng.random() >= 0.5:
             return []
-        scene = [Thing(None, 255 * (labels == label).astype(np.uint8)) for label in np.unique(labels) if label]
+        scene = [Thing(None, 255 * (labels == label).astype(np.uint8)) for label in labels_in(labels)]
         return self.cut_outs.draw(rng, self.size, frames=self.frames, scene=scene)
 
 

@@ -79,7 +79,7 @@ def score_frame(scores: Scores, name: str, truth: np.ndarray, result: np.ndarray
 
 
 def labels_in(mask: np.ndarray) -> list[int]:
-    """The labels of the objects in a uint8 mask [H, W]."""
+    """The labels of the objects in a uint8 mask [H, W], or in several [T, H, W], in ascending order."""
     return (np.flatnonzero(np.bincount(mask.ravel())[1:]) + 1).tolist()
 
 
