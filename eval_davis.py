@@ -1,6 +1,9 @@
 """Segment DAVIS 2016 or 2017 and write masks that its server and toolkits take."""
 
-from util.cli import evaluate, evaluation_parser, parse, run_main
+import os
+
+from scripts.evaluation import evaluate, evaluation_parser, parse
+from util.cli import run_main
 
 
 def main() -> int:
@@ -20,7 +23,8 @@ def main() -> int:
     from dataset.davis import davis
 
     args.davis_path = args.davis_path.replace('<year>', str(args.year))
-    return evaluate(args, davis(args.davis_path, year=args.year, split=args.split))
+    which = {'year': args.year, 'davis_path': os.path.realpath(args.davis_path), 'split': args.split}
+    return evaluate(args, davis(args.davis_path, year=args.year, split=args.split), which)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,9 @@
 """Segment YouTubeVOS 2018 or 2019 and write masks that its server takes."""
 
-from util.cli import evaluate, evaluation_parser, parse, run_main
+import os
+
+from scripts.evaluation import evaluate, evaluation_parser, parse
+from util.cli import run_main
 
 
 def main() -> int:
@@ -16,7 +19,8 @@ def main() -> int:
 
     from dataset.youtube import youtube
 
-    return evaluate(args, youtube(args.yv_path, split=args.split, output_all=args.output_all))
+    which = {'yv_path': os.path.realpath(args.yv_path), 'split': args.split, 'output_all': args.output_all}
+    return evaluate(args, youtube(args.yv_path, split=args.split, output_all=args.output_all), which)
 
 
 if __name__ == '__main__':

@@ -6,7 +6,7 @@ from inference import InferenceCore, load_model  # noqa: E402
 
 
 def stcn_light(pretrained: bool = True, **options) -> InferenceCore:
-    """A core around the light network shipped here; ``options`` are those of ``InferenceCore``.
+    """A core around the light network shipped here; ``options`` are those of ``InferenceCore``, as ``top_k=50``.
 
     ``pretrained=False`` gives random weights.
     """
@@ -16,5 +16,8 @@ def stcn_light(pretrained: bool = True, **options) -> InferenceCore:
 
 
 def stcn(checkpoint: str, **options) -> InferenceCore:
-    """A core around the network of a checkpoint file: a published one, or our own."""
+    """A core around the network of a checkpoint file, a published one or our own.
+
+    What the checkpoint recommends holds where ``options`` say nothing.
+    """
     return InferenceCore(load_model(checkpoint), **options)

@@ -5,14 +5,14 @@ Everything here speaks numpy: an image is uint8 [H, W, 3] RGB, a mask uint8 [H, 
 
 import logging
 import re
-import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image
 
+from util.errors import DataError, foreign_call
 from util.files import atomic_path
 
 log = logging.getLogger(__name__)
@@ -29,18 +29,6 @@ FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP')
 
 MAX_PIXELS, MAX_SIDE = 2**27, 2**15 - 1
 """Of an image: one of 16K video has 15360 x 8640, just below 2**27; OpenCV's remap takes no longer sides."""
-
-# What PIL raises depends on where in which format the damage is.
-UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    EOFError,
-    IndexError,
-    struct.error,
-    Image.DecompressionBombError,
-)
 
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -61,10 +49,6 @@ LYING = (5, 6, 7, 8)
 MAX_FRINGE = 0.1
 
 
-class DataError(ValueError):
-    """The user's data is not what it has to be. The message: which file, expected, found, what to do."""
-
-
 def _voc_palette() -> np.ndarray:
     """Bits 0, 1, 2 of the label are the highest bits of R, G, B; bits 3, 4, 5 the second highest; so on."""
     label = np.arange(256)
@@ -82,7 +66,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """(H, W) of what ``read_image`` makes of a file, from its header. Raises ``DataError`` as that does."""
     with _open_file(path) as image:
         width, height = image.size
-        return (width, height) if _orientation(image) in LYING else (height, width)
+        return (width, height) if _orientation(image, path) in LYING else (height, width)
 
 
 def read_image(path: str | Path, *, reduction: int = 1) -> np.ndarray:
@@ -253,11 +237,11 @@ def _read_jpeg(path: str | Path, reduction: int) -> np.ndarray | None:
     """As PIL reads it, nearly twice as fast: OpenCV decodes an upright RGB JPEG that ends well. Else ``None``."""
     import cv2  # only where it is used, for --help does without
 
-    with suppress(cv2.error, *UNREADABLE), Image.open(path, formats=['JPEG']) as header:
-        _check_size(header)
-        if header.mode != 'RGB' or _orientation(header) in UPRIGHT:
+    with suppress(DataError), _open_file(path, formats=('JPEG',)) as header:  # whoever comes after says what is wrong
+        if header.mode != 'RGB' or _orientation(header, path) in UPRIGHT:
             return None
-        data = np.fromfile(path, np.uint8)
+        with _reading(path):
+            data = np.fromfile(path, np.uint8)
         if data[-2:].tobytes() == b'\xff\xd9':
             flag = {
                 1: cv2.IMREAD_COLOR,
@@ -265,7 +249,8 @@ def _read_jpeg(path: str | Path, reduction: int) -> np.ndarray | None:
                 4: cv2.IMREAD_REDUCED_COLOR_4,
                 8: cv2.IMREAD_REDUCED_COLOR_8,
             }[reduction]
-            image = cv2.imdecode(data, flag | cv2.IMREAD_IGNORE_ORIENTATION)
+            with _reading(path):
+                image = cv2.imdecode(data, flag | cv2.IMREAD_IGNORE_ORIENTATION)
             if image is not None:
                 return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     return None
@@ -273,11 +258,12 @@ def _read_jpeg(path: str | Path, reduction: int) -> np.ndarray | None:
 
 def _open(path: str | Path) -> Image.Image:
     """Decode a file completely, upright."""
-    with _open_file(path) as image:
+    with _open_file(path) as image, _reading(path):
         image.verify()  # a PNG's checksums, at which decoding does not look: any damage could become labels
     with _open_file(path) as image:
-        image.load()
-        turn = UPRIGHT.get(_orientation(image))
+        with _reading(path):
+            image.load()
+        turn = UPRIGHT.get(_orientation(image, path))
         if turn is None:
             return image
         turned = image.transpose(turn)
@@ -285,26 +271,29 @@ def _open(path: str | Path) -> Image.Image:
         return turned
 
 
+def _reading(path: str | Path) -> AbstractContextManager[None]:
+    """Around one call of an image library: what it raises depends on where in which format the damage is."""
+    return foreign_call(DataError, f'{path}: expected an image, cannot read it', '. Replace the file.')
+
+
 @contextmanager
-def _open_file(path: str | Path) -> Iterator[Image.Image]:
-    """With its header read and found plausible; what PIL raises inside the block becomes a ``DataError``."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            _check_size(image)
-            yield image
-    except UNREADABLE as error:
-        raise DataError(f'{path}: expected an image, cannot read it ({error}). Replace the file.') from error
+def _open_file(path: str | Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
+    """With its header read and found plausible, before anything is allocated."""
+    with _reading(path):
+        image = Image.open(path, formats=formats)
+    with image:
+        width, height = image.size
+        if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+            raise DataError(
+                f'{path}: expected an image, cannot read it (its header says {width} x {height}; at most {MAX_PIXELS} '
+                f'pixels and sides of {MAX_SIDE}). Replace the file.'
+            )
+        yield image
 
 
-def _check_size(image: Image.Image) -> None:
-    """From the header, before anything is allocated. Raises ValueError."""
-    width, height = image.size
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        raise ValueError(f'its header says {width} x {height}; at most {MAX_PIXELS} pixels and sides of {MAX_SIDE}')
-
-
-def _orientation(image: Image.Image) -> int | None:
-    return image.getexif().get(ExifTags.Base.Orientation)
+def _orientation(image: Image.Image, path: str | Path) -> int | None:
+    with _reading(path):
+        return image.getexif().get(ExifTags.Base.Orientation)
 
 
 def _labels_of_values(values: np.ndarray, path: str | Path) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Streaming propagation: one frame in, its probabilities out."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import index
@@ -10,25 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataset.io import IMAGE_MEAN, IMAGE_STD, MAX_SIDE
+from inference.config import InferenceConfig, recommended_config
 from inference.memory_bank import MemoryBank
 from model.aggregate import aggregate
 from model.network import Network, Query
+from util.errors import UserError
 
 STRIDE = 16
 
 
-class InputError(ValueError):
+class InputError(UserError, ValueError):
     """A frame or mask that ``InferenceCore.step`` cannot take; the core is as it was before."""
-
-
-@dataclass(frozen=True, eq=False)
-class EncodedFrame:
-    """An image that :meth:`InferenceCore.encode` has looked at; ``step`` takes it in place of the image."""
-
-    image: Tensor  # [1, 3, H', W'], as the network takes it
-    query: Query
-    padding: tuple[int, int, int, int]  # left, right, top, bottom, of H' and W'
-    shape: tuple[int, int]  # H, W of the frame
 
 
 class Step(NamedTuple):
@@ -69,7 +62,38 @@ class Schedule:
         return replace(self)
 
 
-class InferenceCore:
+class Core(ABC):
+    """What takes a video frame by frame: an :class:`InferenceCore`, or several of them that act as one.
+
+    Attributes:
+        device: of the networks.
+        schedule: which frames are computed and memorised, up to the frame just seen.
+        objects: labels, in the order of the channels.
+    """
+
+    device: torch.device
+    schedule: Schedule
+    objects: list[int]
+
+    @abstractmethod
+    def step(
+        self,
+        image: Tensor | None,
+        mask: Tensor | None = None,
+        objects: list[int] | None = None,
+        *,
+        wanted: bool = True,
+        last: bool = False,
+    ) -> Tensor | None:
+        """The next frame of the video; see :meth:`InferenceCore.step`."""
+
+    def to_labels(self, prob: Tensor) -> Tensor:
+        """The most probable label of each pixel: what ``step`` returned ``-> [H, W]`` uint8."""
+        labels = torch.tensor([0, *self.objects], dtype=torch.uint8, device=prob.device)
+        return labels[prob.argmax(dim=0)]
+
+
+class InferenceCore(Core):
     """Propagates masks through one video; every benchmark, demo and camera goes through ``step``.
 
     The first annotation starts the segmentation. Objects may appear later, with labels that are
@@ -80,59 +104,50 @@ class InferenceCore:
     Args:
         network: an :class:`model.STCN`, :class:`model.STM` or another :class:`model.network.Network`, on the device
             to use.
-        top_k: memory positions that each position of a frame reads; ``None`` reads all of them.
-        mem_every: period of the memory frames; ``None``: only annotated frames are memory frames.
-        include_last: the previous frame is a temporary memory frame, too (STM's schedule).
-        kernel_sigma: deviation of the kernelised read in steps of 16 pixels; 7 for frames of 600p and a network
-            trained at 480p (supplementary E); ``None``: no kernel.
-        size: shorter side in pixels at which the network works (YouTubeVOS: 480); ``None`` takes
-            frames as they are (DAVIS).
-        amp: half precision (bfloat16 on a CPU) in the encoders and the decoder.
-        half_memory: the memory's values, most of it, are kept in float16; with ``amp`` they are in half precision
-            anyway.
-        max_memory_frames: bound of the memory; the least used frame goes, never an annotated one.
+        config: everything that determines the masks; by default what the network's checkpoint recommends, and else
+            the defaults of :class:`InferenceConfig`.
         object_chunk: objects to encode and decode at a time, to bound the memory of many; ``None``: all.
         num_frames: length of the video, if it is known, to reserve the memory once.
+        options: fields of :class:`InferenceConfig` that change it: ``InferenceCore(network, top_k=50, size=480)``.
+
+    Raises:
+        ValueError: for several sizes or ``flip``, which take an :class:`inference.Ensemble`, and for values out of
+            their range.
     """
 
     def __init__(
         self,
         network: Network,
+        config: InferenceConfig | None = None,
         *,
-        top_k: int | None = 20,
-        mem_every: int | None = 5,
-        include_last: bool = False,
-        kernel_sigma: float | None = None,
-        size: int | None = None,
-        amp: bool = False,
-        half_memory: bool = False,
-        max_memory_frames: int | None = None,
         object_chunk: int | None = None,
         num_frames: int | None = None,
+        **options,
     ):
-        for name, value in (('mem_every', mem_every), ('size', size), ('object_chunk', object_chunk)):
-            if value is not None and value < 1:
-                raise ValueError(f'{name}: expected a positive number, found {value}')
+        config = recommended_config([network], **options) if config is None else replace(config, **options)
+        if len(config.views) > 1 or config.flip:
+            raise ValueError('size, flip: a core works at one size on one video; an Ensemble averages several')
+        if object_chunk is not None and object_chunk < 1:
+            raise ValueError(f'object_chunk: expected a positive number, found {object_chunk}')
         self.network = network
-        self.schedule = Schedule(mem_every, include_last)
-        self.size = size
-        self.amp = amp
+        self.config = config
+        self.schedule = Schedule(config.mem_every, config.include_last)
         self.object_chunk = object_chunk
         self.device = next(network.parameters()).device
         # A video's first frame, one in every mem_every of the others, and the temporary one.
         capacity = 8
         if num_frames is not None:
-            capacity = 2 + (0 if mem_every is None else (num_frames - 1) // mem_every)
+            capacity = 2 + (0 if config.mem_every is None else (num_frames - 1) // config.mem_every)
         self.memory = MemoryBank(
             shared_keys=network.shared_keys,
             metric=network.similarity,
-            top_k=top_k,
-            kernel_sigma=kernel_sigma,
-            max_frames=max_memory_frames,
+            top_k=config.top_k,
+            kernel_sigma=config.kernel_sigma,
+            max_frames=config.max_memory_frames,
             capacity=capacity,
-            value_dtype=torch.half if half_memory and not amp else None,
+            value_dtype=torch.half if config.half_memory and not config.amp else None,
         )
-        self.objects: list[int] = []  # labels, in the order of the channels
+        self.objects = []
         self._frame_shape: tuple[int, int] | None = None
         self._mean = torch.tensor(IMAGE_MEAN, device=self.device)[:, None, None]
         self._std = torch.tensor(IMAGE_STD, device=self.device)[:, None, None]
@@ -141,27 +156,9 @@ class InferenceCore:
             self._outside = torch.tensor(network.padding_colour, device=self.device)[:, None, None]
 
     @torch.inference_mode()
-    def encode(self, images: Sequence[Tensor]) -> list[EncodedFrame]:
-        """Look at some of the next frames at once, for ``step`` to take in place of their images.
-
-        For a GPU that one frame does not fill. Each frame's features are in memory until ``step`` has taken all of
-        them.
-
-        Args:
-            images: as ``step`` takes them, of one size.
-
-        Raises:
-            InputError: for images of another shape or range.
-        """
-        shape = self._frame_shape
-        for image in images:
-            shape = self._check_frame(image, shape)
-        return self._encode(images) if images else []
-
-    @torch.inference_mode()
     def step(
         self,
-        image: Tensor | EncodedFrame | None,
+        image: Tensor | None,
         mask: Tensor | None = None,
         objects: list[int] | None = None,
         *,
@@ -172,8 +169,7 @@ class InferenceCore:
 
         Args:
             image: ``[3, H, W]`` RGB, uint8 or float in [0, 1], on any device; all frames of a video
-                have one size. Or what ``encode`` made of it. May be ``None`` on a frame that is not computed (see
-                ``Schedule``).
+                have one size. May be ``None`` on a frame that is not computed (see ``Schedule``).
             mask: ``[H, W]`` labels of an annotated frame, 0 the background; uint8 or any integers.
             objects: the labels that ``mask`` speaks of, known ones (their masks are replaced) and new
                 ones; by default those in it. A label without pixels is an empty mask.
@@ -196,7 +192,7 @@ class InferenceCore:
         annotated = bool(objects)
         step = self.schedule.peek(annotated=annotated, wanted=wanted, last=last)
         if image is not None:
-            shape = self._check_frame(image, self._frame_shape)
+            shape = self._check_frame(image)
             if mask is not None and tuple(mask.shape) != shape:
                 raise InputError(f'mask: expected the size of its image, {shape}, found {tuple(mask.shape)}')
             self._frame_shape = shape
@@ -207,8 +203,8 @@ class InferenceCore:
             return torch.ones(1, *self._frame_shape, device=self.device) if wanted else None
 
         with self._autocast():
-            frame = image if isinstance(image, EncodedFrame) else self._encode([image])[0]
-            query, padding = frame.query, frame.padding
+            picture, padding = self._to_network(image)
+            query = self.network.encode_query(picture)
             prob = self._segment(query) if self.objects else None
             known = self.objects
             if annotated:
@@ -218,76 +214,60 @@ class InferenceCore:
                 masks = prob[1:]
                 if not self.network.objects_in_padding:
                     masks = F.pad(_unpadded(masks, padding), padding)
-                key, value = self.network.encode_memory(
-                    frame.image, query, masks[None], object_chunk=self.object_chunk
-                )
+                key, value = self.network.encode_memory(picture, query, masks[None], object_chunk=self.object_chunk)
                 self.memory.add(key[0], value[0], permanent=step.permanent, protected=annotated)
         # Last, so that a frame that failed can be given again.
         self.objects = known
         self.schedule.advance(annotated=annotated, wanted=wanted, last=last)
         return self._to_frame(prob, padding) if wanted else None
 
-    def to_labels(self, prob: Tensor) -> Tensor:
-        """The most probable label of each pixel: what ``step`` returned ``-> [H, W]`` uint8."""
-        labels = torch.tensor([0, *self.objects], dtype=torch.uint8, device=prob.device)
-        return labels[prob.argmax(dim=0)]
-
-    def _check_frame(self, image: Tensor | EncodedFrame, shape: tuple[int, int] | None) -> tuple[int, int]:
-        """The size of a frame that ``step`` can take in a video whose frames have size ``shape``."""
-        if isinstance(image, EncodedFrame):
-            found = image.shape
-        else:
-            if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
-                raise InputError(f'image: expected [3, H, W], found {_described(image)}')
-            if image.dtype != torch.uint8 and not image.is_floating_point():
-                raise InputError(f'image: expected uint8 or float in [0, 1], found {image.dtype}')
-            if image.is_floating_point():
-                low, high = torch.stack(image.aminmax()).tolist()
-                if not (low > -0.5 and high < 1.5):  # resampling overshoots a little; false for NaN
-                    raise InputError(
-                        f'image: expected uint8 or float in [0, 1], found values from {low:g} to {high:g}'
-                    )
-            found = tuple(image.shape[1:])
-        if shape not in (None, found):
-            raise InputError(f'image: expected the size of the frames before, {shape}, found {found}')
-        if self.size is not None and self.size * max(found) > MAX_SIDE * min(found):
-            raise InputError(f'image: {found} at a shorter side of {self.size}: the longer one exceeds {MAX_SIDE}')
+    def _check_frame(self, image: Tensor) -> tuple[int, int]:
+        """The size of a frame that ``step`` can take."""
+        if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+            raise InputError(f'image: expected [3, H, W], found {_described(image)}')
+        if image.dtype != torch.uint8 and not image.is_floating_point():
+            raise InputError(f'image: expected uint8 or float in [0, 1], found {image.dtype}')
+        if image.is_floating_point():
+            low, high = torch.stack(image.aminmax()).tolist()
+            if not (low > -0.5 and high < 1.5):  # resampling overshoots a little; false for NaN
+                raise InputError(f'image: expected uint8 or float in [0, 1], found values from {low:g} to {high:g}')
+        found = tuple(image.shape[1:])
+        if self._frame_shape not in (None, found):
+            raise InputError(f'image: expected the size of the frames before, {self._frame_shape}, found {found}')
+        if (shape := self._working_shape(found)) is not None and max(shape) > MAX_SIDE:
+            raise InputError(
+                f'image: {found} at a shorter side of {self.config.size}: the longer one exceeds {MAX_SIDE}'
+            )
         return found
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
-            self.device.type, enabled=self.amp, dtype=torch.float16 if self.device.type == 'cuda' else torch.bfloat16
+            self.device.type,
+            enabled=self.config.amp,
+            dtype=torch.float16 if self.device.type == 'cuda' else torch.bfloat16,
         )
-
-    def _encode(self, images: Sequence[Tensor]) -> list[EncodedFrame]:
-        with self._autocast():
-            prepared, [padding, *_] = zip(*map(self._to_network, images), strict=True)
-            batch = prepared[0] if len(prepared) == 1 else torch.cat(prepared)
-            query = self.network.encode_query(batch)
-        parts = zip(*(features.split(1) for features in (batch, *query)), strict=True)
-        return [
-            EncodedFrame(image, Query(*features), padding, tuple(images[0].shape[1:])) for image, *features in parts
-        ]
 
     def _to_network(self, image: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
         """``[3, H, W] -> [1, 3, H', W']``: normalised, resized, padded to multiples of 16."""
         image = image.to(self.device, non_blocking=True)
         image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
         image = ((image - self._mean) / self._std).unsqueeze(0)
-        if self.size is not None:
-            image = F.interpolate(image, self._working_shape(image.shape[-2:]), mode='bicubic', align_corners=False)
+        if (shape := self._working_shape(image.shape[-2:])) is not None:
+            image = F.interpolate(image, shape, mode='bicubic', align_corners=False)
         padding = _padding(*image.shape[-2:])
         # After the normalisation, so that zero is the mean colour.
         if self._outside is None:
             return F.pad(image, padding), padding
         return F.pad(image - self._outside, padding) + self._outside, padding
 
-    def _working_shape(self, shape: Sequence[int]) -> tuple[int, int]:
-        """A frame's shape with a shorter side of ``size``, the longer one rounded down."""
-        H, W = shape
+    def _working_shape(self, shape: Sequence[int]) -> tuple[int, int] | None:
+        """A frame's shape with a shorter side of ``size``, the longer one rounded down; ``None``: as it is."""
+        (H, W), size = shape, self.config.size
+        if size is None or (not self.config.enlarge and size >= min(H, W)):
+            return None
         if H < W:
-            return self.size, self.size * W // H
-        return self.size * H // W, self.size
+            return size, size * W // H
+        return size * H // W, size
 
     def _to_frame(self, prob: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
         """Probabilities without the padding, at the frame's own size."""
@@ -313,8 +293,8 @@ class InferenceCore:
     ) -> Tensor:
         """Put the annotated masks of ``objects`` into the probabilities of a frame, which get channels ``known``."""
         mask = mask.to(self.device, torch.uint8)
-        if self.size is not None:
-            mask = F.interpolate(mask[None, None].float(), self._working_shape(mask.shape), mode='nearest')[0, 0]
+        if (shape := self._working_shape(mask.shape)) is not None:
+            mask = F.interpolate(mask[None, None].float(), shape, mode='nearest')[0, 0]
         mask = F.pad(mask, padding)
         merged = torch.zeros(len(known), *mask.shape, device=self.device)
         labels = torch.tensor(objects, device=self.device)[:, None, None]

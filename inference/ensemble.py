@@ -1,13 +1,14 @@
 """Ensembles: cores (network x size x flip) that take every frame together; no probabilities outlive it."""
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import reduce
 
 import torch
 from torch import Tensor
 
-from inference.core import EncodedFrame, InferenceCore, InputError, Schedule
+from inference.config import InferenceConfig, recommended_config
+from inference.core import Core, InferenceCore, InputError, Schedule
 from model.network import Network
 
 
@@ -21,40 +22,56 @@ class Member:
     flip: bool = False  # it sees the video mirrored, left to right
     kernel_sigma: float | None = None  # of the kernelised read; None: the plain one
 
-    def core(self, **options) -> InferenceCore:
-        return InferenceCore(self.network, size=self.size, kernel_sigma=self.kernel_sigma, **options)
 
-
-class Ensemble:
+class Ensemble(Core):
     """Segments a video with several cores; its probabilities are the mean of theirs (supplementary E).
 
-    To its users it is a core: ``step``, ``to_labels``, ``objects``, ``schedule``, ``device``. Each core has a memory
-    of its own, filled from its own probabilities; the mean is taken at the frame's size, frame by frame, so that an
-    ensemble of N holds N memories and two sums. One of a single member gives what its core gives.
+    Each core has a memory of its own, filled from its own probabilities; the mean is taken at the frame's size, frame
+    by frame, so that an ensemble of N holds N memories and two sums. One of a single member gives what its core gives.
 
     Args:
         members: networks, sizes and flips; all networks on one device.
-        core_options: keyword arguments of :class:`InferenceCore` that all cores share, the schedule among them.
+        config: what all cores share, the schedule among it; sizes, flips and kernels are the members'.
+        object_chunk, num_frames, options: as of :class:`InferenceCore`.
     """
 
-    def __init__(self, members: Sequence[Member], **core_options):
+    def __init__(
+        self,
+        members: Sequence[Member],
+        config: InferenceConfig | None = None,
+        *,
+        object_chunk: int | None = None,
+        num_frames: int | None = None,
+        **options,
+    ):
         if not members:
             raise ValueError('members: expected at least one')
+        if config is None:
+            config = recommended_config([member.network for member in members], size=None)
         self.members = tuple(members)
-        self.cores = [member.core(**core_options) for member in members]
+        self.cores = [
+            InferenceCore(
+                member.network,
+                replace(config, **options, size=member.size, kernel_sigma=member.kernel_sigma, flip=False),
+                object_chunk=object_chunk,
+                num_frames=num_frames,
+            )
+            for member in members
+        ]
         devices = {core.device for core in self.cores}
         if len(devices) > 1:
             raise ValueError(f'members: expected networks on one device, found {", ".join(sorted(map(str, devices)))}')
         [self.device] = devices
-        # Of the frame that is being taken: the cores that have it, and the sums of what they said, by flip. Mirrored
-        # probabilities are added up as they are: once a core has moved on, nothing needs memory until all have.
-        self._frame: tuple = ()
-        self._taken = 0
-        self._sums: dict[bool, Tensor] = {}
+
+    @classmethod
+    def of(cls, networks: Sequence[Network], config: InferenceConfig, **options) -> 'Ensemble':
+        """Of every network a core for each size, with and without flip; ``options`` as of the constructor."""
+        members = [Member(network, **view._asdict()) for network in networks for view in config.views]
+        return cls(members, config, **options)
 
     @property
     def schedule(self) -> Schedule:
-        """All cores have the same; the last one moves on when the frame is done."""
+        """All cores have the same."""
         return self.cores[-1].schedule
 
     @property
@@ -62,19 +79,10 @@ class Ensemble:
         """Labels, in the order of the channels."""
         return self.cores[-1].objects
 
-    def encode(self, images: Sequence[Tensor]) -> list[tuple[EncodedFrame, ...]]:
-        """As :meth:`InferenceCore.encode`: some of the next frames at once, by every core, for ``step`` to take."""
-        images = [image.to(self.device, non_blocking=True) for image in images]
-        by_core = [
-            core.encode([_mirrored(image) for image in images] if member.flip else images)
-            for core, member in zip(self.cores, self.members, strict=True)
-        ]
-        return list(zip(*by_core, strict=True))
-
     @torch.inference_mode()
     def step(
         self,
-        image: Tensor | tuple[EncodedFrame, ...] | None,
+        image: Tensor | None,
         mask: Tensor | None = None,
         objects: list[int] | None = None,
         *,
@@ -83,48 +91,27 @@ class Ensemble:
     ) -> Tensor | None:
         """The next frame of the video; arguments, result and errors are those of :meth:`InferenceCore.step`.
 
-        A frame that failed halfway, for want of GPU memory, has to be given again: cores that have taken it keep what
-        they found, the others go on from there. Nothing else is accepted then (``InputError``). A frame that
-        no core takes leaves the ensemble as it was before.
+        A frame that no core takes leaves the ensemble as it was before. One that failed when some of the cores had
+        taken it, for want of GPU memory, ends the video: no other frame is accepted (``InputError``).
         """
-        if isinstance(image, Tensor):
-            image = image.to(self.device, non_blocking=True)
-        mask = None if mask is None else mask.to(self.device, non_blocking=True)
-        frame = (image, mask, None if objects is None else list(objects), wanted, last)
-        if self._taken and not _equal(frame, self._frame):
-            raise InputError(
-                f'frame {self.schedule.time + 1} failed when {self._taken} of {len(self.cores)} cores '
-                'had taken it; expected it again, found another one'
-            )
-        self._frame = frame
-        for core, member in list(zip(self.cores, self.members, strict=True))[self._taken :]:
-            pictures = image[self._taken] if isinstance(image, tuple) else image, mask
-            if member.flip:  # what is encoded is mirrored already
-                pictures = (_mirrored(picture) if isinstance(picture, Tensor) else picture for picture in pictures)
+        if len({core.schedule.time for core in self.cores}) > 1:
+            raise InputError('a frame before failed when some of the networks had taken it; start the video again')
+        image, mask = (
+            picture.to(self.device, non_blocking=True) if isinstance(picture, Tensor) else picture
+            for picture in (image, mask)
+        )
+        sums: dict[bool, Tensor] = {}  # by flip; mirrored probabilities are added up as they are
+        for core, member in zip(self.cores, self.members, strict=True):
+            pictures = [_mirrored(picture) if member.flip else picture for picture in (image, mask)]
             prob = core.step(*pictures, objects, wanted=wanted, last=last)
-            if prob is not None:
-                total = self._sums.get(member.flip)
-                self._sums[member.flip] = prob if total is None else total.add_(prob)
-            self._taken += 1
-        prob = None
-        if wanted:
-            prob = reduce(torch.add, [_mirrored(total) if flip else total for flip, total in self._sums.items()])
-            prob /= len(self.cores)
-        self._frame, self._taken, self._sums = (), 0, {}
-        return prob
-
-    def to_labels(self, prob: Tensor) -> Tensor:
-        """The most probable label of each pixel: what ``step`` returned ``-> [H, W]`` uint8."""
-        return self.cores[-1].to_labels(prob)
+            if wanted:
+                sums[member.flip] = sums[member.flip].add_(prob) if member.flip in sums else prob
+        if not wanted:
+            return None
+        prob = reduce(torch.add, [_mirrored(total) if flip else total for flip, total in sums.items()])
+        return prob.div_(len(self.cores))
 
 
-def _mirrored(picture: Tensor) -> Tensor:
+def _mirrored(picture: Tensor | None) -> Tensor | None:
     """``[..., W]``, left to right."""
-    return picture.flip(-1)
-
-
-def _equal(frame: tuple, other: tuple) -> bool:
-    return all(
-        torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b or a == b
-        for a, b in zip(frame, other, strict=True)
-    )
+    return picture.flip(-1) if isinstance(picture, Tensor) else picture

@@ -1,14 +1,13 @@
 """A clip that a person and the network segment together; no user interface, and no more than a frame in memory."""
 
-import errno
 import math
 import shutil
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -29,7 +28,12 @@ from dataset.io import (
     write_mask,
 )
 from dataset.overlay import draw_masks
-from inference.core import InferenceCore
+from inference.config import InferenceConfig, recommended_config
+from inference.ensemble import Ensemble
+from inference.sources import READERS, Picture, Source, Upcoming
+from inference.stream import propagate
+from model import Network
+from util.errors import foreign_call
 from util.files import atomic_path
 from util.video_file import VideoReader, VideoWriter
 
@@ -39,6 +43,10 @@ MAX_RATE = 240  # of any clip, on average over the longest time that it may take
 MAX_PIXELS = 4096 * 2304  # of a frame
 STORE_FACTOR = 10  # bytes of all frames on disk, to those of the largest upload
 JPEG_QUALITY = 95
+
+
+class LimitError(DataError):
+    """A clip that is longer or larger than allowed."""
 
 
 class Propagated(NamedTuple):
@@ -94,14 +102,27 @@ class Session:
     costs no memory between two propagations.
 
     Args:
-        core_options: keyword arguments of :class:`InferenceCore`.
+        networks: one network, or several, whose probabilities are averaged.
+        config: everything that determines the masks; by default what the networks' checkpoints recommend.
+        object_chunk: as of :class:`inference.InferenceCore`.
+        options: fields of :class:`InferenceConfig` that change it.
     """
 
-    def __init__(self, network: nn.Module, clip: Clip, folder: str | Path, **core_options):
-        self.network = network
+    def __init__(
+        self,
+        networks: Network | Sequence[Network],
+        clip: Clip,
+        folder: str | Path,
+        config: InferenceConfig | None = None,
+        *,
+        object_chunk: int | None = None,
+        **options,
+    ):
+        self.networks = [networks] if isinstance(networks, nn.Module) else list(networks)
         self.clip = clip
         self.folder = Path(folder)
-        self.core_options = core_options
+        self.config = recommended_config(self.networks, **options) if config is None else replace(config, **options)
+        self.object_chunk = object_chunk
         self.shape = self.read_image(0).shape[:2]
         self.painted: dict[int, frozenset[int]] = {}  # frame -> the labels on it
         self.uncertainty: dict[int, float] = {}  # of the frames that were propagated to
@@ -167,32 +188,26 @@ class Session:
         Raises:
             DataError: nothing is painted yet, or a frame cannot be read.
             InputError: a frame is of another size.
+            TooLittleMemoryError: of the GPU.
         """
         begin = min((frame for frame, labels in self.painted.items() if labels), default=None)
         if begin is None:
             raise DataError('Nothing is painted yet. Paint an object where it first appears.')
-        core = InferenceCore(self.network, num_frames=len(self) - begin, **self.core_options)
-        for frame in range(begin, len(self)):
-            mask, objects = None, None
-            if frame in self.painted:
-                mask, objects = self.labels(frame), self.objects(frame)
-            wanted, last = frame >= start, frame == len(self) - 1
-            step = core.schedule.peek(annotated=mask is not None, wanted=wanted, last=last)
-            image = torch.from_numpy(self.read_image(frame)).permute(2, 0, 1) if step.compute else None
-            prob = core.step(
-                image, None if mask is None else torch.from_numpy(mask), objects, wanted=wanted, last=last
-            )
-            if not wanted:
-                if step.compute:
-                    yield Propagated(frame)
-                continue
-            if mask is not None:
-                yield Propagated(frame, mask, 0.0)
-                continue
-            labels = core.to_labels(prob).cpu().numpy()
-            write_mask(self._mask_path(frame), labels)
-            self.uncertainty[frame] = uncertainty(prob)
-            yield Propagated(frame, labels, self.uncertainty[frame])
+        source = ClipSource(self, begin, start)
+        core = Ensemble.of(self.networks, self.config, object_chunk=self.object_chunk, num_frames=source.frames)
+        with closing(propagate(core, source)) as segmented:
+            for found in segmented:
+                frame = begin + found.number
+                if not found.wanted:
+                    if found.image is not None:
+                        yield Propagated(frame)
+                elif frame in self.painted:
+                    yield Propagated(frame, self.labels(frame), 0.0)
+                else:
+                    labels = found.labels.cpu().numpy()
+                    write_mask(self._mask_path(frame), labels)
+                    self.uncertainty[frame] = uncertainty(found.prob)
+                    yield Propagated(frame, labels, self.uncertainty[frame])
 
     def least_sure(self, n: int = 5) -> list[int]:
         """The frames to correct next, the least sure first: up to ``n``, none of them painted, and no neighbours.
@@ -226,7 +241,7 @@ class Session:
         """The clip as a video with its masks drawn on it, at its own speed and with its sound.
 
         Raises:
-            DataError: PyAV is not installed.
+            MissingPackageError: PyAV is not installed.
             OSError: the file cannot be written.
         """
         height, width = self.shape
@@ -249,6 +264,34 @@ class Session:
         return self.folder / 'masks' / f'{self.clip.frames[frame].stem}.png'
 
 
+class ClipSource(Source):
+    """The frames of a session from ``begin`` on with its painted masks; those from ``start`` on are asked for."""
+
+    readers = READERS
+
+    def __init__(self, session: Session, begin: int, start: int):
+        self.session = session
+        self.name = str(session.folder)
+        self.begin, self.start = begin, start
+        self.frames = len(session) - begin
+
+    def __iter__(self) -> Iterator[Upcoming]:
+        session = self.session
+        for frame in range(self.begin, len(session)):
+            painted = frame in session.painted
+            yield Upcoming(
+                str(frame),
+                partial(self._read, frame, painted),
+                annotated=painted,
+                objects=session.objects(frame) if painted else None,
+                wanted=frame >= self.start,
+                last=frame == len(session) - 1,
+            )
+
+    def _read(self, frame: int, painted: bool) -> Picture:
+        return Picture(self.session.read_image(frame), self.session.labels(frame) if painted else None)
+
+
 def import_clip(path: str | Path, folder: str | Path, *, max_seconds: float, max_bytes: int) -> Clip:
     """Put the frames of a video, or of a zip of images, into ``folder/frames``, a file a frame.
 
@@ -260,14 +303,14 @@ def import_clip(path: str | Path, folder: str | Path, *, max_seconds: float, max
         max_bytes: larger files are refused, and clips whose frames take more than ten times that on disk.
 
     Raises:
-        DataError: it is neither, is damaged, empty or too large, or its images differ in size.
+        DataError: it is neither, is damaged or empty, or its images differ in size.
+        LimitError: it is longer or larger than allowed.
     """
     path, frames = Path(path), Path(folder) / 'frames'
     frames.mkdir(parents=True)
     if path.stat().st_size > max_bytes:
-        raise DataError(
-            f'{path.name}: {path.stat().st_size / 1e6:.0f} MB, more than the {max_bytes / 1e6:.0f} MB '
-            'that --max_megabytes allows'
+        raise LimitError(
+            f'{path.name}: {path.stat().st_size / 1e6:.0f} MB, more than the {max_bytes / 1e6:.0f} MB that are allowed'
         )
     limit = STORE_FACTOR * max_bytes
     if path.suffix.lower() == '.zip':
@@ -277,37 +320,32 @@ def import_clip(path: str | Path, folder: str | Path, *, max_seconds: float, max
 
 def _import_images(path: Path, folder: Path, *, max_seconds: float, limit: int) -> Clip:
     """Names in the archive say nothing about where files go, nor its sizes how large they are."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            images = [(PurePosixPath(entry.filename).name, entry) for entry in archive.infolist()]
-            images = [
-                (name, entry)
-                for name, entry in images
-                if not name.startswith('.') and Path(name).suffix.lower() in FRAME_SUFFIXES
-            ]
-            _check_length(path, len(images) / IMAGE_RATE, max_seconds)
-            for name, entry in images:
-                target = folder / check_name(name, path.name)
-                if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    raise NotImplementedError(f'{name}: compressed by method {entry.compress_type}')
-                if target.exists():
-                    raise DataError(f'{path.name}: two frames are called {name}. Put one folder of frames into it.')
-                with archive.open(entry) as source, open(target, 'wb') as file:
-                    while chunk := source.read(2**20):
-                        limit -= file.write(chunk)
-                        _check_store(path, limit)
-    except (
-        OSError,
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        struct.error,
-        UnicodeDecodeError,
-        RuntimeError,
-    ) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that of a place before the beginning
-            raise
-        raise DataError(f'{path.name}: expected a zip of images, cannot read it ({error})') from error
+    unreadable = f'{path.name}: expected a zip of images, cannot read it'
+    with foreign_call(DataError, unreadable):
+        archive = zipfile.ZipFile(path)
+    with archive:
+        images = [(PurePosixPath(entry.filename).name, entry) for entry in archive.infolist()]
+        images = [
+            (name, entry)
+            for name, entry in images
+            if not name.startswith('.') and Path(name).suffix.lower() in FRAME_SUFFIXES
+        ]
+        _check_length(path, len(images) / IMAGE_RATE, max_seconds)
+        for name, entry in images:
+            target = folder / check_name(name, path.name)
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise DataError(f'{unreadable} ({name}: compressed by method {entry.compress_type})')
+            if target.exists():
+                raise DataError(f'{path.name}: two frames are called {name}. Put one folder of frames into it.')
+            with foreign_call(DataError, unreadable):
+                source = archive.open(entry)
+            with source, open(target, 'wb') as file:
+                chunk = None
+                while chunk != b'':
+                    with foreign_call(DataError, unreadable):
+                        chunk = source.read(2**20)
+                    limit -= file.write(chunk)
+                    _check_store(path, limit)
     frames = list_frames(folder)
     if not frames:
         raise DataError(f'{path.name}: no images in it (.jpg, .jpeg or .png)')
@@ -341,16 +379,16 @@ def _import_video(path: Path, folder: Path, *, max_seconds: float, limit: int) -
 
 def _check_length(path: Path, seconds: Fraction, max_seconds: float) -> None:
     if seconds > max_seconds:
-        raise DataError(
-            f'{path.name}: longer than the {max_seconds:g} seconds that --max_seconds allows '
+        raise LimitError(
+            f'{path.name}: longer than the {max_seconds:g} seconds that are allowed '
             f'(images count as {IMAGE_RATE} a second, and no more than {MAX_RATE} frames as one)'
         )
 
 
 def _check_store(path: Path, left: int) -> None:
     if left < 0:
-        raise DataError(
-            f'{path.name}: its frames take more than {STORE_FACTOR} times --max_megabytes on disk; '
+        raise LimitError(
+            f'{path.name}: its frames take more than {STORE_FACTOR} times the largest upload on disk; '
             'shorten it or scale it down'
         )
 

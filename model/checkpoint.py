@@ -8,14 +8,13 @@ A file is one of
 - our own: ``{'config': {...}, 'network': {...}}``, from which the network is rebuilt: ``config['arch']`` names its
   class;
 
-each with or without the ``module.`` prefix of a parallel wrapper.
+each with or without the ``module.`` prefix of a parallel wrapper. Our own may also carry ``recommended``: the values
+of inference that the network was selected with, on videos held aside.
 """
 
 import dataclasses
 import pickle
-import struct
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -26,27 +25,16 @@ from torch import Tensor, nn
 from model.build import build_network
 from model.network import Network
 from model.variants import VARIANTS, STCNConfig, STMConfig, config_from
+from util.errors import UserError, cause_of, foreign_call
 from util.files import atomic_path
+
+RECOMMENDED = {'mem_every': (int, 0), 'include_last': (bool, False), 'top': (int, 0), 'size': (int, 0)}
+"""What a checkpoint may recommend, its type and least value. 0: no period, all positions, frames as they are."""
 
 NOT_COMPARED = 'num_batches_tracked'  # batch norm's counter; never used, absent from old files
 
-# What a damaged file raises depends on where in its zip directory, its pickle or its tensors the damage is.
-UNREADABLE = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
-
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A file that is no usable checkpoint: what is wrong with it, and what was expected."""
 
 
@@ -69,15 +57,17 @@ def read_checkpoint(path: str | Path) -> dict:
     """The content of a checkpoint file, on the CPU; nothing in it is executed (``weights_only``)."""
     try:
         content = torch.load(path, map_location='cpu', weights_only=True)
-        damaged = _damaged_record(path)
     except FileNotFoundError:
         raise CheckpointError(f'{path}: no such checkpoint file') from None
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f'{path}: not a checkpoint that can be loaded safely: {reason}') from error
-    except UNREADABLE as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f'{path}: unreadable; truncated, or not a PyTorch checkpoint ({reason})') from error
+        raise CheckpointError(f'{path}: not a checkpoint that can be loaded safely: {cause_of(error)}') from error
+    except MemoryError:
+        raise
+    except Exception as error:  # depends on where in its zip directory, its pickle or its tensors the damage is
+        cause = cause_of(error)
+        raise CheckpointError(f'{path}: unreadable; truncated, or not a PyTorch checkpoint ({cause})') from error
+    with foreign_call(CheckpointError, f'{path}: unreadable; truncated, or not a PyTorch checkpoint'):
+        damaged = _damaged_record(path)
     if damaged:
         raise CheckpointError(f'{path}: damaged, the checksum of its record {damaged} is wrong; fetch it again')
     if not isinstance(content, dict):
@@ -129,20 +119,42 @@ def network_from_checkpoint(
             state.setdefault(name, torch.zeros(value.shape, dtype=value.dtype))
     network.to_empty(device=device)
     network.load_state_dict(state, strict=False)  # compared above
+    network.recommended = _check_recommended(content.get('recommended', {}), path)
     return network.eval()
 
 
-def save_network(path: str | Path, network: Network, *, dtype: torch.dtype | None = None, **notes: Any) -> None:
+def save_network(
+    path: str | Path,
+    network: Network,
+    *,
+    dtype: torch.dtype | None = None,
+    recommended: Mapping[str, object] | None = None,
+    **notes: Any,
+) -> None:
     """Weights and the configuration that rebuilds the network, atomically; ``dtype`` converts the weights.
 
+    ``recommended`` are values of ``RECOMMENDED`` that inference takes unless it is told otherwise;
+    ``save_network(path, load_network(path), recommended={'mem_every': 3, 'size': 360})`` puts them into a file.
     ``notes`` are plain values to be kept beside them; loading the network does not look at them.
     """
+    if recommended:
+        notes['recommended'] = dict(_check_recommended(recommended, path))
     state = {
         name: value.to('cpu', dtype if value.is_floating_point() else None)
         for name, value in network.state_dict().items()
     }
     with atomic_path(path) as temporary:
         torch.save({'config': dataclasses.asdict(network.config), 'network': state, **notes}, temporary)
+
+
+def _check_recommended(values: object, path: str | Path) -> Mapping[str, object]:
+    understood = isinstance(values, Mapping) and all(
+        name in RECOMMENDED and type(value) is RECOMMENDED[name][0] and value >= RECOMMENDED[name][1]
+        for name, value in values.items()
+    )
+    if not understood:
+        raise CheckpointError(f'{path}: recommends {values!r}; expected some of {", ".join(RECOMMENDED)}')
+    return values
 
 
 def _check_tensors(state: dict[str, Tensor], path: str | Path) -> None:
@@ -169,7 +181,7 @@ def _config_of(content: dict, state: dict[str, Tensor], path: str | Path) -> STC
         try:
             config = config_from(content['config'])
             _on_meta(config)
-        except (TypeError, KeyError, ValueError, IndexError, RuntimeError) as error:
+        except Exception as error:
             raise CheckpointError(f'{path}: its configuration is not understood: {error!r}') from error
         return config
     problems = {}

@@ -11,6 +11,8 @@ T memory frames, H W the image (multiples of 16), h w = H/16 W/16, Ck and Cv the
 The sigmoid of a logit is the probability of that object alone. Images are ImageNet-normalised for every network.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -41,6 +43,7 @@ class Network(nn.Module):
     # The core pads frames to multiples of 16. Of those pixels:
     padding_colour: tuple[float, float, float] = (0, 0, 0)  # normalised RGB
     objects_in_padding: bool = True  # whether they may belong to an object in the memory, as predicted
+    recommended: Mapping[str, object] = MappingProxyType({})  # by its checkpoint; see model.checkpoint.RECOMMENDED
 
     def __init__(self, config: STCNConfig | STMConfig):
         super().__init__()

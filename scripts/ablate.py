@@ -25,7 +25,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from util.cli import not_negative, run_main
+from scripts.flags import FLAGS, add_inference_flag
+from util.cli import run_main
 from util.files import atomic_path
 from util.plots import import_pyplot
 
@@ -209,16 +210,10 @@ def main() -> int:
         default=['every5+last', 'every5'],
         help='of the memory (default: every5+last every5, as in Table 1)',
     )
-    add(
-        '--top',
-        nargs='+',
-        type=not_negative,
-        default=[20],
-        help='memory positions that are read; 0: all (default: 20)',
-    )
+    add_inference_flag(parser, 'top', nargs='+', default=[20], help=f'{FLAGS["top"].help} (default: 20)')
     add('--root', type=Path, required=True, help='DAVIS, as for eval_davis.py --davis_path')
     add('--year', type=int, choices=(2016, 2017), default=2017, help='of DAVIS (default: 2017)')
-    add('--size', type=not_negative, default=0, help='shorter side at which the networks work (default: 0, as it is)')
+    add_inference_flag(parser, 'size', nargs=None, default=0, help='shorter side; 0: frames as they are (default: 0)')
     add('--flags', nargs=argparse.REMAINDER, default=[], help='for eval_davis.py, in all rows; the last flag')
     add('--output', type=Path, required=True, help='folder for masks, table and plot')
     args = parser.parse_args()

@@ -8,7 +8,6 @@
 cost    parameters, and multiply-adds of key encoder, value encoder and decoder, and of a frame
 stages  key encoder, value encoder, memory read and decoder: multiply-adds, bytes, and the time that they would take at
         the machine's own rates of a matrix product and a copy, beside the time that they take
-batch   the key encoder by the number of frames that it takes at once (--encode_batch of the evaluation scripts)
 read    the sparse read against the dense one of the straightforward formulation (scripts/baseline.py)
 core    the whole core with a filled memory against the straightforward formulation, in float32
 video   the whole core over a clip: FPS, and peak memory with and without the memory bank
@@ -26,11 +25,13 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from util.cli import HelpFormatter, not_negative, positive, run_main
+from scripts.flags import add_inference_flag, inference_config, parse_flags
+from util.cli import HelpFormatter, positive, run_main
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +51,9 @@ def main() -> int:
     add('--size', type=size, nargs='+', default=[(480, 854)], help='HEIGHTxWIDTH of a frame; 480x854 by default')
     add('--objects', type=positive, nargs='+', default=[1, 3], help='numbers of objects')
     add('--memory_frames', type=positive, nargs='+', default=[20], help='lengths of the memory')
-    add('--encode_batch', type=positive, nargs='+', default=[1, 2, 4, 8], help='frames at once')
     add('--video_frames', type=positive, nargs='+', default=[20], help='lengths of the clip')
-    add('--top', type=not_negative, default=20, help='memory positions that a query position reads; 0: all')
-    add('--include_last', action='store_true', help='in video, the previous frame is temporary memory, too')
-    add('--mem_every', type=positive, default=5, help='every n-th frame of the clip goes into the memory')
-    add('--max_memory_frames', type=positive, help='in video, bound of the memory')
+    for name in ('top', 'include_last', 'mem_every', 'max_memory_frames'):
+        add_inference_flag(parser, name)
     add(
         '--precision',
         choices=('float32', 'tf32', 'amp'),
@@ -66,8 +64,8 @@ def main() -> int:
     add('--repeat', type=positive, default=5, help='measurements of each thing, taken in turns; the median counts')
     add('--json', help='file for the numbers')
     add('--plot', help='PNG file for a plot of growth')
-    args = parser.parse_args()
-    args.top = args.top or None
+    args = parse_flags(parser)
+    args.config = replace(inference_config(args), amp=args.precision == 'amp')
 
     import torch
 
@@ -181,7 +179,9 @@ def filled_bank(network, args: argparse.Namespace, *, objects: int, frames: int)
     """A memory bank with random frames."""
     from inference.memory_bank import MemoryBank
 
-    bank = MemoryBank(shared_keys=network.shared_keys, metric=network.similarity, top_k=args.top, capacity=frames)
+    bank = MemoryBank(
+        shared_keys=network.shared_keys, metric=network.similarity, top_k=args.config.top_k, capacity=frames
+    )
     return fill(bank, network, args.size, objects=objects, frames=frames, device=device_of(args))
 
 
@@ -243,7 +243,8 @@ def measure_cost(args: argparse.Namespace) -> list[dict]:
             with Work() as work:
                 call()
             counts[name] = work.multiply_adds / 1e9
-        frame = counts['key encoder'] + counts['decoder'] + counts['value encoder'] / args.mem_every
+        memorised = 1 / args.mem_every if args.mem_every else 0
+        frame = counts['key encoder'] + counts['decoder'] + memorised * counts['value encoder']
         rows.append(
             {
                 'objects': objects,
@@ -305,24 +306,6 @@ def measure_stages(args: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def measure_batches(args: argparse.Namespace) -> list[dict]:
-    import torch
-
-    network, device = load(args).optimized(), device_of(args)
-    with torch.inference_mode(), torch.autocast(device.type, enabled=args.precision == 'amp', dtype=half(device)):
-        batches = {count: torch.randn(count, 3, *padded(*args.size), device=device) for count in args.encode_batch}
-        calls = {count: lambda images=images: network.encode_query(images) for count, images in batches.items()}
-        times, memory = timed(calls, repeat=args.repeat, device=device), peaks(calls, device)
-    return [
-        {
-            'frames at once': count,
-            'a frame (ms)': times[count] / count,
-            **({'peak (MiB)': memory[count]} if memory else {}),
-        }
-        for count in batches
-    ]
-
-
 def measure_read(args: argparse.Namespace) -> list[dict]:
     import torch
 
@@ -338,7 +321,7 @@ def measure_read(args: argparse.Namespace) -> list[dict]:
             for frames in args.memory_frames:
                 sparse = filled_bank(network, args, objects=objects, frames=frames)
                 dense = fill(
-                    ConcatenatedMemory(top_k=args.top),
+                    ConcatenatedMemory(top_k=args.config.top_k),
                     network,
                     args.size,
                     objects=objects,
@@ -368,7 +351,7 @@ def measure_core(args: argparse.Namespace) -> list[dict]:
     """Milliseconds of a frame in float32: the mean over ``mem_every`` frames, one of which goes into the memory."""
     import torch
 
-    from inference.core import InferenceCore
+    from inference import InferenceConfig, InferenceCore
     from scripts.baseline import ConcatenatedMemory, comparable, straightforward
 
     network, device = load(args), device_of(args)
@@ -376,27 +359,24 @@ def measure_core(args: argparse.Namespace) -> list[dict]:
         return []
     networks = {'straightforward': straightforward(network), 'ours': network.optimized()}
     multiply_adds, _ = rates(device, torch.float32)
+    period = args.mem_every or 1  # with the first frame alone in the memory, all frames after it cost the same
+    config = InferenceConfig(top_k=args.config.top_k, mem_every=args.config.mem_every)
     rows = []
     for objects in args.objects:
         image, mask = stripes(args.size, objects)
         for frames in args.memory_frames:
             cores = {
-                name: InferenceCore(
-                    network,
-                    top_k=args.top,
-                    mem_every=args.mem_every,
-                    num_frames=args.mem_every * (frames + args.repeat + 2),
-                )
+                name: InferenceCore(network, config, num_frames=period * (frames + args.repeat + 2))
                 for name, network in networks.items()
             }
-            cores['straightforward'].memory = ConcatenatedMemory(top_k=args.top)
+            cores['straightforward'].memory = ConcatenatedMemory(top_k=config.top_k)
             for core in cores.values():
                 core.step(image, mask)
                 fill(core.memory, network, args.size, objects=objects, frames=frames - 1, device=device)
             probs = {}
 
             def run(name: str, cores=cores, probs=probs, image=image) -> None:
-                for _ in range(args.mem_every):
+                for _ in range(period):
                     probs[name] = cores[name].step(image)
 
             times = timed({name: lambda name=name: run(name) for name in cores}, repeat=args.repeat, device=device)
@@ -406,7 +386,7 @@ def measure_core(args: argparse.Namespace) -> list[dict]:
                 {
                     'objects': objects,
                     'memory frames': frames,
-                    **{f'{name} (ms)': value / args.mem_every for name, value in times.items()},
+                    **{f'{name} (ms)': value / period for name, value in times.items()},
                     'straightforward / ours': times['straightforward'] / times['ours'],
                     'largest difference': difference,
                     'its encoders / matrix rate': encoders / multiply_adds,
@@ -505,20 +485,12 @@ def measure_video(args: argparse.Namespace, objects: int, frames: int) -> dict:
     import torch
 
     from inference.core import InferenceCore
-    from inference.run import peak_memory
+    from inference.stream import peak_memory
 
     network, device = load(args).optimized(), device_of(args)
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
-    core = InferenceCore(
-        network,
-        top_k=args.top,
-        mem_every=args.mem_every,
-        include_last=args.include_last,
-        max_memory_frames=args.max_memory_frames,
-        amp=args.precision == 'amp',
-        num_frames=frames,
-    )
+    core = InferenceCore(network, args.config, num_frames=frames)
     image, mask = stripes(args.size, objects)
     images = [image, 255 - image]  # in turn, so that not every frame is like the last
     start = time.perf_counter()
@@ -562,7 +534,6 @@ def print_table(name: str, rows: list[dict]) -> None:
 MEASURES = {
     'cost': measure_cost,
     'stages': measure_stages,
-    'batch': measure_batches,
     'read': measure_read,
     'core': measure_core,
     'video': measure_videos,

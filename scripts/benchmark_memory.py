@@ -115,7 +115,7 @@ def observed_peak(arch: str, height: int, width: int, objects: int, frames: int)
     """Bytes by which the peak of a CPU process rises when it does what :func:`inference_peak` models."""
     import torch
 
-    from inference.run import peak_memory
+    from inference.stream import peak_memory
     from model import VARIANTS, build_network
 
     torch.set_num_threads(1)

@@ -1,11 +1,13 @@
 """Segment videos of one's own: frames in JPEGImages, masks of some of them in Annotations."""
 
+import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from util.cli import evaluate, evaluation_parser, parse, run_main
+from scripts.evaluation import evaluate, evaluation_parser, parse
+from util.cli import run_main
 
 
 def main() -> int:
@@ -17,7 +19,7 @@ def main() -> int:
 
     from dataset.folder import folder
 
-    return evaluate(args, folder(args.root))
+    return evaluate(args, folder(args.root), {'root': os.path.realpath(args.root)})
 
 
 if __name__ == '__main__':

@@ -22,7 +22,10 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset.io import PALETTE, DataError
-from util.cli import HelpFormatter, cores, not_negative, positive, run_main
+from inference.config import InferenceConfig
+from scripts.flags import add_inference_flags, inference_config, load_networks, parse_flags
+from util.cli import HelpFormatter, positive, run_main
+from util.errors import MissingPackageError, UserError
 from util.files import atomic_path
 from util.offline import stay_local
 
@@ -35,10 +38,6 @@ TOLERANCE = 8  # of a colour, in each channel
 UNUSED = ('/process_recording', '/dev/reload')  # of what gradio serves; the first one starts FFmpeg
 SHOWN_ALPHA = 128  # masks that are there already let the frame shine through; new strokes are opaque
 PREVIEW_SECONDS = 0.1  # between two frames of the preview, so that a fast network does not flood the browser
-OUT_OF_MEMORY = (
-    'Out of GPU memory. The masks up to here are kept. What helps: fewer objects, a shorter clip, or to '
-    'start the page anew with a smaller --size or with --device cpu.'
-)
 HELP = """**1.** Upload a clip. **2.** Go to a frame, choose an object and paint it; the eraser makes background.
 **3.** Propagate. **4.** Go to a frame where the mask is wrong, correct it and propagate from there: the frames before
 keep their masks. A painting that is neither kept nor propagated is gone when you go to another frame. What you
@@ -48,12 +47,7 @@ paint is complete: an object that you leave out is not there. Objects begin on t
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
-    add('--model', help='checkpoint (default: the light network of this repository)')
-    add(
-        '--size', type=not_negative, default=480, help='shorter side at which the network works; 0: frames as they are'
-    )
     add('--port', type=positive, default=7860, help='of the page, http://127.0.0.1:PORT')
-    add('--device', help='e.g. cuda:1 or cpu (default: the GPU, if there is one)')
     add('--max_seconds', type=positive, default=60, help='longest clip')
     add(
         '--max_megabytes',
@@ -61,8 +55,8 @@ def parse() -> argparse.Namespace:
         default=200,
         help='largest upload; its frames may take ten times that on disk',
     )
-    add('--num_threads', type=positive, help='on a CPU (default: one a core)')
-    return parser.parse_args()
+    add_inference_flags(parser, model=None, size=[480])
+    return parse_flags(parser)
 
 
 def main() -> int:
@@ -85,22 +79,17 @@ def main() -> int:
         try:
             import gradio  # noqa: F401
         except ModuleNotFoundError as error:
-            raise OSError(f'the page needs {error.name}: pip install -r requirements-extras.txt') from error
-        import torch
-
-        from inference import LIGHT_WEIGHTS, load_model
-        from util.distributed import choose_device
-
-        device = choose_device(args.device)
-        if device.type == 'cpu':
-            torch.set_num_threads(args.num_threads or cores())
-        network = load_model(args.model or LIGHT_WEIGHTS, device=device)
+            raise MissingPackageError(
+                f'the page needs {error.name}: pip install -r requirements-extras.txt'
+            ) from error
+        networks = load_networks(args)
         tabs = Tabs(
-            network,
+            networks,
             Path(root, 'clips'),
+            inference_config(args, networks),
             max_seconds=args.max_seconds,
             max_bytes=args.max_megabytes * 10**6,
-            core_options={'size': args.size or None},
+            object_chunk=args.object_chunk,
         )
         try:
             serve(tabs, port=args.port)
@@ -189,14 +178,24 @@ class Tab:
 
 
 class Tabs:
-    """The clips of all browser tabs, each in a folder of its own. ``core_options``: as in ``inference.Session``."""
+    """The clips of all browser tabs, each in a folder of its own. Networks and ``config``: as of a ``Session``."""
 
-    def __init__(self, network, folder: Path, *, max_seconds: float, max_bytes: int, core_options: dict):
-        self.network = network
+    def __init__(
+        self,
+        networks,
+        folder: Path,
+        config: InferenceConfig | None = None,
+        *,
+        max_seconds: float,
+        max_bytes: int,
+        object_chunk: int | None = None,
+    ):
+        self.networks = networks
         self.folder = folder
+        self.config = config
+        self.object_chunk = object_chunk
         self.max_seconds = max_seconds
         self.max_bytes = max_bytes
-        self.core_options = core_options
         self.tabs: dict[str, Tab] = {}
         self.opening: dict[str, Path] = {}  # the folder of the clip that a tab is waiting for
 
@@ -206,7 +205,7 @@ class Tabs:
         Raises:
             DataError: the file is unusable, or the tab was closed meanwhile, or given another one.
         """
-        from inference.session import Session, import_clip
+        from inference.session import LimitError, Session, import_clip
 
         self.folder.mkdir(exist_ok=True)
         folder = self.opening[key] = Path(tempfile.mkdtemp(dir=self.folder))
@@ -214,11 +213,16 @@ class Tabs:
             (folder / 'upload').mkdir()
             upload = Path(shutil.move(upload, folder / 'upload'))
             clip = import_clip(upload, folder, max_seconds=self.max_seconds, max_bytes=self.max_bytes)
-            tab = Tab(Session(self.network, clip, folder, **self.core_options), upload.stem)
+            session = Session(self.networks, clip, folder, self.config, object_chunk=self.object_chunk)
+            tab = Tab(session, upload.stem)
             if self.opening.get(key) != folder:
                 raise DataError(f'{upload.name}: the page was closed, or another clip chosen, before it was there.')
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, LimitError):
+                raise DataError(
+                    f'{error}. The limits are --max_seconds and --max_megabytes of scripts/web.py'
+                ) from None
             raise
         self.drop(key)
         self.tabs[key] = tab
@@ -277,19 +281,20 @@ def build(tabs: Tabs):
     """The page, a ``gradio.Blocks``."""
     import cv2
     import gradio as gr
-    import torch
 
-    from inference import InputError
     from inference.session import Session
+    from inference.stream import TooLittleMemoryError
 
     @contextmanager
     def told() -> Iterator[None]:
         """What the user can mend becomes a message on the page; what follows the block then changes nothing."""
         try:
             yield
-        except torch.OutOfMemoryError:
-            gr.Warning(OUT_OF_MEMORY)
-        except (DataError, InputError, OSError) as error:
+        except TooLittleMemoryError as error:
+            gr.Warning(
+                f'{error}. The masks up to here are kept. These are flags of scripts/web.py; so is --device cpu.'
+            )
+        except (UserError, OSError) as error:
             gr.Warning(html.escape(str(error).splitlines()[0]))  # there may be names of the user's files in it
 
     def tools(label: int, shape: tuple[int, int] = (480, 854)) -> dict:

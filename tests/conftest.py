@@ -200,26 +200,6 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob('*')) if path.is_file()}
 
 
-def assert_same_but_for_rounding(found: Path, expected: Path) -> None:
-    """Two output folders of evaluations with ``--save_probs`` that computed the same in different ways.
-
-    Probabilities are kept in float16, whose steps are 5e-4. The few pixels with two labels that are that close may get
-    either.
-    """
-    files, others = tree(found), tree(expected)
-    assert files.keys() == others.keys()
-    for name, content in files.items():
-        if name.endswith('.png'):
-            assert (read_mask(found / name) != read_mask(expected / name)).mean() < 1e-3, name
-        elif name.endswith('.npz'):
-            with np.load(found / name) as arrays, np.load(expected / name) as other:
-                assert np.array_equal(arrays['objects'], other['objects'])
-                probs = (each['prob'].astype(np.float32) for each in (arrays, other))
-                np.testing.assert_allclose(*probs, atol=1e-3, rtol=0, err_msg=name)
-        else:
-            assert content == others[name], name
-
-
 def golden(name: str) -> dict[str, np.ndarray]:
     with np.load(GOLDEN / f'{name}.npz') as arrays:
         return dict(arrays)

@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +26,9 @@ import torch
 from dataset.io import read_mask, write_mask
 from dataset.sequence import Frame, Video
 from inference.core import InferenceCore
-from inference.run import READ_AHEAD, READERS, WRITE_BEHIND, WRITERS, BackgroundWriter, propagate
+from inference.outputs import WRITERS, Masks, Outputs
+from inference.sources import READERS, DatasetSource
+from inference.stream import READ_AHEAD, propagate
 from model import build_network
 from tests.conftest import FRAMES, GOLDEN
 from tests.tiny import TINY
@@ -37,7 +38,7 @@ EVERY = 10  # frames from one look at the process to the next
 COUNT_EVERY = 250  # and from one count of its tensors, which takes a tenth of a second
 SLACK = 4 * 2**20  # bytes by which the process may grow: the heap's own fragments
 POOLS = READERS + WRITERS - 2  # threads that a pool starts only once it is late
-PENDING = 2 * READ_AHEAD + WRITE_BEHIND  # tensors on their way, more or fewer of them
+PENDING = 2 * READ_AHEAD + Masks.behind  # tensors on their way, more or fewer of them
 SLOWER = 1.25  # times as much CPU a frame; other work on the machine has its share in that
 
 
@@ -110,11 +111,10 @@ def looping_video(folder: Path, *, frames: int, warm_up: int, events: int) -> Vi
 
 def drive(core: InferenceCore, video: Video, folder: Path, look: Callable[[int], None]) -> None:
     """Segment the video; masks go to ``folder``, a hundred names for all. ``look`` is called after each frame."""
-    with BackgroundWriter(WRITE_BEHIND) as writer, ThreadPoolExecutor(READERS) as readers:
-        for number, (frame, prob) in enumerate(propagate(core, video, readers)):
-            labels = core.to_labels(prob)
-            writer.submit(lambda path, labels: write_mask(path, labels.numpy()), folder / f'{frame.name}.png', labels)
-            look(number)
+    with Outputs([Masks(folder)]) as outputs:
+        for frame in propagate(core, DatasetSource(video)):
+            outputs.write(frame)
+            look(frame.number)
 
 
 def samples(

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dataset.io import DataError
 from inference.core import InferenceCore
 from model import VARIANTS
 from scripts import benchmark, benchmark_memory, benchmark_training
@@ -17,6 +16,7 @@ from tests.conftest import golden, state_dict
 from tests.test_golden import _unpadded, assert_close, assert_same_objects, normalised
 from tests.tiny import TINY
 from tests.trees import make_roots
+from util.errors import MissingPackageError
 
 
 @pytest.fixture(scope='module')
@@ -106,7 +106,7 @@ def test_gpu_takes_what_the_model_says(monkeypatch, capsys):
     'flags',
     [
         ['--measure', 'stages', 'read', 'core', 'growth', '--memory_frames', '5', '--objects', '1', '2'],
-        ['--measure', 'cost', 'batch', 'video', '--video_frames', '6', '--objects', '1', '--max_memory_frames', '2'],
+        ['--measure', 'cost', 'video', '--video_frames', '6', '--objects', '1', '--max_memory_frames', '2'],
         ['--measure', 'read', 'core', '--top', '0', '--memory_frames', '2', '--objects', '2'],
         ['--measure', 'read', 'core', '--model', 'SMALL', '--memory_frames', '5', '--objects', '2'],
         ['--measure', 'video', '--arch', 'stm_light', '--top', '0', '--include_last', '--video_frames', '6'],
@@ -149,7 +149,7 @@ def test_a_plot_that_cannot_be_made_is_refused_before_anything_is_measured(monke
     monkeypatch.setitem(sys.modules, 'matplotlib', None)
     monkeypatch.setitem(benchmark.MEASURES, 'growth', None)
     monkeypatch.setattr('sys.argv', ['benchmark.py', '--measure', 'growth', '--plot', str(tmp_path / 'plot.png')])
-    with pytest.raises(DataError, match=r'plots need .*matplotlib.*requirements-extras\.txt'):
+    with pytest.raises(MissingPackageError, match=r'plots need .*matplotlib.*requirements-extras\.txt'):
         benchmark.main()
 
 

@@ -389,32 +389,6 @@ def test_a_frame_that_failed_can_be_given_again(clip, first_mask, monkeypatch):
         MemoryBank().read(torch.zeros(4, 2, 2))
 
 
-@pytest.mark.parametrize('size', [None, 48])
-def test_frames_encoded_together_are_the_same(small_network, clip, later, size):
-    """Objects appear within a batch; the last one is shorter."""
-    expected, _ = run(small_network, clip, later, size=size, mem_every=2)
-    core = InferenceCore(small_network, size=size, mem_every=2)
-    encoded = [frame for t in range(0, len(clip), 5) for frame in core.encode(clip[t : t + 5])]
-    for t, frame in enumerate(encoded):
-        found = core.step(frame, later.get(t), last=t == len(clip) - 1)
-        torch.testing.assert_close(found, expected[t], **ROUNDING)
-
-
-def test_frames_that_cannot_be_encoded_together(small_network, clip, first_mask):
-    core = InferenceCore(small_network)
-    assert core.encode([]) == []
-    with pytest.raises(InputError, match='size of the frames before'):
-        core.encode([clip[0], clip[1][:, :, 1:]])
-    [other] = InferenceCore(small_network).encode([clip[1][:, :, 1:]])
-    core.step(clip[0], first_mask)
-    with pytest.raises(InputError, match='size of the frames before'):
-        core.step(other)
-    [frame] = core.encode(clip[1:2])
-    with pytest.raises(InputError, match='mask: expected the size'):
-        core.step(frame, first_mask[1:])
-    assert core.step(frame).shape[1:] == first_mask.shape
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 def test_gpu_equals_cpu(clip, later):

@@ -11,11 +11,11 @@ import torch
 
 import eval_davis
 from dataset.davis import davis
-from inference import run as run_module
 from inference.core import InferenceCore
-from inference.ensemble import Member
+from inference.outputs import BackgroundWriter
 from inference.run import run_dataset
 from inference.session import Clip, Session
+from inference.sources import DatasetSource
 from model.checkpoint import read_checkpoint
 from scripts import segment_video, web
 from tests import long_run
@@ -65,25 +65,25 @@ def too_little_memory(monkeypatch, *, frame: int, cores: range = range(1000)):
 
 
 def test_finished_videos_are_kept_and_others_go_on(davis_root, small_network, tmp_path, monkeypatch, caplog):
-    arguments = ([Member(small_network)], davis(davis_root), tmp_path / 'out')
+    arguments = ([small_network], davis(davis_root), tmp_path / 'out')
     with too_little_memory(monkeypatch, frame=3, cores=range(1, 2)):
-        summary = run_dataset(*arguments, settings={}, core_options={})
+        summary = run_dataset(*arguments)
     [(name, cause)] = summary.failures.items()
     assert (name, summary.videos) == ('goat', 1)  # the longer one, dog, came first
-    for flag in ('--object_chunk', '--max_memory_frames', '--amp', '--size'):
-        assert flag in cause
+    for option in ('object_chunk', 'max_memory_frames', 'amp', 'size'):
+        assert option in cause
     assert len(cause.splitlines()) == 1
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == [f'goat: {cause}']
     finished = tree(tmp_path / 'out' / 'dog')
     assert len(finished) == 7
-    again = run_dataset(*arguments, settings={}, core_options={})
+    again = run_dataset(*arguments)
     assert (again.skipped, again.videos, again.failures) == (1, 1, {})
     assert tree(tmp_path / 'out' / 'dog') == finished
 
     (tmp_path / 'out' / 'dog' / '00004.png').unlink()
     (tmp_path / 'out' / 'goat' / '00004.png').unlink()
     with too_little_memory(monkeypatch, frame=3, cores=range(1)):
-        summary = run_dataset(*arguments, settings={}, core_options={})
+        summary = run_dataset(*arguments)
     assert (list(summary.failures), summary.videos) == (['dog'], 1)  # what comes after it is segmented
 
 
@@ -115,8 +115,8 @@ def test_a_video_ends_where_memory_does(small_checkpoint, tmp_path, monkeypatch,
         assert segment_video.main() == 1
     [message] = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
     assert message.startswith('error at frame 7: out of GPU memory')
-    for flag in ('--object_chunk', '--max_memory_frames', '--amp', '--size'):
-        assert flag in message
+    for option in ('object_chunk', 'max_memory_frames', 'amp', 'size'):
+        assert option in message
     assert sorted(tree(tmp_path / 'out' / 'masks')) == [f'{frame:05d}.png' for frame in range(7)]
     assert (tmp_path / 'out' / 'strip.png').exists()
     if (tmp_path / 'out' / 'overlay.mp4').exists():  # PyAV is optional
@@ -127,7 +127,7 @@ def test_a_video_ends_where_memory_does(small_checkpoint, tmp_path, monkeypatch,
 def test_a_page_says_that_memory_is_out_and_goes_on(small_network, first_mask, tmp_path, monkeypatch):
     import gradio
 
-    tabs = web.Tabs(small_network, tmp_path, max_seconds=9, max_bytes=10**7, core_options={})
+    tabs = web.Tabs(small_network, tmp_path, max_seconds=9, max_bytes=10**7)
     tab = tabs.tabs['key'] = web.Tab(Session(small_network, Clip.of_images(FRAMES), tmp_path / 'clip'), 'clip')
     monkeypatch.setattr(web, 'OBJECTS', web.OBJECTS[:3])
     tab.session.paint(0, first_mask.numpy())
@@ -138,8 +138,9 @@ def test_a_page_says_that_memory_is_out_and_goes_on(small_network, first_mask, t
     request = type('Request', (), {'session_hash': 'key'})
     with too_little_memory(monkeypatch, frame=7):
         list(propagate(drawn, request))
-    assert told == [web.OUT_OF_MEMORY]
-    assert '--size' in told[0]
+    assert len(told) == 1
+    assert told[0].startswith('out of GPU memory; object_chunk helps with many objects')
+    assert 'The masks up to here are kept' in told[0]
     assert [frame for frame in range(12) if tab.session.has_mask(frame)] == list(range(7))
     list(propagate(drawn, request))  # the clip is not busy for ever
     assert all(tab.session.has_mask(frame) for frame in range(12))
@@ -208,8 +209,8 @@ def test_evaluating_twice_gives_the_same_bytes(davis_root, small_checkpoint, tmp
     expected = evaluate('first')
     assert sum(name.endswith('.png') for name in expected) == 12
     assert sum(name.endswith('.npz') for name in expected) == 12
-    monkeypatch.setattr(run_module, 'READERS', 1)
-    monkeypatch.setattr(run_module.BackgroundWriter.__init__, '__kwdefaults__', {'threads': 4})
+    monkeypatch.setattr(DatasetSource, 'readers', 1)
+    monkeypatch.setattr(BackgroundWriter.__init__, '__kwdefaults__', {'threads': 4})
     assert evaluate('other threads') == expected
     subprocess.run([sys.executable, *map(str, words('fresh'))], cwd=REPOSITORY, check=True, capture_output=True)
     assert tree(tmp_path / 'fresh') == expected

@@ -14,10 +14,9 @@ from PIL import Image
 import eval_davis
 from dataset.davis import DAVIS_2016_VAL, davis, davis_videos
 from dataset.io import PALETTE, DataError, read_mask
-from inference import run as run_module
-from inference.ensemble import Member
+from inference import InferenceCore, outputs
 from inference.run import run_dataset
-from tests.conftest import REPOSITORY, assert_same_but_for_rounding, tree
+from tests.conftest import REPOSITORY, tree
 from util.cli import sha256
 
 
@@ -151,13 +150,6 @@ def test_settings_of_one_network_read_as_they_always_did(evaluate, davis_root, s
     evaluate(tmp_path / 'out', '--preset', 'paper-val', '--kernel_sigma', '0', '--no_flip')
 
 
-def test_fast_is_half_precision(evaluate, tmp_path):
-    evaluate(tmp_path / 'out', '--fast')
-    settings = json.loads((tmp_path / 'out' / 'settings.json').read_text())
-    assert settings['amp']
-    evaluate(tmp_path / 'out', '--amp')
-
-
 def test_members_tell_runs_apart(evaluate, small_checkpoint, tmp_path):
     evaluate(tmp_path / 'out')
     for flags, message in (
@@ -179,7 +171,7 @@ def test_a_folder_of_somebody_else_is_left_alone(evaluate, davis_root):
     annotations = davis_root / 'trainval' / 'Annotations' / '480p'
     before = tree(davis_root)
     for flags in ((), ('--overwrite',)):
-        with pytest.raises(DataError, match='files of the dataset'):
+        with pytest.raises(DataError, match='is where the output would go'):
             evaluate(annotations, *flags)
     with pytest.raises(DataError, match='is not empty'):
         evaluate(davis_root)
@@ -201,31 +193,9 @@ def test_an_error_while_writing_ends_the_run(davis_root, small_network, tmp_path
     def fail(path, mask):
         raise OSError(f'no space left: {path}')
 
-    monkeypatch.setattr(run_module, 'write_mask', fail)
+    monkeypatch.setattr(outputs, 'write_mask', fail)
     with pytest.raises(OSError, match='no space left'):
-        run_dataset([Member(small_network)], davis(davis_root), tmp_path / 'out', settings={}, core_options={})
-
-
-def test_frames_encoded_together_give_the_same_masks(evaluate, tmp_path):
-    """Frames of both videos do not divide by three; the settings know nothing of it."""
-    assert evaluate(tmp_path / 'one', '--save_probs')[0] == 0
-    assert evaluate(tmp_path / 'three', '--save_probs', '--encode_batch', '3')[0] == 0
-    assert_same_but_for_rounding(tmp_path / 'three', tmp_path / 'one')
-
-
-@pytest.mark.parametrize('encode_batch', [1, 3])
-def test_frames_are_not_held(davis_root, small_network, monkeypatch, encode_batch):
-    """No more than the window of frames is read ahead of the one that is computed."""
-    [video, _] = davis(davis_root)
-    long = type(video)(video.name, video.folder, video.frames[:1] + video.frames[1:] * 20)
-    reads = []
-    read = run_module._read
-    monkeypatch.setattr(run_module, '_read', lambda *args: reads.append(1) or read(*args))
-    core = run_module.InferenceCore(small_network)
-    with run_module.ThreadPoolExecutor(2) as readers:
-        for position, _ in enumerate(run_module.propagate(core, long, readers, encode_batch=encode_batch), 1):
-            assert len(reads) <= position + run_module.READ_AHEAD + encode_batch - 1
-    assert len(reads) == len(long.frames)
+        run_dataset([small_network], davis(davis_root), tmp_path / 'out')
 
 
 @pytest.mark.parametrize(
@@ -289,17 +259,17 @@ def test_empty_first_mask(evaluate, davis_root, tmp_path):
 
 
 def test_a_video_that_does_not_fit_into_memory_is_reported(davis_root, small_network, tmp_path, monkeypatch):
-    step = run_module.InferenceCore.step
+    step = InferenceCore.step
 
     def fail(self, image, *args, **options):
         if self.schedule.time == 2:
             raise torch.OutOfMemoryError('CUDA out of memory')
         return step(self, image, *args, **options)
 
-    monkeypatch.setattr(run_module.InferenceCore, 'step', fail)
-    summary = run_dataset([Member(small_network)], davis(davis_root), tmp_path / 'out', settings={}, core_options={})
+    monkeypatch.setattr(InferenceCore, 'step', fail)
+    summary = run_dataset([small_network], davis(davis_root), tmp_path / 'out')
     assert list(summary.failures) == ['dog', 'goat']
-    assert '--object_chunk' in summary.failures['dog']
+    assert 'object_chunk' in summary.failures['dog']
 
 
 def test_output_in_the_working_directory(evaluate, tmp_path, monkeypatch):

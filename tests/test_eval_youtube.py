@@ -14,11 +14,13 @@ from PIL import Image
 
 import eval_youtube
 import inference.ensemble as ensemble_module
-import inference.run as run_module
 from dataset.folder import folder
 from dataset.io import DataError, read_mask
 from dataset.youtube import youtube
-from tests.conftest import APPEARING, REPOSITORY, assert_same_but_for_rounding, tree
+from inference import InferenceConfig
+from inference.outputs import Probabilities
+from inference.run import share
+from tests.conftest import APPEARING, REPOSITORY, tree
 
 SIZE = 96  # works faster than 480
 
@@ -78,25 +80,18 @@ def test_frames_labels_and_first_frames(evaluate, youtube_root, tmp_path):
         assert ((found == label) == (given == label)).mean() > 0.97
 
 
-def test_frames_encoded_together_give_the_same_masks(evaluate, tmp_path):
-    """Of frames that are skipped, annotated and without an object among them."""
-    evaluate(tmp_path / 'one', '--save_probs')
-    evaluate(tmp_path / 'four', '--save_probs', '--encode_batch', '4')
-    assert_same_but_for_rounding(tmp_path / 'four', tmp_path / 'one')
-
-
 def test_default_size_is_480(evaluate, youtube_root, tmp_path, monkeypatch):
     shapes = []
     original = eval_youtube.evaluate
 
-    def evaluate_spied(args, videos):
+    def evaluate_spied(args, videos, dataset):
         from model.stcn import STCN
 
         encode = STCN.encode_query
         monkeypatch.setattr(
             STCN, 'encode_query', lambda self, image: shapes.append(tuple(image.shape[2:])) or encode(self, image)
         )
-        return original(args, [video for video in videos if video.name == 'ff02'])
+        return original(args, [video for video in videos if video.name == 'ff02'], dataset)
 
     monkeypatch.setattr(eval_youtube, 'evaluate', evaluate_spied)
     evaluate(tmp_path / 'out', size=())
@@ -148,10 +143,13 @@ def test_archive_and_probabilities(evaluate, tmp_path):
 
 def test_flags_reach_the_core(evaluate, tmp_path, monkeypatch):
     seen = []
-    create = ensemble_module.InferenceCore
-    monkeypatch.setattr(
-        ensemble_module, 'InferenceCore', lambda network, **options: seen.append(options) or create(network, **options)
-    )
+
+    class Spy(ensemble_module.InferenceCore):
+        def __init__(self, network, config, **options):
+            super().__init__(network, config, **options)
+            seen.append((config, options))
+
+    monkeypatch.setattr(ensemble_module, 'InferenceCore', Spy)
     evaluate(tmp_path / 'plain')
     evaluate(
         tmp_path / 'out',
@@ -167,39 +165,22 @@ def test_flags_reach_the_core(evaluate, tmp_path, monkeypatch):
         '--amp',
         '--half_memory',
     )
-    defaults = {
-        'top_k': 20,
-        'mem_every': 5,
-        'include_last': False,
-        'max_memory_frames': None,
-        'object_chunk': None,
-        'amp': False,
-        'half_memory': False,
-        'size': SIZE,
-        'kernel_sigma': None,
-    }
-    assert seen[0] == {'num_frames': 12, **defaults}
-    assert seen[-1] == {
-        'num_frames': 8,
-        'top_k': 7,
-        'mem_every': 3,
-        'include_last': True,
-        'max_memory_frames': 2,
-        'object_chunk': 1,
-        'amp': True,
-        'half_memory': True,
-        'size': SIZE,
-        'kernel_sigma': None,
-    }
+    assert seen[0] == (InferenceConfig(size=SIZE), {'num_frames': 12, 'object_chunk': None})
+    assert seen[-1] == (
+        InferenceConfig(
+            top_k=7, mem_every=3, include_last=True, max_memory_frames=2, amp=True, half_memory=True, size=SIZE
+        ),
+        {'num_frames': 8, 'object_chunk': 1},
+    )
     seen.clear()
     evaluate(tmp_path / 'everything', '--top', '0', '--mem_every', 'none', '--kernel_sigma', '7')
-    assert seen[0] == {'num_frames': 12, **defaults, 'top_k': None, 'mem_every': None, 'kernel_sigma': 7}
+    assert seen[0][0] == InferenceConfig(top_k=None, mem_every=None, kernel_sigma=7, size=SIZE)
 
 
 def test_probabilities_have_the_objects_of_their_time(evaluate, tmp_path, monkeypatch):
     """Objects appear while earlier frames still wait to be written."""
-    write = run_module._write_prob
-    monkeypatch.setattr(run_module, '_write_prob', lambda *args: time.sleep(0.1) or write(*args))
+    write = Probabilities.write
+    monkeypatch.setattr(Probabilities, 'write', staticmethod(lambda *args: time.sleep(0.1) or write(*args)))
     evaluate(tmp_path / 'out', '--save_probs', '--output_all')
     for number in range(12):
         with np.load(tmp_path / 'out/probabilities/Annotations/0a1b' / f'{2 * number:05d}.npz') as arrays:
@@ -219,10 +200,10 @@ def test_shares_are_balanced_and_complete(youtube_root):
             self.frames = [None] * length
 
     videos = [Stub(length) for length in (3, 50, 7, 20, 20, 9)]
-    shares = [run_module.share(videos, rank, 3) for rank in range(3)]
+    shares = [share(videos, rank, 3) for rank in range(3)]
     assert sorted(id(video) for taken in shares for video in taken) == sorted(map(id, videos))
     assert [sum(len(video.frames) for video in taken) for taken in shares] == [50, 29, 30]
-    assert run_module.share(videos, 0, 1) != []
+    assert share(videos, 0, 1) != []
 
 
 def change_meta(root, change):

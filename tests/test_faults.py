@@ -27,8 +27,10 @@ from dataset import io
 from dataset.davis import davis
 from dataset.io import write_mask
 from dataset.video import VideoDataset
+from inference import InferenceCore, outputs
 from inference import run as run_module
-from inference.run import BackgroundWriter
+from inference.outputs import BackgroundWriter, Masks, Probabilities, write_archive
+from inference.sources import DatasetSource
 from model import VARIANTS, STCNConfig, build_network, save_network
 from scripts import check_data, convert, evaluate
 from tests.conftest import REPOSITORY, tree
@@ -134,17 +136,18 @@ def run(monkeypatch, capfd):
 
 
 def write_probabilities(path):
-    run_module._write_prob(path, torch.rand(3, 60, 60, generator=torch.Generator().manual_seed(0)), [1, 2])
+    Probabilities.write(path, torch.rand(3, 60, 60, generator=torch.Generator().manual_seed(0)), [1, 2])
 
 
-def write_archive(path):
+def write_masks_archive(path):
     """The masks lie elsewhere, where there is room: only the archive is at fault."""
     root, output = path.parent.parent / 'source', path.with_suffix('')
     if not root.exists():
         make_davis(root, 'cat')
     if not output.exists():
         output.symlink_to(root / 'trainval' / 'Annotations' / '480p')
-    run_module._write_archive(output, davis(root))
+    names = [name for video in davis(root) for name in DatasetSource(video).wanted]
+    write_archive(path, Masks(output), names)
 
 
 def write_overlay(path):
@@ -160,7 +163,7 @@ numbers = {'J&F': 1.0, 'J': dict.fromkeys(('mean', 'recall', 'decay'), 1.0), 'se
 WRITERS = {
     'mask.png': lambda path: write_mask(path, noise),
     'frame.npz': write_probabilities,
-    'masks.zip': write_archive,
+    'masks.zip': write_masks_archive,
     'network.pth': lambda path: save_network(
         path, build_network(STCNConfig('mobilenet_v2', 'mobilenet_v2', key_dim=8, value_dim=8, decoder_widths=(8, 8)))
     ),
@@ -327,7 +330,7 @@ def test_a_file_in_place_of_a_folder_is_refused_before_the_network_runs(segment,
 def test_an_error_of_the_writing_threads_ends_the_run_and_names_the_file(segment, tmp_path, monkeypatch):
     """The second frame's mask fails, and no more than one frame after it is computed."""
     computed = []
-    step, write = run_module.InferenceCore.step, Image.Image.save
+    step, write = InferenceCore.step, Image.Image.save
 
     def slow_step(core, *args, **options):
         computed.append(core)
@@ -343,13 +346,13 @@ def test_an_error_of_the_writing_threads_ends_the_run_and_names_the_file(segment
 
     writers = []
     create = BackgroundWriter.__init__
-    monkeypatch.setattr(run_module, 'WRITE_BEHIND_PROBS', 32)
+    monkeypatch.setattr(Probabilities, 'behind', 32)
     monkeypatch.setattr(
         BackgroundWriter,
         '__init__',
         lambda writer, *args, **options: writers.append(writer) or create(writer, *args, **options),
     )
-    monkeypatch.setattr(run_module.InferenceCore, 'step', slow_step)
+    monkeypatch.setattr(InferenceCore, 'step', slow_step)
     monkeypatch.setattr(Image.Image, 'save', fail)
     status, message = segment(tmp_path / 'out')
     assert status == 1
@@ -391,7 +394,7 @@ def test_a_signal_ends_an_evaluation_after_the_frame_and_finished_videos_are_kep
     number, segment, tmp_path, monkeypatch, caplog
 ):
     """It comes in the second video's first frame, when all masks of the first one still wait to be written."""
-    step, write, leave = run_module.InferenceCore.step, run_module.write_mask, BackgroundWriter.__exit__
+    step, write, leave = InferenceCore.step, outputs.write_mask, BackgroundWriter.__exit__
     frames, leaving = [], threading.Event()
 
     def signalled_step(core, *args, **options):
@@ -409,15 +412,16 @@ def test_a_signal_ends_an_evaluation_after_the_frame_and_finished_videos_are_kep
         leave(writer, *error)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module.InferenceCore, 'step', signalled_step)
-        patch.setattr(run_module, 'write_mask', late_write)
-        patch.setattr(run_module, 'WRITE_BEHIND_PROBS', 32)
+        patch.setattr(InferenceCore, 'step', signalled_step)
+        patch.setattr(outputs, 'write_mask', late_write)
+        patch.setattr(Probabilities, 'behind', 32)
         patch.setattr(BackgroundWriter, '__exit__', noted_leave)
         assert segment(tmp_path / 'out')[0] == SIGNALS[number]
     assert len(frames) == 5
     assert 'stopping after this frame' in caplog.text
     files = tree(tmp_path)
-    assert [name for name in files if name.endswith('.png')] == [f'out/cat/0000{frame}.png' for frame in range(4)]
+    masks = [f'out/cat/0000{frame}.png' for frame in range(4)] + ['out/dog/00000.png']
+    assert [name for name in files if name.endswith('.png')] == masks
     assert not list(tmp_path.rglob('.*'))
     assert 'out.zip' not in files
     caplog.set_level(logging.INFO)

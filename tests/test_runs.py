@@ -16,9 +16,11 @@ import pytest
 import eval_youtube
 from inference import run as run_module
 from model import save_network
+from scripts import evaluation
+from scripts.flags import inference_config
+from scripts.presets import PRESETS, flags_text
 from tests.conftest import REPOSITORY, make_small_network, tree
 from util import cli
-from util.presets import PRESETS, flags_text
 
 
 @pytest.fixture(params=['youtube', 'testdev', 'folder'])
@@ -100,21 +102,24 @@ def parse(monkeypatch):
 
     def parse(*words, dataset='youtube', size=480):
         monkeypatch.setattr(sys, 'argv', ['eval.py', '--output', 'out', *words])
-        parser = cli.evaluation_parser('', size=size, dataset=dataset)
+        parser = evaluation.evaluation_parser('', size=size, dataset=dataset)
         parser.add_argument('--split', default='val')
-        return cli.parse(parser)
+        return evaluation.parse(parser)
 
     return parse
 
 
 def test_flags_of_ensembles(parse):
     args = parse()
-    assert (args.model, args.size, args.flip, cli.kernel_sigmas(args)) == (['saves/stcn.pth'], [480], False, [0])
+    assert args.model == ['saves/stcn.pth']
+    assert inference_config(args).views == ((480, None, False),)
     args = parse('--model', 'a.pth', 'b.pth', '--size', '480', '600', '0', '--kernel_sigma', '0', '7', '0.5', '--flip')
-    assert (args.model, args.size, args.flip) == (['a.pth', 'b.pth'], [480, 600, 0], True)
-    assert cli.kernel_sigmas(args) == [0, 7, 0.5]
-    assert cli.kernel_sigmas(parse('--size', '480', '600', '--kernel_sigma', '7')) == [7, 7]
-    assert [parse('--mem_every', word).mem_every for word in ('3', '0', 'none')] == [3, 0, 0]
+    assert args.model == ['a.pth', 'b.pth']
+    config = inference_config(args)
+    assert (config.size, config.kernel_sigma, config.flip) == ((480, 600, None), (None, 7, 0.5), True)
+    assert config.views[2:4] == ((600, 7, False), (600, 7, True))
+    assert inference_config(parse('--size', '480', '600', '--kernel_sigma', '7')).kernel_sigma == (7, 7)
+    assert [inference_config(parse('--mem_every', word)).mem_every for word in ('3', '0', 'none')] == [3, None, None]
 
 
 @pytest.mark.parametrize(
@@ -122,9 +127,9 @@ def test_flags_of_ensembles(parse):
     [
         (
             ['--size', '480', '600', '720', '--kernel_sigma', '0', '7'],
-            r'expected one value, or one for each --size \(3\)',
+            r'--kernel_sigma: expected one value, or one for each size \(3\)',
         ),
-        (['--preset', 'paper-youtube-ms', '--size', '480'], r'one for each --size \(1\), found 2'),
+        (['--preset', 'paper-youtube-ms', '--size', '480'], r'one for each size \(1\), found 2'),
         (['--kernel_sigma', '-1'], 'expected a positive number or 0, found -1'),
         (['--kernel_sigma', 'nan'], 'expected a positive number or 0, found nan'),
         (['--mem_every', '-5'], 'expected a positive number'),
@@ -147,7 +152,10 @@ def test_presets_are_flags(parse, name, dataset):
     args, flags = vars(parse('--preset', name, dataset=dataset)), PRESETS[name].flags
     assert {flag: args[flag] for flag in flags} == flags
     typed = vars(parse(*flags_text(flags).split(), dataset=dataset))
-    assert typed | {'preset': name} == args
+    assert typed | {'preset': name} == args | {'given': typed['given']}
+    assert inference_config(parse('--preset', name, dataset=dataset)) == inference_config(
+        parse(*flags_text(flags).split(), dataset=dataset)
+    )
 
 
 def test_flags_change_presets(parse, caplog):
@@ -155,7 +163,7 @@ def test_flags_change_presets(parse, caplog):
     words = ['--mem_every', '3', '--preset', 'paper-youtube-ms', '--no_flip']  # in any order
     args = parse(*words)
     assert (args.mem_every, args.flip, args.size, args.top) == (3, False, [480, 600], 20)
-    cli.log_preset(args)
+    evaluation.log_preset(args)
     assert caplog.messages == [
         'paper-youtube-ms (Table 3, Ours, MS: 85.2 G): --size 480 600 --kernel_sigma 0 7 --flip --top 20 '
         '--mem_every 5 --no_include_last',
@@ -181,10 +189,13 @@ def test_several_networks_and_sizes_end_to_end(youtube_root, small_checkpoint, t
     """One command averages what separate runs would have saved as probabilities."""
     save_network(tmp_path / 'other.pth', make_small_network(similarity='dot', key_dim=8))
     seen = []
-    create = run_module.Ensemble
-    monkeypatch.setattr(
-        run_module, 'Ensemble', lambda members, **options: seen.append(members) or create(members, **options)
-    )
+
+    class Spy(run_module.Ensemble):
+        def __init__(self, members, *args, **options):
+            seen.append(members)
+            super().__init__(members, *args, **options)
+
+    monkeypatch.setattr(run_module, 'Ensemble', Spy)
 
     def evaluate(output, *words):
         monkeypatch.setattr(

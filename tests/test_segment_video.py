@@ -14,14 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-import inference
 from dataset.io import PALETTE, DataError, read_image, read_mask, write_mask
-from inference import InferenceCore, load_model
+from inference import Ensemble, InferenceConfig, InferenceCore, ensemble, load_model, outputs
 from model import Network
 from scripts import segment_video
-from scripts.segment_video import Given, Output, Strip, read_ahead
+from scripts.segment_video import Given
 from tests.conftest import FRAMES, GOLDEN, REPOSITORY, tree
-from util.video_file import VideoReader, VideoSupportError, VideoWriter
+from util.errors import MissingPackageError
+from util.video_file import VideoReader, VideoWriter
 
 FIRST = GOLDEN / 'first_mask.png'
 COUNT, H, W = 12, 110, 182
@@ -82,7 +82,7 @@ def spied_cores(monkeypatch) -> list[InferenceCore]:
             super().__init__(*args, **options)
             made.append(self)
 
-    monkeypatch.setattr(inference, 'InferenceCore', Spy)
+    monkeypatch.setattr(ensemble, 'InferenceCore', Spy)
     return made
 
 
@@ -118,7 +118,7 @@ def test_a_folder_gives_the_masks_of_the_core(run, tmp_path, network, capsys):
     assert same(written_masks(out), by_hand(network, [read_image(path) for path in FRAMES], {0: (first,)}))
     with Image.open(out / 'masks' / '00000.png') as image:
         assert np.array_equal(np.reshape(image.getpalette(), (-1, 3)), PALETTE)
-    assert sorted(path.name for path in out.iterdir()) == ['masks', 'segment_video.json']
+    assert sorted(path.name for path in out.iterdir()) == ['masks', 'settings.json']
     report = capsys.readouterr().out
     assert 'frames: 12' in report
     assert 'FPS' in report
@@ -243,22 +243,22 @@ def test_cutouts_and_strip(run, tmp_path, spied_cores):
             cutout = np.asarray(Image.open(out / 'cutouts' / str(label) / f'{number:05d}.png'))
             assert np.array_equal(cutout[..., 3] == 255, labels == label)
             assert np.array_equal(cutout[..., :3], image * (labels == label)[..., None])
-    width = round(W * segment_video.STRIP_HEIGHT / H)
+    width = round(W * outputs.STRIP_HEIGHT / H)
     assert read_image(out / 'strip.png').shape == (
-        segment_video.STRIP_HEIGHT,
-        3 * width + 2 * segment_video.STRIP_GAP,
+        outputs.STRIP_HEIGHT,
+        3 * width + 2 * outputs.STRIP_GAP,
         3,
     )
 
 
 def test_a_strip_of_any_length_is_bounded_and_even(tmp_path):
-    strip = Strip(tmp_path / 'strip.png', 5)
+    strip = outputs.Strip(tmp_path / 'strip.png', 5)
     for number in range(10_000):
         if strip.takes(number):
             strip.add(np.full((24, 24, 3), number // 40, np.uint8))
         assert len(strip.kept) <= 40
     strip.write()
-    sizes = segment_video.STRIP_HEIGHT + segment_video.STRIP_GAP
+    sizes = outputs.STRIP_HEIGHT + outputs.STRIP_GAP
     shown = 40 * read_image(tmp_path / 'strip.png')[0, sizes // 2 :: sizes, 0].astype(int)
     assert shown[0] == 0
     assert shown[-1] > 9000
@@ -269,23 +269,7 @@ def test_the_memory_is_bounded(run, spied_cores):
     run('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay', '--mem_every', 1, '--max_memory_frames', 3)
     run('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay', '--mem_every', 1, '--overwrite')
     assert [core.memory.max_frames for core in spied_cores] == [3, 64]
-    assert [core.memory.permanent for core in spied_cores] == [3, 12]
-
-
-def test_frames_are_read_a_little_ahead():
-    given = []
-    for frame in read_ahead(given.append(number) or number for number in range(1, 100)):
-        assert len(given) <= frame + segment_video.READ_AHEAD
-    assert given == list(range(1, 100))
-
-    def broken():
-        yield 1
-        raise DataError('bad frame')
-
-    frames = read_ahead(broken())
-    assert next(frames) == 1
-    with pytest.raises(DataError, match='bad frame'):
-        next(frames)
+    assert [core.memory.permanent for core in spied_cores] == [3, 11]  # the last frame need not go into it
 
 
 def interrupt_after(monkeypatch, frames: int, times: int) -> None:
@@ -298,7 +282,7 @@ def interrupt_after(monkeypatch, frames: int, times: int) -> None:
                     signal.raise_signal(signal.SIGINT)
             return super().step(*args, **options)
 
-    monkeypatch.setattr(inference, 'InferenceCore', Interrupted)
+    monkeypatch.setattr(ensemble, 'InferenceCore', Interrupted)
 
 
 def test_ctrl_c_ends_after_the_frame_with_everything_whole(run, tmp_path, video, monkeypatch, caplog):
@@ -400,7 +384,7 @@ def test_without_av_there_are_masks_but_no_video(run, tmp_path, monkeypatch, cap
         ('--input', GOLDEN / 'clip', '--overlay', tmp_path / 'a.mp4', '--overwrite'),
         ('--input', FIRST),
     ):
-        with pytest.raises(VideoSupportError, match='requirements-extras'):
+        with pytest.raises(MissingPackageError, match='requirements-extras'):
             run(*arguments, '--mask', FIRST)
 
 
@@ -426,8 +410,26 @@ def test_errors_are_one_line(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_output_names_what_is_in_the_way(tmp_path):
-    (tmp_path / 'masks').mkdir()
-    shutil.copy(FIRST, tmp_path / 'masks' / 'a.png')
-    with pytest.raises(DataError, match=r'masks/a\.png'):
-        Output(tmp_path, video=None, cutouts=False, strip=None).claim([], settings={}, overwrite=False)
+def test_folders_of_before_are_replaced(run, tmp_path):
+    """They have segment_video.json in place of settings.json."""
+    command = ('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay')
+    run(*command)
+    expected = tree(tmp_path / 'out')
+    (tmp_path / 'out' / 'settings.json').rename(tmp_path / 'out' / 'segment_video.json')
+    with pytest.raises(DataError, match=r'has results already .*use --overwrite or another --output'):
+        run(*command)
+    assert run(*command, '--overwrite') == 0
+    assert tree(tmp_path / 'out') == expected
+
+
+def test_several_networks_sizes_and_flips(run, tmp_path, video, small_checkpoint):
+    """A video file, as an ensemble driven by hand."""
+    config = InferenceConfig(size=(32, 48), kernel_sigma=(None, 7), flip=True, max_memory_frames=64)
+    flags = ('--model', small_checkpoint, small_checkpoint, '--size', 32, 48, '--kernel_sigma', 0, 7, '--flip')
+    assert run('--input', video, '--mask', FIRST, '--no_overlay', *flags) == 0
+    core = Ensemble.of([load_model(small_checkpoint, device='cpu')] * 2, config)
+    mask, expected = torch.from_numpy(read_mask(FIRST)), []
+    for image, _ in VideoReader(video):
+        prob, mask = core.step(torch.from_numpy(image).permute(2, 0, 1), mask), None
+        expected.append(core.to_labels(prob).numpy())
+    assert same(written_masks(tmp_path / 'out'), expected)

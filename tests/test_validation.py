@@ -13,7 +13,7 @@ from dataset.folder import folder
 from dataset.held_aside import HeldAside, find_held_aside, open_video
 from dataset.io import DataError
 from dataset.video import read_split
-from inference import InferenceCore, Member, load_model
+from inference import InferenceCore, load_model
 from inference.run import run_dataset
 from model import load_network
 from model.checkpoint import read_checkpoint
@@ -90,7 +90,7 @@ def test_scores_are_those_of_the_scripts(appearing, tmp_path):
         elif path.stem != '00002':
             path.unlink()
     network = load_model(device='cpu')
-    run_dataset([Member(network)], folder(tmp_path / 'given'), tmp_path / 'out', settings={}, core_options={})
+    run_dataset([network], folder(tmp_path / 'given'), tmp_path / 'out')
     expected = evaluate(tmp_path / 'out', root, dataset='folder')
 
     scores = score_video(network, appearing, size=480, stop=StopRequest())

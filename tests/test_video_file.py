@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from dataset.io import DataError
-from util.video_file import VideoReader, VideoSupportError, VideoWriter
+from util.errors import MissingPackageError
+from util.video_file import VideoReader, VideoWriter
 
 av = pytest.importorskip('av')
 
@@ -341,7 +342,7 @@ def test_without_the_package_the_error_says_what_to_install(tmp_path, monkeypatc
         lambda: VideoReader(tmp_path / 'a.mp4'),
         lambda: VideoWriter(tmp_path / 'b.mp4', W, H, time_base=1 / RATE, frame_rate=RATE),
     ):
-        with pytest.raises(VideoSupportError, match=r'pip install -r requirements-extras\.txt'):
+        with pytest.raises(MissingPackageError, match=r'pip install -r requirements-extras\.txt'):
             use()
 
 

@@ -3,19 +3,22 @@
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
 import torch
 
 from dataset.held_aside import HeldAside
-from inference.core import InferenceCore
-from inference.run import READERS, propagate, share
+from inference import InferenceConfig, InferenceCore
+from inference.run import share
+from inference.sources import DatasetSource
+from inference.stream import TooLittleMemoryError, propagate
 from model import Network
 from training.report import Report
 from training.run import Run
 from training.state import TrainingState
-from util.distributed import gather, rank, use_device, world_size
+from util.distributed import gather, rank, world_size
+from util.errors import cause_of
 from util.metrics import MEASURES, Scores, score_frame, statistics
 from util.stop import StopRequest
 
@@ -103,21 +106,20 @@ class Validation:
 @torch.inference_mode()
 def score_video(network: Network, video: HeldAside, *, size: int, stop: StopRequest) -> Scores:
     """J and F of every object of a video in every annotated frame after its first one; fewer after a signal."""
-    device = next(network.parameters()).device
-    reduced = size if 0 < size < min(video.size) else None
-    core = InferenceCore(network, size=reduced, num_frames=len(video.frames))
+    config = InferenceConfig(size=size or None, enlarge=False)
+    core = InferenceCore(network, config, num_frames=len(video.frames))
     scores: Scores = {}
     try:
-        with ThreadPoolExecutor(READERS, initializer=use_device, initargs=(device,)) as readers:
-            for frame, prob in propagate(core, video, readers):
+        with closing(propagate(core, DatasetSource(video))) as segmented:
+            for frame, found in zip(video.frames, segmented, strict=True):
                 if stop.signal:
                     break
-                if prob is not None:
-                    score_frame(scores, frame.name, video.read_truth(frame), core.to_labels(prob).cpu().numpy())
-    except torch.OutOfMemoryError as error:
+                if found.wanted:
+                    score_frame(scores, frame.name, video.read_truth(frame), found.labels.cpu().numpy())
+    except TooLittleMemoryError as error:
         raise MemoryError(
             f'out of GPU memory while {video.name} was evaluated; a smaller --evaluate_size takes less. --resume '
-            f'continues from the checkpoint before it ({str(error).partition(chr(10))[0]})'
+            f'continues from the checkpoint before it ({cause_of(error.__cause__)})'
         ) from error
     return scores
 

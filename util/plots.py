@@ -2,19 +2,19 @@
 
 from types import ModuleType
 
-from dataset.io import DataError
+from util.errors import MissingPackageError
 
 
 def import_pyplot() -> ModuleType:
     """``matplotlib.pyplot``; to be called before the hours of work that lead to a plot.
 
     Raises:
-        DataError: matplotlib is not installed. The message says how to install it.
+        MissingPackageError: matplotlib is not installed. The message says how to install it.
     """
     try:
         import matplotlib
     except ImportError as error:
-        raise DataError(
+        raise MissingPackageError(
             f'plots need the package matplotlib, which cannot be imported ({error}): '
             'pip install -r requirements-extras.txt'
         ) from error

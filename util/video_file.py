@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset.io import DataError
+from util.errors import DataError, MissingPackageError
 from util.files import atomic_path
 
 if TYPE_CHECKING:
@@ -28,20 +28,16 @@ MICROSECOND = Fraction(1, 1_000_000)
 BT709, LIMITED_RANGE = 1, 1  # FFmpeg's numbers
 
 
-class VideoSupportError(DataError):
-    """PyAV is not installed."""
-
-
 def import_av() -> ModuleType:
     """The package ``av``.
 
     Raises:
-        VideoSupportError: it is not installed. The message says how to install it.
+        MissingPackageError: it is not installed. The message says how to install it.
     """
     try:
         import av
     except ImportError as error:
-        raise VideoSupportError(
+        raise MissingPackageError(
             'video files need the package av (PyAV), which cannot be imported '
             f'({error}): pip install -r requirements-extras.txt'
         ) from error
@@ -63,7 +59,7 @@ class VideoReader:
 
     Raises:
         DataError: the file is missing, is no video, or none of its frames can be decoded.
-        VideoSupportError: PyAV is not installed.
+        MissingPackageError: PyAV is not installed.
     """
 
     def __init__(self, path: str | Path):
@@ -185,7 +181,8 @@ class VideoWriter:
         audio_from: a file with the audio track; one without is fine.
 
     Raises:
-        DataError: another suffix, or PyAV is not installed (VideoSupportError).
+        DataError: another suffix.
+        MissingPackageError: PyAV is not installed.
         OSError: the file cannot be written.
     """
 

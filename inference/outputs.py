@@ -1,0 +1,337 @@
+"""What is written of every frame, in the background; and whose the output folder is."""
+
+import json
+import logging
+import zipfile
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from dataset.io import write_mask
+from util.errors import DataError
+from util.files import atomic_path, check_writable
+from util.stop import Stopped
+from util.video_file import VideoWriter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from inference.stream import Segmented
+
+log = logging.getLogger(__name__)
+
+WRITERS = 2  # threads that encode files
+SETTINGS_FILE = 'settings.json'
+OLDER_SETTINGS_FILES = ('segment_video.json',)
+PROBABILITIES = 'probabilities'
+STRIP_HEIGHT = 240
+STRIP_GAP = 4
+
+
+class Output(ABC):
+    """Something that is written of every frame that is asked for. ``behind``: frames that may wait for it."""
+
+    behind = 8
+
+    @abstractmethod
+    def job(self, frame: 'Segmented') -> Callable[[], None] | None:
+        """What a thread has to do for a frame; it holds what it needs of the frame, and no more."""
+
+
+class Masks(Output):
+    """Palette PNGs with the labels, ``folder/NAME.png``."""
+
+    behind = 32
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def path(self, name: str) -> Path:
+        return self.folder / f'{name}.png'
+
+    def job(self, frame: 'Segmented') -> Callable[[], None]:
+        return partial(self.write, self.path(frame.name), frame.labels)
+
+    @staticmethod
+    def write(path: Path, labels: 'Tensor') -> None:
+        write_mask(path, labels.cpu().numpy())
+
+
+class Probabilities(Output):
+    """``folder/NAME.npz`` with ``prob [1 + K, H, W]`` in float16, the background first, and ``objects [K]``."""
+
+    behind = 4  # they are large, and slow to write
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def path(self, name: str) -> Path:
+        return self.folder / f'{name}.npz'
+
+    def job(self, frame: 'Segmented') -> Callable[[], None]:
+        return partial(self.write, self.path(frame.name), frame.prob.half(), frame.objects)
+
+    @staticmethod
+    def write(path: Path, prob: 'Tensor', objects: list[int]) -> None:
+        with atomic_path(path) as temporary, open(temporary, 'wb') as file:
+            np.savez_compressed(file, prob=prob.cpu().numpy(), objects=np.array(objects, np.uint8))
+
+
+class Cutouts(Output):
+    """Each object alone on a transparent ground, ``folder/LABEL/NAME.png``."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def job(self, frame: 'Segmented') -> Callable[[], None]:
+        return partial(self.write, frame.name, frame.image, frame.labels, frame.objects)
+
+    def write(self, name: str, image: np.ndarray, labels: 'Tensor', objects: list[int]) -> None:
+        labels = labels.cpu().numpy()
+        for label in objects:
+            alpha = np.where(labels == label, np.uint8(255), np.uint8(0))[..., None]
+            with atomic_path(self.folder / str(label) / f'{name}.png') as temporary:
+                Image.fromarray(np.concatenate([image & alpha, alpha], axis=2)).save(
+                    temporary, format='PNG', compress_level=2
+                )
+
+
+class Pictures(Output):
+    """The objects shown on the frames: an overlay video and a strip of stills, either of which may be ``None``.
+
+    A context manager, which completes the files at its end; after an exception there are none.
+    """
+
+    def __init__(self, video: VideoWriter | None, strip: 'Strip | None'):
+        self.video = video
+        self.strip = strip
+
+    def __enter__(self) -> 'Pictures':
+        if self.video is not None:
+            self.video.__enter__()
+        return self
+
+    def job(self, frame: 'Segmented') -> Callable[[], None] | None:
+        on_strip = self.strip is not None and self.strip.takes(frame.number)
+        if self.video is None and not on_strip:
+            return None
+        return partial(self.write, frame.image, frame.labels, frame.pts, on_strip)
+
+    def write(self, image: np.ndarray, labels: 'Tensor', pts: int, on_strip: bool) -> None:
+        from dataset.overlay import draw_masks  # --help must not wait for it
+
+        image = draw_masks(image, labels.cpu().numpy())
+        if self.video is not None:
+            self.video.write(image, pts)
+        if on_strip:
+            self.strip.add(image)
+
+    def __exit__(self, *error) -> None:
+        if self.video is not None:
+            self.video.__exit__(*error)
+        if self.strip is not None and error[0] is None:
+            self.strip.write()
+
+
+class Strip:
+    """N pictures at even distances of a video whose length nobody knows: every so many frames one is kept, and
+    every second one dropped when there are many."""
+
+    def __init__(self, path: Path, count: int):
+        self.path = path
+        self.count = count
+        self.every = 1
+        self.kept: list[np.ndarray] = []
+
+    def takes(self, number: int) -> bool:
+        return number % self.every == 0
+
+    def add(self, image: np.ndarray) -> None:
+        """The picture [H, W, 3] of a frame that it takes."""
+        import cv2
+
+        H, W = image.shape[:2]
+        self.kept.append(
+            cv2.resize(image, (max(1, round(W * STRIP_HEIGHT / H)), STRIP_HEIGHT), interpolation=cv2.INTER_AREA)
+        )
+        if len(self.kept) > 8 * self.count:
+            del self.kept[1::2]
+            self.every *= 2
+
+    def write(self) -> None:
+        if not self.kept:
+            return
+        chosen = np.linspace(0, len(self.kept) - 1, min(self.count, len(self.kept))).round().astype(int)
+        gap = np.full((STRIP_HEIGHT, STRIP_GAP, 3), 255, np.uint8)
+        parts = [part for index in chosen for part in (gap, self.kept[index])][1:]
+        with atomic_path(self.path) as temporary:
+            Image.fromarray(np.concatenate(parts, axis=1)).save(temporary, format='PNG')
+
+
+class Outputs:
+    """Writes frames in threads of the background; an error of theirs ends the run at the next frame or the end.
+
+    Args:
+        files: what is a file a frame.
+        pictures: what has to get the frames in their order.
+    """
+
+    def __init__(self, files: Sequence[Output], pictures: Pictures | None = None):
+        self.files = files
+        self.pictures = pictures
+
+    def __enter__(self) -> 'Outputs':
+        with ExitStack() as stack:
+            if self.pictures is not None:
+                stack.enter_context(self.pictures)
+                self._in_order = stack.enter_context(BackgroundWriter(self.pictures.behind, threads=1))
+            self._in_any_order = stack.enter_context(BackgroundWriter(min(each.behind for each in self.files)))
+            self._stack = stack.pop_all()
+        return self
+
+    def write(self, frame: 'Segmented') -> None:
+        """Write a frame, if it is asked for."""
+        if not frame.wanted:
+            return
+        for output in self.files:
+            self._in_any_order.submit(output.job(frame))
+        if self.pictures is not None and (job := self.pictures.job(frame)):
+            self._in_order.submit(job)
+
+    def __exit__(self, *error) -> bool | None:
+        return self._stack.__exit__(*error)
+
+
+class BackgroundWriter:
+    """Encodes and writes files in the background; an error ends the run at the next ``submit`` or the end.
+
+    At most ``limit`` files wait to be written. With one thread they are written in their order.
+    """
+
+    def __init__(self, limit: int, *, threads: int = WRITERS):
+        self.limit = limit
+        self.pool = ThreadPoolExecutor(threads)
+        self.pending: deque[Future] = deque()
+
+    def __enter__(self) -> 'BackgroundWriter':
+        return self
+
+    def submit(self, write: Callable[..., None], *args: object) -> None:
+        """Call ``write(*args)`` in the background. It fetches tensors itself, so that nobody else waits for a GPU."""
+        while self.pending and (len(self.pending) >= self.limit or self.pending[0].done()):
+            self.pending.popleft().result()
+        self.pending.append(self.pool.submit(write, *args))
+
+    def __exit__(self, error_type, *_) -> None:
+        # What waits when a stop comes may complete a video.
+        self.pool.shutdown(cancel_futures=error_type not in (None, Stopped))
+        if error_type is None:
+            for future in self.pending:
+                future.result()
+
+
+def write_archive(path: Path, masks: Masks, names: Iterable[str]) -> None:
+    """A zip of masks as a server takes them: ``<video>/<frame>.png`` (DAVIS) or below Annotations."""
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, 'w') as archive:
+        for file in map(masks.path, names):
+            # No time stamp: the same masks give the same archive. PNGs do not get smaller.
+            archive.writestr(zipfile.ZipInfo(str(file.relative_to(masks.folder))), file.read_bytes())
+
+
+class OutputError(DataError):
+    """The output folder is not this run's. ``replaceable``: what is there is an earlier run's, and may go."""
+
+    def __init__(self, message: str, *, replaceable: bool = False):
+        super().__init__(message)
+        self.replaceable = replaceable
+
+
+def claim(
+    folder: Path,
+    settings: Mapping[str, object],
+    *,
+    places: Iterable[Path],
+    inputs: Iterable[Path],
+    files: Callable[[], Iterable[Path]],
+    overwrite: bool,
+    resume: bool = False,
+    archive: Path | None = None,
+) -> None:
+    """Make an output folder this run's, or refuse: it may hold ground truth, or another network's masks.
+
+    ``settings`` are left in ``folder/settings.json`` for the next run.
+
+    Args:
+        places: the folders and files that the run writes.
+        inputs: the files and folders that it reads, none of which may lie there.
+        files: of what an earlier run wrote, all that would be mistaken for this run's.
+        overwrite: delete those.
+        resume: whether those are kept where they were made with these settings. If not, there may be none.
+        archive: one more file that the run writes, in the end, beside the folder.
+
+    Raises:
+        OutputError: it is not this run's.
+        OSError: it cannot be written.
+    """
+    taken = {place.resolve() for place in places}
+    for path in sorted({path.resolve() for path in inputs}):
+        if taken & {path, *path.parents}:
+            raise OutputError(f'{path}: is read, and is where the output would go; choose another place for it')
+    record = folder / SETTINGS_FILE
+    recorded = any((folder / name).exists() for name in (SETTINGS_FILE, *OLDER_SETTINGS_FILES))
+    found = sorted(files()) if overwrite or not resume else []
+    if resume and not overwrite:
+        _check_settings(record, settings)
+    elif found and not overwrite:
+        raise OutputError(f'{folder}: has results already ({found[0]})', replaceable=True)
+    elif found and not recorded:
+        raise OutputError(
+            f'{found[0]}: is in the way, and {SETTINGS_FILE}, which every run leaves, is not in {folder}: nothing is '
+            'deleted there'
+        )
+    check_writable(record)
+    if archive is not None:
+        check_writable(archive)
+    if overwrite:
+        # At once, so that an interrupted run leaves nothing of the one before.
+        for path in found:
+            path.unlink()
+        for name in OLDER_SETTINGS_FILES:
+            (folder / name).unlink(missing_ok=True)
+        if archive is not None:
+            archive.unlink(missing_ok=True)
+    with atomic_path(record) as temporary:
+        temporary.write_text(json.dumps(settings, indent=2) + '\n')
+
+
+def _check_settings(record: Path, settings: Mapping[str, object]) -> None:
+    """Refuse a folder whose files are not those of a run with these settings."""
+    folder = record.parent
+    try:
+        found = json.loads(record.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        if folder.is_dir() and any(not entry.name.startswith('.') for entry in folder.iterdir()):
+            raise OutputError(
+                f'{folder}: is not empty, and has no {SETTINGS_FILE} that would say that its masks are those of an '
+                'earlier run; an empty folder would do'
+            ) from None
+        return
+    except ValueError as error:
+        raise OutputError(f'{record}: no readable JSON ({error})', replaceable=True) from error
+    if not isinstance(found, dict):
+        raise OutputError(f'{record}: expected settings, found {found!r}', replaceable=True)
+    changes = [
+        f'{name} was {found.get(name)}, is {settings.get(name)}'
+        for name in sorted({*found, *settings})
+        if found.get(name) != settings.get(name)
+    ]
+    if changes:
+        raise OutputError(f'{folder}: holds masks of other settings ({"; ".join(changes)})', replaceable=True)

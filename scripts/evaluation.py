@@ -1,0 +1,92 @@
+"""What the evaluation scripts share: their flags, their presets, and the run. Each adds those of its dataset."""
+
+import argparse
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from scripts.flags import (
+    add_inference_flags,
+    inference_config,
+    load_networks,
+    naming_flags,
+    network_settings,
+    parse_flags,
+)
+from scripts.presets import PRESETS, flags_text, presets_text
+from util.cli import HelpFormatter
+
+if TYPE_CHECKING:
+    from dataset.sequence import Video
+
+log = logging.getLogger(__name__)
+
+
+class _EvaluationHelp(HelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Leaves the lines of the presets as they are."""
+
+
+def evaluation_parser(description: str, *, size: int, dataset: str) -> argparse.ArgumentParser:
+    """A parser with the options of every evaluation script; each adds those of its dataset, then calls ``parse``.
+
+    ``dataset`` is the one whose presets it takes, ``size`` its default shorter side.
+    """
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=_EvaluationHelp,
+        epilog=f'{presets_text(dataset)}\n\nseveral GPUs or processes: torchrun --nproc_per_node=N SCRIPT FLAGS',
+    )
+    add = parser.add_argument
+    add(
+        '--preset',
+        choices=[name for name, preset in PRESETS.items() if dataset in preset.datasets],
+        metavar='NAME',
+        help="settings of one of the paper's rows (see below); flags change them",
+    )
+    add('--output', required=True, help='folder for the masks; a second run continues there')
+    add_inference_flags(parser, model=['saves/stcn.pth'], size=[size])
+    add('--save_probs', action='store_true', help='also write probabilities/.../FRAME.npz')
+    add('--zip', action='store_true', help='also write OUTPUT.zip, the archive that a server takes')
+    add('--overwrite', action='store_true', help='segment again what is finished')
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line of an evaluation script; the preset's values where it says nothing."""
+    return parse_flags(parser, lambda args: PRESETS[args.preset].flags if args.preset else {})
+
+
+def evaluate(args: argparse.Namespace, videos: Sequence['Video'], dataset: Mapping[str, object]) -> int:
+    """Load the networks, segment the videos, print the summary. Returns the exit status.
+
+    ``dataset`` says which videos these are, for ``settings.json``.
+    """
+    from inference.run import run_dataset
+    from util.distributed import process_group, rank
+
+    if args.preset and rank() == 0:
+        log_preset(args)
+    networks = load_networks(args)
+    with process_group('gloo'), naming_flags():
+        summary = run_dataset(
+            networks,
+            videos,
+            args.output,
+            inference_config(args, networks),
+            settings=network_settings(args) | dataset,
+            object_chunk=args.object_chunk,
+            overwrite=args.overwrite,
+            save_probs=args.save_probs,
+            archive=args.zip,
+        )
+        if rank() == 0:
+            print(summary)
+    return 1 if summary.failures else 0
+
+
+def log_preset(args: argparse.Namespace) -> None:
+    """What the preset stands for, and what flags have changed in it."""
+    preset = PRESETS[args.preset]
+    log.info('%s (%s): %s', args.preset, preset.rows, flags_text(preset.flags))
+    if changes := preset.changes(vars(args)):
+        log.info('changed by flags: %s', flags_text(changes))

@@ -1,0 +1,91 @@
+"""The test-time settings of the supplementary's tables, as flags of the evaluation scripts. Imports nothing heavy."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Values of flags. Network and data make the rest of a row: ``--model``, where none is said here, and the root."""
+
+    rows: str  # of the paper that it gives
+    datasets: tuple[str, ...]  # whose scripts take it
+    flags: Mapping[str, object] = field(default_factory=dict)
+
+    def changes(self, values: Mapping[str, object]) -> dict[str, object]:
+        """Those of ``values`` that differ from this preset's."""
+        return {name: values[name] for name, value in self.flags.items() if values[name] != value}
+
+
+SCHEDULE = {'top': 20, 'mem_every': 5, 'include_last': False}
+STM = {'model': ['saves/stm.pth'], 'top': 0, 'mem_every': 5}
+PLAIN = {'kernel_sigma': [0], 'flip': False}
+MULTI_SCALE = {'kernel_sigma': [0, 7], 'flip': True}
+ENSEMBLE = ['saves/stcn.pth', 'saves/stcn_wide.pth', 'saves/stcn_wide_aspp.pth']
+
+DAVIS, YOUTUBE, ALL = ('davis',), ('youtube', 'folder'), ('davis', 'youtube', 'folder')
+
+PRESETS = {
+    'paper-val': Preset(
+        'Table 1, STCN, every 5th only: 85.4 J&F (dot product: 84.1)',
+        DAVIS,
+        {'split': 'val', 'size': [0], **PLAIN, **SCHEDULE},
+    ),
+    'paper-val-last': Preset(
+        'Table 1, STCN, every 5th + last: 83.1 J&F (dot product: 84.3)',
+        DAVIS,
+        {'split': 'val', 'size': [0], **PLAIN, **SCHEDULE, 'include_last': True},
+    ),
+    'paper-val-ms': Preset(
+        "Table 3's multi-scale testing on DAVIS; not in the tables",
+        DAVIS,
+        {'split': 'val', 'size': [480, 600], **MULTI_SCALE, **SCHEDULE},
+    ),
+    'paper-testdev': Preset(
+        'Table 2, Ours: 76.1 J&F (trained with BL30K, too: 77.8)',
+        DAVIS,
+        {'split': 'testdev', 'size': [0], **PLAIN, **SCHEDULE},
+    ),
+    'paper-testdev-m3': Preset(
+        'Table 2, Ours, M3: 76.5 J&F (trained with BL30K, too: 79.9)',
+        DAVIS,
+        {'split': 'testdev', 'size': [0], **PLAIN, **SCHEDULE, 'mem_every': 3},
+    ),
+    'paper-youtube': Preset('Table 3, Ours: 84.2 G', YOUTUBE, {'size': [480], **PLAIN, **SCHEDULE}),
+    'paper-youtube-ms': Preset('Table 3, Ours, MS: 85.2 G', YOUTUBE, {'size': [480, 600], **MULTI_SCALE, **SCHEDULE}),
+    'paper-youtube-ensemble': Preset(
+        'Table 3, Ours, MS and ensemble: 86.7 G',
+        YOUTUBE,
+        {'model': ENSEMBLE, 'size': [480, 600], **MULTI_SCALE, **SCHEDULE},
+    ),
+    'stm': Preset('Table 1, STM, every 5th + last: 83.3 J&F (L2: 82.7)', ALL, {**STM, 'include_last': True}),
+    'stm-every5': Preset('Table 1, STM, every 5th only: 81.3 J&F (L2: 81.0)', ALL, {**STM, 'include_last': False}),
+}
+
+
+def flags_text(flags: Mapping[str, object]) -> str:
+    """As they are written on a command line."""
+    words = []
+    for name, value in flags.items():
+        if isinstance(value, bool):
+            words.append(f'--{name}' if value else f'--no_{name}')
+        else:
+            values = value if isinstance(value, list) else [value]
+            words.append(
+                ' '.join([f'--{name}', *(f'{each:g}' if isinstance(each, float) else str(each) for each in values)])
+            )
+    return ' '.join(words)
+
+
+def presets_text(dataset: str) -> str:
+    """The presets of a dataset, for a help text."""
+    return '\n'.join(
+        [
+            'presets, and the flags that they stand for:',
+            *(
+                f'  {name}: {preset.rows}\n      {flags_text(preset.flags)}'
+                for name, preset in PRESETS.items()
+                if dataset in preset.datasets
+            ),
+        ]
+    )
