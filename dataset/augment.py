@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from dataset.io import IMAGE_MEAN, IMAGE_STD
+from model.image import IMAGE_MEAN, IMAGE_STD
 
 IMAGENET_MEAN = np.array(IMAGE_MEAN, np.float32)
 IMAGENET_STD = np.array(IMAGE_STD, np.float32)

@@ -17,10 +17,6 @@ from util.files import atomic_path
 
 log = logging.getLogger(__name__)
 
-# Of RGB in [0, 1] over ImageNet, which the backbones were trained on.
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
-
 FRAME_SUFFIXES = ('.jpg', '.jpeg', '.png')
 MAX_NAME = 240  # bytes: a file system's 255 without what is put around a name
 

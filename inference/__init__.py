@@ -1,49 +1,24 @@
-"""Streaming inference: a network, and a core that takes one frame after the other."""
+"""Streaming inference: a network, and a core that takes one frame after the other. Names are imported when used."""
 
-from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inference.config import InferenceConfig
+from util.lazy import lazy_names
 
 if TYPE_CHECKING:
-    import torch
-
-    from inference.core import InferenceCore, InputError
+    from inference.config import InferenceConfig
+    from inference.core import InferenceCore, InputError, load_model
     from inference.ensemble import Ensemble, Member
-    from model import Network
 
 __all__ = ['Ensemble', 'InferenceConfig', 'InferenceCore', 'InputError', 'Member', 'load_model']
 
-LIGHT_WEIGHTS = Path(__file__).resolve().parents[1] / 'weights' / 'stcn_light.pth'
-MODULES = {
-    'InferenceCore': 'inference.core',
-    'InputError': 'inference.core',
-    'Ensemble': 'inference.ensemble',
-    'Member': 'inference.ensemble',
-}
-
-
-def __getattr__(name: str) -> object:
-    """Imports what needs torch once it is asked for: a script that checks its flags has no use for it yet."""
-    if name in MODULES:
-        return getattr(import_module(MODULES[name]), name)
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-
-
-def load_model(path: 'str | Path' = LIGHT_WEIGHTS, *, device: 'str | torch.device | None' = None) -> 'Network':
-    """The network of a checkpoint (published, our own, or by default the light one shipped here), ready to infer.
-
-    Batch norm is folded (``Network.optimized``); to train or save it, take ``model.load_network``. What the checkpoint
-    recommends (``Network.recommended``) is what a core around the network does unless it is told otherwise.
-
-    Args:
-        device: by default the GPU, if there is one.
-
-    Raises:
-        CheckpointError: the file is missing or unusable.
-    """
-    from model import load_network
-    from util.distributed import choose_device
-
-    return load_network(path, device=choose_device(device)).optimized()
+__getattr__ = lazy_names(
+    __name__,
+    {
+        'InferenceConfig': 'config',
+        'InferenceCore': 'core',
+        'InputError': 'core',
+        'load_model': 'core',
+        'Ensemble': 'ensemble',
+        'Member': 'ensemble',
+    },
+)

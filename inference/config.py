@@ -3,10 +3,14 @@
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from model import Network
+
+LIGHT_WEIGHTS = Path(__file__).resolve().parents[1] / 'weights' / 'stcn_light.pth'
+"""The checkpoint that comes with this repository."""
 
 RECOMMENDED = {'mem_every': 'mem_every', 'include_last': 'include_last', 'top': 'top_k', 'size': 'size'}
 """The values that a checkpoint may recommend, and the fields of :class:`InferenceConfig` that they are for."""

@@ -4,20 +4,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import index
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dataset.io import IMAGE_MEAN, IMAGE_STD, MAX_SIDE
-from inference.config import InferenceConfig, recommended_config
+from dataset.io import MAX_SIDE
+from inference.config import LIGHT_WEIGHTS, InferenceConfig, recommended_config
 from inference.memory_bank import MemoryBank
 from model.aggregate import aggregate
+from model.checkpoint import load_network
+from model.image import IMAGE_MEAN, IMAGE_STD, unpadded
+from model.image import padding as padding_of
 from model.network import Network, Query
+from util.distributed import choose_device
 from util.errors import UserError
-
-STRIDE = 16
 
 
 class InputError(UserError, ValueError):
@@ -213,7 +216,7 @@ class InferenceCore(Core):
             if step.memorise:
                 masks = prob[1:]
                 if not self.network.objects_in_padding:
-                    masks = F.pad(_unpadded(masks, padding), padding)
+                    masks = F.pad(unpadded(masks, padding), padding)
                 key, value = self.network.encode_memory(picture, query, masks[None], object_chunk=self.object_chunk)
                 self.memory.add(key[0], value[0], permanent=step.permanent, protected=annotated)
         # Last, so that a frame that failed can be given again.
@@ -254,7 +257,7 @@ class InferenceCore(Core):
         image = ((image - self._mean) / self._std).unsqueeze(0)
         if (shape := self._working_shape(image.shape[-2:])) is not None:
             image = F.interpolate(image, shape, mode='bicubic', align_corners=False)
-        padding = _padding(*image.shape[-2:])
+        padding = padding_of(*image.shape[-2:])
         # After the normalisation, so that zero is the mean colour.
         if self._outside is None:
             return F.pad(image, padding), padding
@@ -271,7 +274,7 @@ class InferenceCore(Core):
 
     def _to_frame(self, prob: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
         """Probabilities without the padding, at the frame's own size."""
-        prob = _unpadded(prob, padding)
+        prob = unpadded(prob, padding)
         if prob.shape[1:] != self._frame_shape:
             prob = F.interpolate(prob[None], self._frame_shape, mode='bilinear', align_corners=False)[0]
         return prob
@@ -306,16 +309,19 @@ class InferenceCore(Core):
         return aggregate(merged[None]).softmax(dim=1)[0]
 
 
-def _padding(height: int, width: int) -> tuple[int, int, int, int]:
-    """Symmetric padding to multiples of the stride (left, right, top, bottom), the odd pixel right and below."""
-    extra_h, extra_w = -height % STRIDE, -width % STRIDE
-    return extra_w // 2, extra_w - extra_w // 2, extra_h // 2, extra_h - extra_h // 2
+def load_model(path: str | Path = LIGHT_WEIGHTS, *, device: str | torch.device | None = None) -> Network:
+    """The network of a checkpoint (published, our own, or by default the light one shipped here), ready to infer.
 
+    Batch norm is folded (``Network.optimized``); to train or save it, take ``model.load_network``. What the checkpoint
+    recommends (``Network.recommended``) is what a core around the network does unless it is told otherwise.
 
-def _unpadded(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
-    """``[..., H', W']`` without what :func:`_padding` says."""
-    left, right, top, bottom = padding
-    return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]
+    Args:
+        device: by default the GPU, if there is one.
+
+    Raises:
+        CheckpointError: the file is missing or unusable.
+    """
+    return load_network(path, device=choose_device(device)).optimized()
 
 
 def _described(found: object) -> str:

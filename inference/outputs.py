@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image
 
 from dataset.io import write_mask
+from inference.video_file import VideoWriter
 from util.errors import DataError
 from util.files import atomic_path, check_writable
 from util.stop import Stopped
-from util.video_file import VideoWriter
 
 if TYPE_CHECKING:
     from torch import Tensor

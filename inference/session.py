@@ -32,10 +32,10 @@ from inference.config import InferenceConfig, recommended_config
 from inference.ensemble import Ensemble
 from inference.sources import READERS, Picture, Source, Upcoming
 from inference.stream import propagate
+from inference.video_file import VideoReader, VideoWriter
 from model import Network
 from util.errors import foreign_call
 from util.files import atomic_path
-from util.video_file import VideoReader, VideoWriter
 
 BAND = 0.02  # of a frame's shorter side, around its objects
 IMAGE_RATE = Fraction(25)  # frames a second of a clip that came as images

@@ -16,8 +16,8 @@ import numpy as np
 
 from dataset.io import FRAME_SUFFIXES, list_frames, read_image
 from dataset.sequence import Frame, Video
+from inference.video_file import VideoReader
 from util.errors import DataError
-from util.video_file import VideoReader
 
 log = logging.getLogger(__name__)
 

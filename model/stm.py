@@ -7,13 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.backbones import BACKBONES, build_backbone, encode_objects, new_input_channels
+from model.image import IMAGE_MEAN, IMAGE_STD
 from model.modules import ResBlock, conv_shared, upsample_and_add
 from model.network import Network, Query
 from model.variants import STMConfig
-
-# Of RGB in [0, 1] over ImageNet; dataset.io has the same, and normalises with them.
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
 
 
 class KeyValue(nn.Module):

@@ -26,9 +26,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.flags import FLAGS, add_inference_flag
+from scripts.plots import import_pyplot
 from util.cli import run_main
 from util.files import atomic_path
-from util.plots import import_pyplot
 
 log = logging.getLogger(__name__)
 

@@ -69,8 +69,8 @@ def main() -> int:
 
     import torch
 
+    from scripts.plots import import_pyplot
     from util.files import atomic_path, check_writable
-    from util.plots import import_pyplot
 
     if args.json:
         check_writable(args.json)
@@ -450,8 +450,8 @@ def measure_growth(args: argparse.Namespace) -> list[dict]:
 
 def plot_growth(rows: list[dict], path: str) -> None:
     """Time and memory over memory frames (of one object) and over objects."""
+    from scripts.plots import import_pyplot
     from util.files import atomic_path
-    from util.plots import import_pyplot
 
     pyplot = import_pyplot()
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout='constrained')

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inference import LIGHT_WEIGHTS
-from inference.config import InferenceConfig, recommendation, recommended_config
+from inference.config import LIGHT_WEIGHTS, InferenceConfig, recommendation, recommended_config
 from inference.outputs import OutputError
 from scripts.presets import flags_text
 from util.cli import cores, not_negative, period, positive, sha256, sigma

@@ -10,9 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from scripts.plots import import_pyplot
 from util.cli import run_main
 from util.files import atomic_path
-from util.plots import import_pyplot
 
 CURVES = {'train/loss': 'loss', 'train/iou_1': 'IoU of object 1', 'train/iou_2': 'IoU of object 2'}
 

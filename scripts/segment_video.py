@@ -30,6 +30,7 @@ import numpy as np
 from dataset.io import fit_mask, read_mask
 from inference.outputs import Cutouts, Masks, Outputs, Pictures, Strip, claim
 from inference.sources import Annotation, FolderSource, UserSource, open_source
+from inference.video_file import VideoWriter
 from scripts.flags import (
     add_inference_flags,
     inference_config,
@@ -41,7 +42,6 @@ from scripts.flags import (
 from util.cli import HelpFormatter, positive, run_main
 from util.errors import DataError, MissingPackageError, UserError
 from util.stop import StopRequest
-from util.video_file import VideoWriter
 
 if TYPE_CHECKING:
     from inference import Ensemble

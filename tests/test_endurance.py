@@ -16,6 +16,7 @@ from inference.outputs import BackgroundWriter
 from inference.run import run_dataset
 from inference.session import Clip, Session
 from inference.sources import DatasetSource
+from inference.video_file import VideoReader
 from model.checkpoint import read_checkpoint
 from scripts import segment_video, web
 from tests import long_run
@@ -23,7 +24,6 @@ from tests.conftest import FRAMES, GOLDEN, REPOSITORY, tree
 from tests.test_web import needs_gradio
 from training import loop
 from util import cli
-from util.video_file import VideoReader
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 

@@ -31,6 +31,7 @@ from inference import InferenceCore, outputs
 from inference import run as run_module
 from inference.outputs import BackgroundWriter, Masks, Probabilities, write_archive
 from inference.sources import DatasetSource
+from inference.video_file import VideoWriter
 from model import VARIANTS, STCNConfig, build_network, save_network
 from scripts import check_data, convert, evaluate
 from tests.conftest import REPOSITORY, tree
@@ -41,7 +42,6 @@ from training.run import Run
 from util import cli
 from util.files import atomic_path, check_writable
 from util.stop import Stopped, StopRequest
-from util.video_file import VideoWriter
 
 PAGE = 4096
 FULL = r'cannot be written \((?:No space left on device|File too large)\)\. Make room, and run this again\.'

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from dataset.io import IMAGE_MEAN, IMAGE_STD, read_mask
+from dataset.io import read_mask
 from inference.core import InferenceCore
 from inference.memory_bank import MemoryBank
 from model import memory
 from model.aggregate import aggregate
+from model.image import IMAGE_MEAN, IMAGE_STD
 from tests.conftest import GOLDEN, golden
 
 SHARED = Path(__file__).parents[2] / 'shared' / 'golden' / 'data'

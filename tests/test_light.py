@@ -12,7 +12,8 @@ import torch
 
 import hubconf
 from dataset.io import list_frames, read_image, read_mask
-from inference import LIGHT_WEIGHTS, InferenceCore, load_model
+from inference import InferenceCore, load_model
+from inference.config import LIGHT_WEIGHTS
 from model import VARIANTS
 from scripts.benchmark import measure_cost
 from tests.conftest import REPOSITORY

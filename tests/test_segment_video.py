@@ -16,12 +16,12 @@ from PIL import Image
 
 from dataset.io import PALETTE, DataError, read_image, read_mask, write_mask
 from inference import Ensemble, InferenceConfig, InferenceCore, ensemble, load_model, outputs
+from inference.video_file import VideoReader, VideoWriter
 from model import Network
 from scripts import segment_video
 from scripts.segment_video import Given
 from tests.conftest import FRAMES, GOLDEN, REPOSITORY, tree
 from util.errors import MissingPackageError
-from util.video_file import VideoReader, VideoWriter
 
 FIRST = GOLDEN / 'first_mask.png'
 COUNT, H, W = 12, 110, 182

@@ -293,7 +293,7 @@ def test_large_frames_are_refused_before_they_are_decoded(tmp_path):
 
 def test_video_and_back(tmp_path, small_network, clip, labels, monkeypatch):
     pytest.importorskip('av')
-    from util.video_file import VideoReader, VideoWriter
+    from inference.video_file import VideoReader, VideoWriter
 
     times = [0, 1, 2, 5, 6, 7]
     with VideoWriter(tmp_path / 'clip.mp4', 182, 110, time_base=Fraction(1, 30), frame_rate=Fraction(30)) as video:

@@ -1,5 +1,6 @@
 """What happens before anything is asked for: ``--help`` waits for nothing heavy, no import reaches for the network."""
 
+import ast
 import importlib
 import os
 import re
@@ -31,6 +32,34 @@ HEAVY = {'torch', 'torchvision', 'cv2', 'gradio', 'av', 'matplotlib', 'tensorboa
 def test_all_scripts_are_known():
     assert {'train.py', 'eval_davis.py', 'eval_youtube.py', 'scripts/web.py', 'scripts/download.py'} <= set(SCRIPTS)
     assert len(SCRIPTS) >= 15
+
+
+FOLDERS = {
+    'util': (),
+    'model': ('util',),
+    'dataset': ('util', 'model.image'),
+    'inference': ('util', 'model', 'dataset'),
+    'training': ('util', 'model', 'dataset', 'inference'),
+}
+"""Whom the modules of a folder may import, of ours, beside their own folder."""
+
+
+@pytest.mark.parametrize('folder', FOLDERS)
+def test_imports_point_one_way(folder):
+    allowed = (folder, *FOLDERS[folder])
+    for path in (REPOSITORY / folder).rglob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f'{path}: names its folder in its imports'
+                # A name may be a module itself: from model import memory.
+                names = [f'{node.module}.{alias.name}' for alias in node.names]
+            else:
+                continue
+            for name in names:
+                if name.split('.')[0] in {*FOLDERS, 'scripts', 'tests', 'train', 'hubconf'}:
+                    assert any(f'{name}.'.startswith(f'{each}.') for each in allowed), f'{path} imports {name}'
 
 
 @pytest.mark.parametrize('script', SCRIPTS)

@@ -6,11 +6,11 @@ import json
 import pytest
 import torch
 
-import dataset.io
 from inference import Ensemble, InferenceCore, Member
 from inference.memory_bank import MemoryBank
 from model import STM, VARIANTS, CheckpointError, build_network, load_network, save_network, stm
 from model.clip import segment_clip
+from model.image import IMAGE_MEAN, IMAGE_STD
 from model.losses import clip_loss
 from model.modules import ASPP
 from model.variants import config_from
@@ -25,8 +25,8 @@ RESNET18 = {'query_backbone': 'resnet18', 'memory_backbone': 'resnet18'}
 def published() -> dict[str, torch.Tensor]:
     state = state_dict('layout_stm.json')
     for encoder in ('Encoder_M', 'Encoder_Q'):
-        state[f'{encoder}.mean'] = torch.tensor(dataset.io.IMAGE_MEAN)[None, :, None, None]
-        state[f'{encoder}.std'] = torch.tensor(dataset.io.IMAGE_STD)[None, :, None, None]
+        state[f'{encoder}.mean'] = torch.tensor(IMAGE_MEAN)[None, :, None, None]
+        state[f'{encoder}.std'] = torch.tensor(IMAGE_STD)[None, :, None, None]
     for name, factor in (('Decoder.pred2', 1.5), ('KV_M_r4.Key', 0.8), ('KV_Q_r4.Key', 0.8)):
         state[f'{name}.weight'] *= factor
     return state
@@ -104,7 +104,7 @@ def test_padding_is_black_and_holds_no_object(network, clip, first_mask, monkeyp
     for image, _ in seen:
         assert image.shape == (1, 3, 112, 192)
         for outside in (image[..., :5], image[..., -5:], image[..., :1, :], image[..., -1:, :]):
-            rgb = outside * torch.tensor(stm.IMAGE_STD)[:, None, None] + torch.tensor(stm.IMAGE_MEAN)[:, None, None]
+            rgb = outside * torch.tensor(IMAGE_STD)[:, None, None] + torch.tensor(IMAGE_MEAN)[:, None, None]
             torch.testing.assert_close(rgb, torch.zeros_like(rgb))
     assert not seen[1][1][..., :5].any()
     assert not seen[1][1][..., -1:, :].any()
@@ -114,10 +114,9 @@ def test_padding_is_black_and_holds_no_object(network, clip, first_mask, monkeyp
 @torch.inference_mode()
 def test_normalisation_of_a_file_is_honoured(network):
     """The published network: (x - mean) / std of x in [0, 1]; ours is given ImageNet's normalisation of x."""
-    assert (stm.IMAGE_MEAN, stm.IMAGE_STD) == (dataset.io.IMAGE_MEAN, dataset.io.IMAGE_STD)
     torch.manual_seed(0)
     x = torch.rand(1, 3, 32, 32)
-    mean, std = (torch.tensor(each)[:, None, None] for each in (stm.IMAGE_MEAN, stm.IMAGE_STD))
+    mean, std = (torch.tensor(each)[:, None, None] for each in (IMAGE_MEAN, IMAGE_STD))
     encoder = small('stm_light').Encoder_Q
     image = (x - mean) / std
     assert torch.equal(stm._normalised(image, encoder), image)

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from dataset.io import DataError
+from inference.video_file import VideoReader, VideoWriter
 from util.errors import MissingPackageError
-from util.video_file import VideoReader, VideoWriter
 
 av = pytest.importorskip('av')
 

@@ -400,7 +400,7 @@ def test_paint_propagate_correct_download(visit, clip, small_network, tmp_path):
     assert visitor.page.locator('#frame input[type=number]').input_value() == str(frame)
 
     if importlib.util.find_spec('av'):
-        from util.video_file import VideoReader
+        from inference.video_file import VideoReader
 
         with VideoReader(visitor.download('Overlay (video)', '.mp4', downloads)) as video:
             assert (video.width, video.height, len(list(video))) == (W, H, 8)

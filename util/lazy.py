@@ -1,0 +1,21 @@
+"""Packages whose names are imported when they are used (PEP 562), so that a command line is checked without torch."""
+
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+
+
+def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], object]:
+    """The ``__getattr__`` of a package: ``modules`` says in which of its modules each of its public names is.
+
+    A name is looked up once, and is an attribute of the package from then on.
+    """
+
+    def __getattr__(name: str) -> object:
+        if name not in modules:
+            raise AttributeError(f'module {package!r} has no attribute {name!r}')
+        value = getattr(import_module(f'{package}.{modules[name]}'), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return __getattr__
