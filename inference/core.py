@@ -136,7 +136,7 @@ class InferenceCore(Core):
         self.config = config
         self.schedule = Schedule(config.mem_every, config.include_last)
         self.object_chunk = object_chunk
-        self.device = next(network.parameters()).device
+        self.device = network.device
         # A video's first frame, one in every mem_every of the others, and the temporary one.
         capacity = 8
         if num_frames is not None:

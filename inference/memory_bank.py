@@ -5,7 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from model.memory import add_kernel, best_query, read_sparse, similarity, similarity_bias, top_k_weights
+from inference.eviction import LeastUsed
+from model.memory import add_kernel, best_query, read_sparse, similarity, top_k_weights
+from model.similarity import SIMILARITIES, check_similarity
 
 SCRATCH_BYTES = 64 * 2**20  # of similarities at a time, whatever the length of the video
 GROWTH = 1.5
@@ -47,26 +49,28 @@ class _Keys:
     def __init__(self, capacity: int, *, metric: str):
         self.metric = metric
         self.rows = _Rows(capacity)
-        self.bias = _Rows(capacity) if metric == 'l2' else None
+        self.bias = _Rows(capacity)  # of nothing, where the similarity has none
 
     def write(self, slot: int, key: Tensor) -> None:
         """``key [G, Ck, h, w]``; kept in float32, since the similarity squares it."""
         rows = key.float().flatten(2).permute(2, 0, 1)
         self.rows.write(slot, rows)
-        if self.bias is not None:
-            self.bias.write(slot, similarity_bias(rows))
+        bias = SIMILARITIES[self.metric].bias(rows)
+        if bias is not None:
+            self.bias.write(slot, bias)
 
     def copy(self, source: int, target: int) -> None:
         self.rows.copy(source, target)
-        if self.bias is not None:
+        if self.bias.buffer is not None:
             self.bias.copy(source, target)
 
     def similarity(self, query: Tensor, positions: int, scratch: Tensor) -> Tensor:
         """``query [1, Q, Ck] -> [G, Q, positions]``, a view of ``scratch``."""
         keys = self.rows.buffer[:positions].transpose(0, 1)
-        bias = None if self.bias is None else self.bias.buffer[:positions].T
+        bias = None if self.bias.buffer is None else self.bias.buffer[:positions].T
         G, Q = len(keys), query.shape[1]
-        return similarity(keys, query, bias=bias, out=scratch[: G * Q * positions].view(G, Q, positions))
+        out = scratch[: G * Q * positions].view(G, Q, positions)
+        return similarity(keys, query, metric=self.metric, bias=bias, out=out)
 
     def best_query(self, query: Tensor, positions: int, scratch: Tensor) -> Tensor:
         """Where each of the first ``positions`` is found in the frame: ``query [1, Q, Ck] -> [G, positions]``."""
@@ -80,7 +84,7 @@ class _Keys:
 
     @property
     def nbytes(self) -> int:
-        return self.rows.nbytes + (0 if self.bias is None else self.bias.nbytes)
+        return self.rows.nbytes + self.bias.nbytes
 
 
 class _Group:
@@ -103,10 +107,10 @@ class MemoryBank:
     Args:
         shared_keys: whether one key a frame serves all objects.
         top_k: memory positions that each query position reads; ``None`` reads all of them.
-        metric: ``'l2'`` or ``'dot'``.
+        metric: a name in ``model.similarity.SIMILARITIES``.
         kernel_sigma: deviation of the kernelised read, in positions; ``None``: no kernel.
-        max_frames: bound of the memory frames (a temporary one comes on top). Beyond it the least used one
-            goes: the one with the least weight a read since it came. Protected ones stay, whatever their number.
+        max_frames: bound of the memory frames (a temporary one comes on top). Beyond it one goes, see
+            :class:`inference.eviction.LeastUsed`; protected ones stay, whatever their number.
         capacity: memory frames to reserve space for; more frames make it grow.
         value_dtype: that values are kept in; ``None``: the one that they come in. Keys are always float32.
         scratch_bytes: bound of the similarities held at a time.
@@ -124,8 +128,7 @@ class MemoryBank:
         value_dtype: torch.dtype | None = None,
         scratch_bytes: int = SCRATCH_BYTES,
     ):
-        if metric not in ('l2', 'dot'):
-            raise ValueError(f"metric: expected 'l2' or 'dot', found {metric!r}")
+        check_similarity(metric)
         if top_k is not None and top_k < 1:
             raise ValueError(f'top_k: expected a positive number or None, found {top_k}')
         if kernel_sigma is not None and not kernel_sigma > 0:
@@ -135,7 +138,7 @@ class MemoryBank:
         self.top_k = top_k
         self.metric = metric
         self.kernel_sigma = kernel_sigma
-        self.max_frames = max_frames
+        self.eviction = None if max_frames is None else LeastUsed(max_frames)
         # One frame more than allowed is there while the least used one is chosen.
         self.capacity = max(capacity if max_frames is None else min(capacity, max_frames + 1), 1)
         self.value_dtype = value_dtype
@@ -145,10 +148,6 @@ class MemoryBank:
         self._shared_keys = _Keys(self.capacity, metric=metric) if shared_keys else None
         self._groups: list[_Group] = []
         self._scratch: Tensor | None = None
-        # Of every permanent slot, kept only where frames are to be evicted:
-        self._protected: list[bool] = []
-        self._reads: list[int] = []  # since it came
-        self._usage: Tensor | None = None  # the weight that it got in them, on the device
 
     def __len__(self) -> int:
         """Memory frames, the temporary one included."""
@@ -202,39 +201,28 @@ class MemoryBank:
                 group.own_keys.write(slot - group.start, key[objects])
         self.permanent += permanent
         self.temporary = not permanent
-        if permanent and self.max_frames is not None:
-            self._protected.append(protected or bool(joining))
-            self._reads.append(0)
-            new = torch.zeros(1, device=value.device)
-            self._usage = new if self._usage is None else torch.cat([self._usage, new])
-            if self.permanent > self.max_frames:
-                self._evict()
+        if permanent and self.eviction is not None:
+            self.eviction.add(protected=protected or bool(joining), device=value.device)
+            slot = self.eviction.choose()
+            if slot is not None:
+                self._evict(slot)
 
-    def _evict(self) -> None:
-        """Drop the least used frame; the newest, which no frame has read yet, only where there is no other."""
-        candidates = [slot for slot, protected in enumerate(self._protected) if not protected]
-        if not candidates:
-            return
-        if len(candidates) > 1 and candidates[-1] == self.permanent - 1:
-            candidates.pop()
-        usage = self._usage.tolist()
-        slot = min(candidates, key=lambda slot: usage[slot] / max(self._reads[slot], 1))
+    def _evict(self, slot: int) -> None:
+        """Drop a frame."""
         # The newest frame takes its place. Where an object joined after it, that would take the frame from the
         # object, and all later frames move up by one.
-        last = self.permanent - 1
-        everybody_reads_it = slot >= self._groups[-1].start
-        moves = [(last, slot)] if everybody_reads_it else [(later, later - 1) for later in range(slot + 1, last + 1)]
-        for source, target in moves:
-            for store, start in self._stores():
-                if slot >= start:
-                    store.copy(source - start, target - start)
-            self._protected[target], self._reads[target] = self._protected[source], self._reads[source]
-            self._usage[target] = self._usage[source]
+        kept = [other for other in range(self.permanent) if other != slot]
+        if slot >= self._groups[-1].start:
+            kept.insert(slot, kept.pop())
+        for target, source in enumerate(kept):
+            if source != target:
+                for store, start in self._stores():
+                    if slot >= start:
+                        store.copy(source - start, target - start)
         for group in self._groups:
             group.start -= group.start > slot
-        del self._protected[last], self._reads[last]
-        self._usage = self._usage[:last]
-        self.permanent = last
+        self.eviction.keep(kept)
+        self.permanent = len(kept)
 
     def read(self, query_key: Tensor) -> Tensor:
         """``query_key [Ck, h, w] -> readout [K, Cv, h, w]``, in the precision of the query.
@@ -289,7 +277,8 @@ class MemoryBank:
                     else similarity_of(group.own_keys, part, positions)
                 )
                 readout[part] = self._weigh(affinity, group, positions)
-        self._reads = [reads + 1 for reads in self._reads]
+        if self.eviction is not None:
+            self.eviction.finish_read()
         readout = readouts[0] if len(readouts) == 1 else torch.cat(readouts, dim=1)
         return readout.permute(1, 2, 0).unflatten(2, (h, w))
 
@@ -299,16 +288,16 @@ class MemoryBank:
         K, Cv = values.shape[1:]
         if self.top_k is None:
             weights = affinity.softmax(dim=-1)
-            if self._usage is not None:
+            if self.eviction is not None:
                 everything = torch.arange(positions, device=weights.device)
-                self._count_usage(weights.sum(dim=(0, 1)) * (K / len(weights)), everything, group)
+                self._count(weights.sum(dim=(0, 1)) * (K / len(weights)), everything, group)
             weights = weights.to(values.dtype)
             if len(weights) == 1:
                 return (weights[0] @ values.flatten(1)).unflatten(1, (K, Cv))
             return (weights @ values.transpose(0, 1)).transpose(0, 1)
         weights, indices = top_k_weights(affinity, self.top_k, frames=len(self) - group.start)
-        if self._usage is not None:
-            self._count_usage(weights * (K / len(weights)), indices, group)
+        if self.eviction is not None:
+            self._count(weights * (K / len(weights)), indices, group)
         if len(weights) == 1:  # a row holds the values of all objects
             return read_sparse(weights[0], indices[0], values.flatten(1)).unflatten(1, (K, Cv))
         # A row an object: position n of object k is row n K + k.
@@ -316,9 +305,6 @@ class MemoryBank:
         readout = read_sparse(weights.flatten(0, 1), rows.flatten(0, 1), values.flatten(0, 1))
         return readout.unflatten(0, (K, -1)).transpose(0, 1)
 
-    def _count_usage(self, weights: Tensor, indices: Tensor, group: _Group) -> None:
-        """Add weights to the slots of the positions that they belong to; a temporary slot's are dropped."""
-        slots = group.start + indices // group.values.positions
-        usage = torch.zeros(len(self), device=weights.device)
-        usage.index_add_(0, slots.flatten(), weights.flatten())
-        self._usage += usage[: self.permanent]
+    def _count(self, weights: Tensor, indices: Tensor, group: _Group) -> None:
+        """Tell the eviction which weights the positions ``indices`` of a group got."""
+        self.eviction.count(group.start + indices // group.values.positions, weights)

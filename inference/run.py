@@ -97,7 +97,7 @@ def run_dataset(
         Stopped: by SIGTERM or Ctrl-C.
     """
     output = Path(output).resolve()
-    device = next(networks[0].parameters()).device
+    device = networks[0].device
     config = config or recommended_config(networks)
     masks = Masks(output)
     files = [masks, Probabilities(output / PROBABILITIES)] if save_probs else [masks]

@@ -4,43 +4,40 @@ Positions are rows: N = T h w memory positions, Q = h w query positions. G is 1 
 share their keys (STCN) and K where every object has its own (STM).
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.similarity import SIMILARITIES
+
 MANY_FRAMES = 4  # of the memory, from which on the largest similarities are sought in two steps
-
-
-def similarity_bias(memory_key: Tensor) -> Tensor:
-    """The query-independent term of the L2 similarity, ``-|k_M|^2 / sqrt(Ck)``: ``[..., N, Ck] -> [..., N]``.
-
-    A memory computes it once a frame and keeps it.
-    """
-    return memory_key.square().sum(dim=-1) / -math.sqrt(memory_key.shape[-1])
 
 
 def similarity(
     memory_key: Tensor,
     query_key: Tensor,
     *,
-    bias: Tensor | None,
+    metric: str,
+    bias: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Scaled similarity of every query position to every memory position, one fused product.
+    """Scaled similarity of every query position to every memory position, one fused product (Eq. 5).
 
-    L2 (Eq. 5; the ``|k_Q|^2`` term cancels in the softmax) with ``bias = similarity_bias(memory_key)``:
-    ``(2 k_M . k_Q - |k_M|^2) / sqrt(Ck)``. Dot product with ``bias=None``: ``k_M . k_Q / sqrt(Ck)``.
+    Without the term of the query alone, which the softmax cancels: for ``'l2'`` it is
+    ``(2 k_M . k_Q - |k_M|^2) / sqrt(Ck)``.
 
-    ``memory_key [G, N, Ck], query_key [1 or G, Q, Ck], bias [G, N] -> [G, Q, N]``.
+    ``memory_key [G, N, Ck], query_key [1 or G, Q, Ck] -> [G, Q, N]``; ``metric`` is a name in ``SIMILARITIES``.
+    ``bias [G, N]`` is its term of the memory keys, where that is known already: a memory computes it once a frame.
     """
     query_key = query_key.expand(len(memory_key), -1, -1)
-    scale = 1 / math.sqrt(memory_key.shape[-1])
+    chosen = SIMILARITIES[metric]
+    scale = chosen.scale(memory_key.shape[-1])
+    if bias is None:
+        bias = chosen.bias(memory_key)
     if bias is None:
         bias = memory_key.new_zeros(())
         return torch.baddbmm(bias, query_key, memory_key.mT, beta=0, alpha=scale, out=out)
-    return torch.baddbmm(bias.unsqueeze(1), query_key, memory_key.mT, alpha=2 * scale, out=out)
+    return torch.baddbmm(bias.unsqueeze(1), query_key, memory_key.mT, alpha=scale, out=out)
 
 
 def best_query(memory_key: Tensor, query_key: Tensor, *, metric: str, out: Tensor | None = None) -> Tensor:
@@ -53,8 +50,7 @@ def best_query(memory_key: Tensor, query_key: Tensor, *, metric: str, out: Tenso
     ``memory_key [G, N, Ck], query_key [1 or G, Q, Ck] -> [G, N]`` int64; ``out [G, N, Q]`` is scratch.
     """
     query_key = query_key.expand(len(memory_key), -1, -1)
-    bias = similarity_bias(query_key) if metric == 'l2' else None
-    return similarity(query_key, memory_key, bias=bias, out=out).argmax(dim=-1)
+    return similarity(query_key, memory_key, metric=metric, out=out).argmax(dim=-1)
 
 
 def add_kernel(similarity: Tensor, best: Tensor, positions: Tensor, *, width: int, sigma: float) -> Tensor:
@@ -107,7 +103,7 @@ def read_dense(memory_key: Tensor, memory_value: Tensor, query_key: Tensor, *, m
     """Softmax over the whole memory, differentiable: the read of training.
 
     ``memory_key [B, 1 or K, Ck, T, h, w], memory_value [B, K, Cv, T, h, w], query_key [B, Ck, h, w]
-    -> [B, K, Cv, h, w]``; ``metric`` is ``'l2'`` or ``'dot'``. Computed in float32: keys are squared.
+    -> [B, K, Cv, h, w]``; ``metric`` is a name in ``SIMILARITIES``. Computed in float32: keys are squared.
     """
     B, K, Cv = memory_value.shape[:3]
     h, w = query_key.shape[-2:]
@@ -115,8 +111,7 @@ def read_dense(memory_key: Tensor, memory_value: Tensor, query_key: Tensor, *, m
         keys = memory_key.float().flatten(3).mT.flatten(0, 1)  # [B*G, N, Ck]
         query = query_key.float().flatten(2).mT  # [B, Q, Ck]
         query = query.repeat_interleave(memory_key.shape[1], dim=0)
-        bias = similarity_bias(keys) if metric == 'l2' else None
-        weights = similarity(keys, query, bias=bias).softmax(dim=-1)  # [B*G, Q, N]
+        weights = similarity(keys, query, metric=metric).softmax(dim=-1)  # [B*G, Q, N]
     weights = weights.to(memory_value.dtype).unflatten(0, (B, -1))
     if memory_key.shape[1] == 1:  # one product for all objects
         values = memory_value.flatten(1, 2).flatten(2)  # [B, K*Cv, N]

@@ -11,6 +11,7 @@ T memory frames, H W the image (multiples of 16), h w = H/16 W/16, Ck and Cv the
 The sigmoid of a logit is the probability of that object alone. Images are ImageNet-normalised for every network.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -33,8 +34,8 @@ class Query(NamedTuple):
     f4: Tensor
 
 
-class Network(nn.Module):
-    """Configuration, memory read and frozen batch norm of :class:`model.STCN` and :class:`model.STM`.
+class Network(nn.Module, ABC):
+    """What the core and the training ask of :class:`model.STCN`, :class:`model.STM` and any other network.
 
     Batch norm always runs with frozen statistics, in training too (supplementary F.1).
     """
@@ -49,9 +50,38 @@ class Network(nn.Module):
         super().__init__()
         self.config = config
 
+    @abstractmethod
+    def encode_query(self, image: Tensor) -> Query:
+        """Features and key of a frame, without its objects. ``image [B, 3, H, W] -> Query``."""
+
+    @abstractmethod
+    def encode_memory(
+        self,
+        image: Tensor,
+        query: Query,
+        masks: Tensor,
+        *,
+        object_chunk: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Memory keys and values of a frame whose objects are given.
+
+        ``image [B, 3, H, W], masks [B, K, H, W] in [0, 1] -> key [B, 1 or K, Ck, h, w], value [B, K, Cv, h, w]``;
+        one key where ``shared_keys``. ``query`` is that of the frame. ``object_chunk`` bounds how many objects are
+        encoded at a time.
+        """
+
+    @abstractmethod
+    def decode(self, readout: Tensor, query: Query) -> Tensor:
+        """``readout [B, K, Cv, h, w] -> logits [B, K, H, W]``, one a pixel and object."""
+
+    @property
+    def device(self) -> torch.device:
+        """Of the weights."""
+        return next(self.parameters()).device
+
     @property
     def similarity(self) -> str:
-        """Of the memory read: ``'l2'`` or ``'dot'``."""
+        """Of the memory read: a name in ``model.similarity.SIMILARITIES``."""
         return self.config.similarity
 
     def train(self, mode: bool = True) -> 'Network':
@@ -68,7 +98,7 @@ class Network(nn.Module):
         memory format in which convolutions run without reordering their inputs.
         """
         fold_batch_norm(self)
-        if next(self.parameters()).device.type == 'cpu':
+        if self.device.type == 'cpu':
             self.to(memory_format=torch.channels_last)
         return self
 

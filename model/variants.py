@@ -3,10 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-
-def _check_similarity(name: str) -> None:
-    if name not in ('l2', 'dot'):
-        raise ValueError(f"similarity: expected 'l2' or 'dot', found {name!r}")
+from model.similarity import check_similarity
 
 
 @dataclass(frozen=True)
@@ -24,7 +21,7 @@ class STCNConfig:
     arch: str = field(default='stcn', init=False)
 
     def __post_init__(self):
-        _check_similarity(self.similarity)
+        check_similarity(self.similarity)
         # JSON and older checkpoints hand over lists.
         object.__setattr__(self, 'decoder_widths', tuple(self.decoder_widths))
 
@@ -48,7 +45,7 @@ class STMConfig:
     arch: str = field(default='stm', init=False)
 
     def __post_init__(self):
-        _check_similarity(self.similarity)
+        check_similarity(self.similarity)
 
     @property
     def backbones(self) -> tuple[str, str]:

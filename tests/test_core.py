@@ -259,7 +259,7 @@ def test_bounded_memory_keeps_the_annotated_frames(small_network, clip, first_ma
             annotated.append(core.memory._shared_keys.rows.buffer[slot * 6 : (slot + 1) * 6].clone())
         assert len(core.memory) <= 10
     kept = core.memory._shared_keys.rows.buffer[:60].unflatten(0, (10, 6))
-    assert core.memory._protected.count(True) == 2
+    assert core.memory.eviction.protected.count(True) == 2
     assert torch.equal(kept[0], annotated[0])
     assert any(torch.equal(frame, annotated[1]) for frame in kept)
 

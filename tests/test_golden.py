@@ -74,7 +74,7 @@ def memory_tensors():
 def test_similarity_and_affinity():
     memory_key, _, query_key, expected = memory_tensors()
     keys, query = memory_key.flatten(1).T[None], query_key.flatten(1).T[None]
-    found = memory.similarity(keys, query, bias=memory.similarity_bias(keys))
+    found = memory.similarity(keys, query, metric='l2')
     # The expected similarities are not yet divided by sqrt(Ck) = 8.
     assert_close(8 * found[0].T, expected['similarity'], tolerance=1e-4 * np.abs(expected['similarity']).max())
     assert_close(found.softmax(dim=-1)[0].T, expected['affinity'])

@@ -43,7 +43,7 @@ def test_the_sparse_and_the_full_read(kind, dtype, metric):
             readout = bank.read(keys[T, 0])
             assert readout.dtype == dtype
             torch.testing.assert_close(readout, torch.full_like(readout, 3), rtol=0.02, atol=0)
-        assert bank._usage.isfinite().all()
+        assert bank.eviction._weight.isfinite().all()
 
 
 @pytest.mark.parametrize('kind', ['random', 'equal', 'near'])
