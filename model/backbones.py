@@ -5,6 +5,7 @@ torchvision's networks to what the value encoder needs: extra input channels for
 and convolutions with a bias.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -13,10 +14,26 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from model.modules import add_shared
+from model.modules import add_shared, geometry
 
 
-class ResNetFeatures(nn.Module):
+class Features(nn.Module, ABC):
+    """A classifier up to stride 16: ``[B, C, H, W] -> (f16, f8, f4)``, its features at strides 16, 8 and 4."""
+
+    @property
+    @abstractmethod
+    def input_conv(self) -> nn.Conv2d:
+        """The first convolution."""
+
+    @abstractmethod
+    def after_input(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All that follows ``input_conv``, whose output ``x`` is."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.after_input(self.input_conv(x))
+
+
+class ResNetFeatures(Features):
     """A torchvision ResNet up to the end of ``layer3``.
 
     ``layers`` renames its three layers: the published networks call some of them after the paper's tables (``res2``).
@@ -41,11 +58,7 @@ class ResNetFeatures(nn.Module):
     def input_conv(self) -> nn.Conv2d:
         return self.conv1
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.after_input(self.conv1(x))
-
     def after_input(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """All that follows ``input_conv``, whose output ``x`` is."""
         layer1, layer2, layer3 = (self.get_submodule(name) for name in self.layers)
         f4 = layer1(self.maxpool(self.relu(self.bn1(x))))
         f8 = layer2(f4)
@@ -64,16 +77,7 @@ class StridedDepthwise(nn.Conv2d):
     def like(cls, conv: nn.Conv2d) -> 'StridedDepthwise':
         """The same convolution, with the same parameters."""
         with torch.device('meta'):
-            new = cls(
-                conv.in_channels,
-                conv.out_channels,
-                conv.kernel_size,
-                conv.stride,
-                conv.padding,
-                conv.dilation,
-                groups=conv.groups,
-                bias=False,
-            )
+            new = cls(conv.in_channels, conv.out_channels, groups=conv.groups, bias=False, **geometry(conv))
         new.weight = conv.weight
         return new
 
@@ -84,7 +88,7 @@ class StridedDepthwise(nn.Conv2d):
             return super().forward(x.float()).to(x.dtype)
 
 
-class MobileNetV2Features(nn.Module):
+class MobileNetV2Features(Features):
     """A torchvision MobileNetV2 up to its last block of stride 16 (``features[13]``)."""
 
     def __init__(self, network: torchvision.models.MobileNetV2, *, layers: tuple[str, ...] = ()):
@@ -98,19 +102,16 @@ class MobileNetV2Features(nn.Module):
         """Give the depthwise convolutions that are strided or dilated a faster gradient."""
         for module in list(self.modules()):
             for name, conv in list(module.named_children()):
-                special = isinstance(conv, nn.Conv2d) and (conv.stride, conv.dilation) != ((1, 1), (1, 1))
-                if special and conv.groups == conv.in_channels:
+                if not isinstance(conv, nn.Conv2d) or conv.groups != conv.in_channels:
+                    continue
+                if (conv.stride, conv.dilation) != ((1, 1), (1, 1)):
                     setattr(module, name, StridedDepthwise.like(conv))
 
     @property
     def input_conv(self) -> nn.Conv2d:
         return self.to_f4[0][0]
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.after_input(self.input_conv(x))
-
     def after_input(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """All that follows ``input_conv``, whose output ``x`` is."""
         (_, norm, activation), *blocks = self.to_f4
         f4 = activation(norm(x))
         for block in blocks:
@@ -140,7 +141,7 @@ class DilatedMobileNetV2Features(MobileNetV2Features):
 @dataclass(frozen=True)
 class Backbone:
     classifier: Callable[..., nn.Module]
-    features: Callable[..., nn.Module]
+    features: Callable[..., Features]
     channels: tuple[int, int, int]  # of f16, f8, f4
 
 
@@ -162,7 +163,7 @@ def build_backbone(
     biased: bool = False,
     layers: tuple[str, str, str] = ('layer1', 'layer2', 'layer3'),
     weights: Mapping[str, Tensor] | None = None,
-) -> nn.Module:
+) -> Features:
     """The named backbone, ``forward: [B, 3 + mask_channels, H, W] -> (f16, f8, f4)``.
 
     Args:
@@ -190,7 +191,7 @@ def build_backbone(
 
 
 def encode_objects(
-    backbone: nn.Module,
+    backbone: Features,
     of_frame: Tensor,
     mask_weight: Tensor,
     masks: Tensor,

@@ -1,6 +1,6 @@
 """From a configuration to its network."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ from model.stcn import STCN
 from model.stm import STM
 from model.variants import STCNConfig, STMConfig
 
-NETWORKS = {'stcn': STCN, 'stm': STM}
+NETWORKS: dict[str, Callable[..., Network]] = {'stcn': STCN, 'stm': STM}
 
 
 def build_network(

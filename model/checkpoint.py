@@ -28,7 +28,12 @@ from model.variants import VARIANTS, STCNConfig, STMConfig, config_from
 from util.errors import UserError, cause_of, foreign_call
 from util.files import atomic_path
 
-RECOMMENDED = {'mem_every': (int, 0), 'include_last': (bool, False), 'top': (int, 0), 'size': (int, 0)}
+RECOMMENDED: dict[str, tuple[type[int], int]] = {
+    'mem_every': (int, 0),
+    'include_last': (bool, False),
+    'top': (int, 0),
+    'size': (int, 0),
+}
 """What a checkpoint may recommend, its type and least value. 0: no period, all positions, frames as they are."""
 
 NOT_COMPARED = 'num_batches_tracked'  # batch norm's counter; never used, absent from old files
@@ -147,14 +152,17 @@ def save_network(
         torch.save({'config': dataclasses.asdict(network.config), 'network': state, **notes}, temporary)
 
 
-def _check_recommended(values: object, path: str | Path) -> Mapping[str, object]:
-    understood = isinstance(values, Mapping) and all(
-        name in RECOMMENDED and type(value) is RECOMMENDED[name][0] and value >= RECOMMENDED[name][1]
-        for name, value in values.items()
-    )
-    if not understood:
-        raise CheckpointError(f'{path}: recommends {values!r}; expected some of {", ".join(RECOMMENDED)}')
-    return values
+def _check_recommended(values: object, path: str | Path) -> Mapping[str, int]:
+    if isinstance(values, Mapping) and all(_is_recommendation(name, value) for name, value in values.items()):
+        return values
+    raise CheckpointError(f'{path}: recommends {values!r}; expected some of {", ".join(RECOMMENDED)}')
+
+
+def _is_recommendation(name: str, value: object) -> bool:
+    if name not in RECOMMENDED or not isinstance(value, int):
+        return False
+    kind, least = RECOMMENDED[name]
+    return type(value) is kind and value >= least
 
 
 def _check_tensors(state: dict[str, Tensor], path: str | Path) -> None:

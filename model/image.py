@@ -3,7 +3,11 @@
 Without torch, so that the data sets can use it, too.
 """
 
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
 # Of RGB in [0, 1] over ImageNet.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -12,7 +16,7 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 STRIDE = 16
 """Pixels from one position of keys and values to the next."""
 
-Array = TypeVar('Array')  # a tensor or a numpy array
+Array = TypeVar('Array', 'Tensor', 'np.ndarray')
 
 
 def padding(height: int, width: int) -> tuple[int, int, int, int]:

@@ -1,5 +1,8 @@
 """Building blocks of the networks."""
 
+from collections import OrderedDict
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -25,6 +28,18 @@ def conv_shared(conv: nn.Conv2d, own: Tensor, shared: Tensor) -> Tensor:
     each = F.conv2d(own, own_weight, None, conv.stride, conv.padding)
     once = F.conv2d(shared, shared_weight, conv.bias, conv.stride, conv.padding)
     return add_shared(each, once)
+
+
+def geometry(conv: nn.Conv2d) -> dict[str, Any]:
+    """The arguments of ``nn.Conv2d`` that give another convolution the same output size."""
+    return {name: getattr(conv, name) for name in ('kernel_size', 'stride', 'padding', 'dilation')}
+
+
+def init_keys_(conv: nn.Conv2d) -> None:
+    """Give the convolution from features to keys orthogonal weights and a zero bias."""
+    nn.init.orthogonal_(conv.weight)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
 
 
 class ResBlock(nn.Module):
@@ -70,12 +85,11 @@ class SpatialGate(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.spatial = nn.Module()  # nested as in the published layout
-        self.spatial.conv = nn.Conv2d(2, 1, 7, padding=3)
+        self.spatial = nn.Sequential(OrderedDict(conv=nn.Conv2d(2, 1, 7, padding=3)))  # named as published
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = torch.cat([x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)], dim=1)
-        return x * self.spatial.conv(pooled).sigmoid()
+        return x * self.spatial(pooled).sigmoid()
 
 
 class CBAM(nn.Module):
@@ -100,6 +114,8 @@ class ASPP(torchvision.models.segmentation.deeplabv3.ASPP):
     - The scale of the features is kept by the initial weights (He et al., 2015), because batch norm has frozen
       statistics here: those of a new one, mean 0 and variance 1, normalise nothing.
     """
+
+    project: nn.Sequential
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, (6, 12, 18), out_channels)

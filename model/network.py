@@ -44,7 +44,7 @@ class Network(nn.Module, ABC):
     # The core pads frames to multiples of 16. Of those pixels:
     padding_colour: tuple[float, float, float] = (0, 0, 0)  # normalised RGB
     objects_in_padding: bool = True  # whether they may belong to an object in the memory, as predicted
-    recommended: Mapping[str, object] = MappingProxyType({})  # by its checkpoint; see model.checkpoint.RECOMMENDED
+    recommended: Mapping[str, int] = MappingProxyType({})  # by its checkpoint; see model.checkpoint.RECOMMENDED
 
     def __init__(self, config: STCNConfig | STMConfig):
         super().__init__()

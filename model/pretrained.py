@@ -26,7 +26,7 @@ def imagenet_weights(names: Iterable[str], files: Iterable[str | Path] = ()) -> 
         CheckpointError: a file fits none of the backbones, or a download failed.
     """
     names = sorted(set(names))
-    weights = {}
+    weights: dict[str, dict[str, Tensor]] = {}
     for file in files:
         state = read_checkpoint(file)
         fitting = [name for name in BACKBONES if not differences(_classifier(name), state)]

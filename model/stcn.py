@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from model.backbones import BACKBONES, append_input_channels, build_backbone, encode_objects
 from model.decoder import Decoder
 from model.fusion import FeatureFusion
-from model.modules import ASPP
+from model.modules import ASPP, init_keys_
 from model.network import Network, Query
 from model.variants import STCNConfig
 
@@ -20,8 +20,7 @@ class KeyProjection(nn.Module):
     def __init__(self, in_channels: int, key_dim: int):
         super().__init__()
         self.key_proj = nn.Conv2d(in_channels, key_dim, 3, padding=1)
-        nn.init.orthogonal_(self.key_proj.weight)
-        nn.init.zeros_(self.key_proj.bias)
+        init_keys_(self.key_proj)
 
     def forward(self, f16: Tensor) -> Tensor:
         return self.key_proj(f16)
@@ -33,6 +32,7 @@ class STCN(Network):
     Module names are those of the published checkpoints.
     """
 
+    config: STCNConfig
     shared_keys = True
 
     def __init__(
@@ -42,8 +42,8 @@ class STCN(Network):
         backbone_weights: Mapping[str, Mapping[str, Tensor]] | None = None,
     ):
         """``backbone_weights``: a state dict for each backbone's name (``model.pretrained``); random without."""
-        super().__init__(config or STCNConfig())
-        config, weights = self.config, backbone_weights or {}
+        config, weights = config or STCNConfig(), backbone_weights or {}
+        super().__init__(config)
         key16, key8, key4 = BACKBONES[config.key_backbone].channels
         value16 = BACKBONES[config.value_backbone].channels[0]
 
@@ -51,7 +51,7 @@ class STCN(Network):
             config.key_backbone, layers=('res2', 'layer2', 'layer3'), weights=weights.get(config.key_backbone)
         )
         # All that reads the features of stride 16 reads the ASPP's instead.
-        self.aspp = nn.Identity()
+        self.aspp: nn.Module = nn.Identity()
         if config.aspp_dim is not None:
             self.aspp = ASPP(key16, config.aspp_dim)
             key16 = config.aspp_dim
@@ -62,7 +62,7 @@ class STCN(Network):
             weights=weights.get(config.value_backbone),
         )
         # Inside the value encoder, for that is where the published layout has it.
-        self.value_encoder.fuser = FeatureFusion(value16, key16, config.value_dim)
+        self.value_encoder.add_module('fuser', FeatureFusion(value16, key16, config.value_dim))
         self.key_proj = KeyProjection(key16, config.key_dim)
         self.key_comp = nn.Conv2d(key16, config.value_dim, 3, padding=1)
         self.decoder = Decoder(value_dim=config.value_dim, skip_channels=(key8, key4), widths=config.decoder_widths)
@@ -96,7 +96,8 @@ class STCN(Network):
             own_weight, shared_weight = own_weight - of_others, torch.cat([shared_weight, of_others], dim=1)
         of_frame = F.conv2d(shared, shared_weight, conv.bias, conv.stride, conv.padding)
         features = encode_objects(self.value_encoder, of_frame, own_weight, masks, object_chunk=object_chunk)
-        values = [self.value_encoder.fuser(f16, query.f16) for f16 in features]
+        fuser = self.value_encoder.get_submodule('fuser')
+        values = [fuser(f16, query.f16) for f16 in features]
         return query.key.unsqueeze(1), values[0] if len(values) == 1 else torch.cat(values, dim=1)
 
     def decode(self, readout: Tensor, query: Query) -> Tensor:

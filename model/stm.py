@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.backbones import BACKBONES, build_backbone, encode_objects, new_input_channels
+from model.backbones import BACKBONES, Features, build_backbone, encode_objects, new_input_channels
 from model.image import IMAGE_MEAN, IMAGE_STD
-from model.modules import ResBlock, conv_shared, upsample_and_add
+from model.modules import ResBlock, conv_shared, geometry, init_keys_, upsample_and_add
 from model.network import Network, Query
 from model.variants import STMConfig
 
@@ -20,8 +20,7 @@ class KeyValue(nn.Module):
         super().__init__()
         self.Key = nn.Conv2d(in_channels, key_dim, 3, padding=1)
         self.Value = nn.Conv2d(in_channels, value_dim, 3, padding=1)
-        nn.init.orthogonal_(self.Key.weight)
-        nn.init.zeros_(self.Key.bias)
+        init_keys_(self.Key)
 
     def forward(self, f16: Tensor) -> tuple[Tensor, Tensor]:
         return self.Key(f16), self.Value(f16)
@@ -79,8 +78,10 @@ class STM(Network):
     again the masks that it predicts.
     """
 
+    config: STMConfig
     shared_keys = False
-    padding_colour = tuple(-mean / std for mean, std in zip(IMAGE_MEAN, IMAGE_STD, strict=True))  # black
+    # Black.
+    padding_colour = (-IMAGE_MEAN[0] / IMAGE_STD[0], -IMAGE_MEAN[1] / IMAGE_STD[1], -IMAGE_MEAN[2] / IMAGE_STD[2])
     objects_in_padding = False
 
     def __init__(
@@ -90,15 +91,15 @@ class STM(Network):
         backbone_weights: Mapping[str, Mapping[str, Tensor]] | None = None,
     ):
         """``backbone_weights``: a state dict for each backbone's name (``model.pretrained``); random without."""
-        super().__init__(config or STMConfig())
-        config, weights = self.config, backbone_weights or {}
+        config, weights = config or STMConfig(), backbone_weights or {}
+        super().__init__(config)
         query16, query8, query4 = BACKBONES[config.query_backbone].channels
         memory16 = BACKBONES[config.memory_backbone].channels[0]
 
         self.Encoder_M = _encoder(config.memory_backbone, weights)
-        self.Encoder_M.conv1_m = _mask_conv(self.Encoder_M.input_conv)
+        self.Encoder_M.add_module('conv1_m', _mask_conv(self.Encoder_M.input_conv))
         if not config.single_object:
-            self.Encoder_M.conv1_o = _mask_conv(self.Encoder_M.input_conv)
+            self.Encoder_M.add_module('conv1_o', _mask_conv(self.Encoder_M.input_conv))
         self.Encoder_Q = _encoder(config.query_backbone, weights)
         self.KV_M_r4 = KeyValue(memory16, config.key_dim, config.value_dim)
         self.KV_Q_r4 = KeyValue(query16, config.key_dim, config.value_dim)
@@ -109,7 +110,8 @@ class STM(Network):
     def encode_query(self, image: Tensor) -> Query:
         """Features, key and value (``thin``) of a frame. ``image [B, 3, H, W] -> Query``."""
         f16, f8, f4 = self.Encoder_Q(_normalised(image, self.Encoder_Q))
-        return Query(*self.KV_Q_r4(f16), f16, f8, f4)
+        key, value = self.KV_Q_r4(f16)
+        return Query(key, value, f16, f8, f4)
 
     def encode_memory(
         self,
@@ -126,12 +128,13 @@ class STM(Network):
         """
         # As in STCN: of the others' masks, sum - m, the convolution of the sum serves all objects.
         encoder = self.Encoder_M
-        own_weight = encoder.conv1_m.weight
+        own_weight: Tensor = encoder.get_parameter('conv1_m.weight')
         of_frame = encoder.input_conv(_normalised(image, encoder))
         if not self.config.single_object:
-            of_frame = of_frame + encoder.conv1_o(masks.sum(dim=1, keepdim=True))
-            own_weight = own_weight - encoder.conv1_o.weight
-        keys, values = [], []
+            of_frame = of_frame + encoder.get_submodule('conv1_o')(masks.sum(dim=1, keepdim=True))
+            own_weight = own_weight - encoder.get_parameter('conv1_o.weight')
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
         for f16 in encode_objects(encoder, of_frame, own_weight, masks, object_chunk=object_chunk):
             for found, each in zip((keys, values), self.KV_M_r4(f16.flatten(0, 1)), strict=True):
                 found.append(each.unflatten(0, f16.shape[:2]))
@@ -146,7 +149,7 @@ class STM(Network):
         return state | {'Encoder_M.conv1_o.weight': new}
 
 
-def _encoder(backbone: str, weights: Mapping[str, Mapping[str, Tensor]]) -> nn.Module:
+def _encoder(backbone: str, weights: Mapping[str, Mapping[str, Tensor]]) -> Features:
     """A backbone with its normalisation inside."""
     encoder = build_backbone(backbone, layers=('res2', 'res3', 'res4'), weights=weights.get(backbone))
     encoder.register_buffer('mean', torch.tensor(IMAGE_MEAN)[None, :, None, None])
@@ -156,12 +159,13 @@ def _encoder(backbone: str, weights: Mapping[str, Mapping[str, Tensor]]) -> nn.M
 
 def _mask_conv(conv: nn.Conv2d) -> nn.Conv2d:
     """A bias-free convolution of a mask, to be added to ``conv`` of the image; orthogonal weights."""
-    mask_conv = nn.Conv2d(1, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False)
+    mask_conv = nn.Conv2d(1, conv.out_channels, bias=False, **geometry(conv))
     nn.init.orthogonal_(mask_conv.weight)
     return mask_conv
 
 
-def _normalised(image: Tensor, encoder: nn.Module) -> Tensor:
+def _normalised(image: Tensor, encoder: Features) -> Tensor:
     """From ImageNet's normalisation to the encoder's own: exactly ``image`` where they are the same."""
     mean, std = (image.new_tensor(each)[:, None, None] for each in (IMAGE_MEAN, IMAGE_STD))
-    return image * (std / encoder.std) + (mean - encoder.mean) / encoder.std
+    own_mean, own_std = encoder.get_buffer('mean'), encoder.get_buffer('std')
+    return image * (std / own_std) + (mean - own_mean) / own_std

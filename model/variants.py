@@ -53,7 +53,7 @@ class STMConfig:
         return self.query_backbone, self.memory_backbone
 
 
-VARIANTS = {
+VARIANTS: dict[str, STCNConfig | STMConfig] = {
     'stcn': STCNConfig(),
     'stcn_s0': STCNConfig(single_object=True),
     'stcn_light': STCNConfig(
@@ -73,7 +73,7 @@ VARIANTS = {
     ),
 }
 
-CONFIGS = {'stcn': STCNConfig, 'stm': STMConfig}
+CONFIGS: dict[str, type[STCNConfig] | type[STMConfig]] = {'stcn': STCNConfig, 'stm': STMConfig}
 
 
 def config_from(stored: Mapping) -> STCNConfig | STMConfig:
