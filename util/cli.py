@@ -16,7 +16,7 @@ from util.stop import stop_on_sigterm, stopped_by
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows a flag's default where it says something."""
 
-    def _get_help_string(self, action: argparse.Action) -> str:
+    def _get_help_string(self, action: argparse.Action) -> str | None:
         if isinstance(action.default, list):
             return f'{action.help} (default: {" ".join(map(str, action.default))})'
         return action.help if action.default is None or action.default is False else super()._get_help_string(action)

@@ -20,7 +20,7 @@ def world_size() -> int:
     return int(os.environ.get('WORLD_SIZE', 1))
 
 
-def choose_device(name: str | None) -> torch.device:
+def choose_device(name: str | torch.device | None) -> torch.device:
     """The device of ``--device``, made this thread's own.
 
     Without a name this process's GPU, or the CPU where there is none; plain ``cuda`` is this process's GPU, too.
@@ -75,7 +75,9 @@ def process_group(backend: str) -> Iterator[None]:
     dist.init_process_group(backend, store=_fresh(store), rank=rank(), world_size=world_size())
     # Shares of the work differ in length, so processes wait for each other as long as it takes; torchrun
     # ends those that wait for one that has died.
-    _patient_group = dist.new_group(backend='gloo', timeout=timedelta(days=30))
+    group = dist.new_group(backend='gloo', timeout=timedelta(days=30))
+    assert isinstance(group, dist.ProcessGroup)  # only a process outside of the group gets a number instead
+    _patient_group = group
     try:
         yield
     finally:
