@@ -87,12 +87,26 @@ class Warp:
             source = _prefilter(source, inverse)
         # OpenCV counts from the centre of the first pixel.
         inverse = translation(-0.5, -0.5) @ inverse
-        border = {'borderMode': cv2.BORDER_CONSTANT, 'borderValue': fill}
         if self.spline is None:
             matrix = (inverse @ translation(0.5, 0.5))[:2]
             flags = interpolation | cv2.WARP_INVERSE_MAP
-            return cv2.warpAffine(source, matrix, (self.size, self.size), flags=flags, **border)
-        return cv2.remap(source, cv2.transform(self.spline, inverse[:2]), None, interpolation, **border)
+            return cv2.warpAffine(
+                source,
+                matrix,
+                (self.size, self.size),
+                flags=flags,
+                borderMode=cv2.BORDER_CONSTANT,
+                borderValue=fill,
+            )
+        # OpenCV's stubs do not know that the second map may be left out.
+        return cv2.remap(  # type: ignore[call-overload]
+            source,
+            cv2.transform(self.spline, inverse[:2]),
+            None,
+            interpolation,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=fill,
+        )
 
 
 def _prefilter(source: np.ndarray, inverse: np.ndarray) -> np.ndarray:
@@ -314,8 +328,8 @@ def draw_static(rng: np.random.Generator, height: int, width: int, *, size: int,
     warps = []
     for _ in range(frames):
         affine = random_affine(rng, centre, degrees=20, scale=(0.9, 1.1), shear=10)
-        left = rng.integers(max(size, int(width * ratio)) - size + 1)
-        top = rng.integers(max(size, int(height * ratio)) - size + 1)
+        left = int(rng.integers(max(size, int(width * ratio)) - size + 1))
+        top = int(rng.integers(max(size, int(height * ratio)) - size + 1))
         matrix = translation(-left, -top) @ scaling(ratio, ratio) @ affine @ base
         warps.append(Warp(matrix, size, random_spline(rng, size)))
     own = [random_jitter(rng, brightness=0.1, contrast=0.05, saturation=0.05) for _ in range(frames)]

@@ -61,12 +61,16 @@ def open_video(images: Path, masks: Path) -> HeldAside:
     Raises ``DataError`` as :func:`find_held_aside`.
     """
     annotations = {path.stem: path for path in list_frames(masks) if path.suffix.lower() == '.png'}
-    frames, known, scored, size = [], set(), 0, None
+    frames: list[Frame] = []
+    known: set[int] = set()
+    scored, size = 0, None
     for path in list_frames(images):
-        found = read_image(path).shape[:2]
+        height, width = read_image(path).shape[:2]
+        found = (height, width)
         if found != (size := size or found):
             raise DataError(f'{path}: expected the size of the frames before, {size}, found {found}')
-        annotation, new = annotations.get(path.stem), ()
+        annotation = annotations.get(path.stem)
+        new: tuple[int, ...] = ()
         if annotation:
             scored += bool(known)
             labels = labels_in(fit_mask(read_mask(annotation), size, annotation))
@@ -75,7 +79,7 @@ def open_video(images: Path, masks: Path) -> HeldAside:
         if known:
             mask = annotation if new else None
             frames.append(Frame(path.stem, path, mask=mask, objects=new or None, wanted=annotation is not None))
-    if not scored:
+    if size is None or not scored:
         raise DataError(
             f'{masks}: expected annotations to score, of frames in {images} after the first that shows an object, '
             'found none'

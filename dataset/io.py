@@ -80,13 +80,13 @@ def read_image(path: str | Path, *, reduction: int = 1) -> np.ndarray:
     """
     if (image := _read_jpeg(path, reduction)) is not None:
         return image
-    image = _open(path)
-    if image.mode == 'P' and image.palette is None:
+    found = _open(path)
+    if found.mode == 'P' and found.palette is None:
         raise DataError(f'{path}: expected an image, found palette indices without a palette. Replace the file.')
-    if image.mode.startswith('I'):  # PIL would clip 16 bits to 255 instead of scaling them
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    image = image.convert('RGB')
-    return np.array(image if reduction == 1 else image.reduce(reduction))
+    if found.mode.startswith('I'):  # PIL would clip 16 bits to 255 instead of scaling them
+        found = Image.fromarray((np.asarray(found) >> 8).clip(0, 255).astype(np.uint8))
+    found = found.convert('RGB')
+    return np.array(found if reduction == 1 else found.reduce(reduction))
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -259,7 +259,8 @@ def _open(path: str | Path) -> Image.Image:
     with _open_file(path) as image:
         with _reading(path):
             image.load()
-        turn = UPRIGHT.get(_orientation(image, path))
+        orientation = _orientation(image, path)
+        turn = None if orientation is None else UPRIGHT.get(orientation)
         if turn is None:
             return image
         turned = image.transpose(turn)
@@ -327,7 +328,7 @@ def _check_crisp(labels: np.ndarray, values: np.ndarray, path: str | Path) -> No
     window = np.ones((3, 3), np.uint8)
     solid = cv2.erode(labels, window) == cv2.dilate(labels, window)
     between = (cv2.erode(values, window) < values) & (values < cv2.dilate(values, window))
-    between = between if between.ndim == 2 else between.any(axis=-1)
+    between = between if between.ndim == 2 else np.any(between, axis=-1)
 
     pixels = np.bincount(labels.ravel(), minlength=256)
     thin = (pixels > 0) & (np.bincount(labels[solid], minlength=256) == 0)

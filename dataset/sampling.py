@@ -24,7 +24,7 @@ class Address(NamedTuple):
 
     seed: int
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # it hides the method of a tuple, which nobody needs here
     max_skip: int = 5
     """Frames, at the frame rate of the video. It selects frames but is no part of the randomness."""
 

@@ -65,7 +65,7 @@ def find_pairs(root: str | Path, *, flag: str = '--static_root', cache_dir: str 
             f'{root}: expected image and mask pairs N.jpg + N.png in its folders ({", ".join(FOLDERS)} or any other), '
             f'found none. Check {flag}.'
         )
-    return [pair._replace(cache_dir=cache_dir and str(cache_dir)) for pair in pairs]
+    return [pair._replace(cache_dir=None if cache_dir is None else str(cache_dir)) for pair in pairs]
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -137,7 +137,9 @@ def _cached(folder: str | None, path: str, decode: Callable[[str], np.ndarray], 
         with atomic_path(stored, shared=True) as temporary, open(temporary, 'wb') as file:
             np.save(file, array)
     except OSError as error:
-        _warn_once(f'{folder}: training goes on, but not all images can be kept decoded ({os.strerror(error.errno)})')
+        # numpy's own error has no number; its words differ from file to file, and this is said once.
+        cause = os.strerror(error.errno) if error.errno else 'the disk takes only a part of a file'
+        _warn_once(f'{folder}: training goes on, but not all images can be kept decoded ({cause})')
     return array
 
 

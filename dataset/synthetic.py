@@ -193,7 +193,8 @@ def _blurred(
 
     Colours are averaged where the cut-out is, coverage everywhere, so that its border fades.
     """
-    colour = covered = 0.0
+    colour: np.ndarray = np.zeros((), np.float32)
+    covered = colour
     for moment in time + np.linspace(-0.5, 0.5, steps) * open_for:
         warp = path(moment)
         inside = warp.coverage(coverage).astype(np.float32)

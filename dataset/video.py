@@ -108,17 +108,17 @@ def find_own(roots: Iterable[str | Path], *, video_list: str | Path | None = Non
             or names a video that is in no root or cannot be used.
         OSError: the list cannot be read.
     """
-    roots = [Path(root) for root in roots]
-    for root in roots:
+    folders = [Path(root) for root in roots]
+    for root in folders:
         absent = [name for name in ('JPEGImages', 'Annotations') if not (root / name).is_dir()]
         if absent:
             raise DataError(
                 f'{root}: expected the folders JPEGImages/<video> and Annotations/<video>, found no '
                 f'{" and no ".join(absent)}. Check --video_root.'
             )
-    names = None if video_list is None else _read_list(video_list, [root / 'JPEGImages' for root in roots])
+    names = None if video_list is None else _read_list(video_list, [root / 'JPEGImages' for root in folders])
     videos = []
-    for root in roots:
+    for root in folders:
         images, masks = root / 'JPEGImages', root / 'Annotations'
         there = _folders(images)
         subset = None if names is None else [name for name in names if name in there]

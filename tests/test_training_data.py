@@ -586,3 +586,15 @@ def test_a_cache_that_cannot_be_written_is_named_once(tmp_path, caplog):
         assert read_pair(pair)[0].shape == (90, 120, 3)
     [message] = [record.message for record in caplog.records if 'kept decoded' in record.message]
     assert str(tmp_path / 'file') in message
+
+
+def test_a_full_disk_ends_the_cache_and_not_the_training(tmp_path, caplog, monkeypatch):
+    def fail(file, array):
+        raise OSError(f'{array.size} requested and 1000 written')  # numpy's words, without an errno
+
+    write_pair(tmp_path / 'static' / 'mine', '1')
+    [pair] = find_pairs(tmp_path / 'static', cache_dir=tmp_path / 'decoded')
+    monkeypatch.setattr(np, 'save', fail)
+    assert read_pair(pair)[0].shape == (90, 120, 3)
+    [message] = [record.message for record in caplog.records if 'kept decoded' in record.message]
+    assert 'only a part of a file' in message
