@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from model import Network
@@ -103,7 +103,7 @@ class InferenceConfig:
         def plain(value: object) -> object:
             return [each or 0 for each in value] if isinstance(value, tuple) else value or 0
 
-        found = {
+        found: dict[str, object] = {
             'top': plain(self.top_k),
             'mem_every': plain(self.mem_every),
             'include_last': self.include_last,
@@ -124,7 +124,7 @@ def recommended_config(networks: Iterable['Network'], **options) -> InferenceCon
 
     A recommended size is no larger than the frame's own.
     """
-    fields = {
+    fields: dict[str, Any] = {
         RECOMMENDED[name]: value if name == 'include_last' else value or None
         for name, value in recommendation(networks).items()
     }
@@ -133,7 +133,7 @@ def recommended_config(networks: Iterable['Network'], **options) -> InferenceCon
     return InferenceConfig(**(fields | options))
 
 
-def recommendation(networks: Iterable['Network']) -> Mapping[str, object]:
+def recommendation(networks: Iterable['Network']) -> Mapping[str, int]:
     """What the checkpoints of networks agree to recommend, by the names of ``RECOMMENDED``."""
     found = [network.recommended for network in networks]
     return found[0] if found and all(each == found[0] for each in found) else {}

@@ -48,7 +48,9 @@ class Schedule:
         """What becomes of the next frame."""
         started = annotated or self.last_annotated is not None
         permanent = annotated or (
-            started and self.mem_every is not None and (self.time + 1 - self.last_annotated) % self.mem_every == 0
+            self.last_annotated is not None
+            and self.mem_every is not None
+            and (self.time + 1 - self.last_annotated) % self.mem_every == 0
         )
         memorise = started and not last and (permanent or self.include_last)
         return Step(annotated or (started and (wanted or memorise)), memorise, permanent)
@@ -66,24 +68,29 @@ class Schedule:
 
 
 class Core(ABC):
-    """What takes a video frame by frame: an :class:`InferenceCore`, or several of them that act as one.
+    """What takes a video frame by frame: an :class:`InferenceCore`, or several of them that act as one."""
 
-    Attributes:
-        device: of the networks.
-        schedule: which frames are computed and memorised, up to the frame just seen.
-        objects: labels, in the order of the channels.
-    """
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """That of the networks."""
 
-    device: torch.device
-    schedule: Schedule
-    objects: list[int]
+    @property
+    @abstractmethod
+    def schedule(self) -> Schedule:
+        """Which frames are computed and memorised, up to the frame just seen."""
+
+    @property
+    @abstractmethod
+    def objects(self) -> list[int]:
+        """Labels, in the order of the channels."""
 
     @abstractmethod
     def step(
         self,
         image: Tensor | None,
         mask: Tensor | None = None,
-        objects: list[int] | None = None,
+        objects: Sequence[int] | None = None,
         *,
         wanted: bool = True,
         last: bool = False,
@@ -130,13 +137,15 @@ class InferenceCore(Core):
         config = recommended_config([network], **options) if config is None else replace(config, **options)
         if len(config.views) > 1 or config.flip:
             raise ValueError('size, flip: a core works at one size on one video; an Ensemble averages several')
+        [self._view] = config.views
         if object_chunk is not None and object_chunk < 1:
             raise ValueError(f'object_chunk: expected a positive number, found {object_chunk}')
         self.network = network
         self.config = config
-        self.schedule = Schedule(config.mem_every, config.include_last)
         self.object_chunk = object_chunk
-        self.device = network.device
+        self._device = network.device
+        self._schedule = Schedule(config.mem_every, config.include_last)
+        self._objects: list[int] = []
         # A video's first frame, one in every mem_every of the others, and the temporary one.
         capacity = 8
         if num_frames is not None:
@@ -145,25 +154,36 @@ class InferenceCore(Core):
             shared_keys=network.shared_keys,
             metric=network.similarity,
             top_k=config.top_k,
-            kernel_sigma=config.kernel_sigma,
+            kernel_sigma=self._view.kernel_sigma,
             max_frames=config.max_memory_frames,
             capacity=capacity,
             value_dtype=torch.half if config.half_memory and not config.amp else None,
         )
-        self.objects = []
         self._frame_shape: tuple[int, int] | None = None
         self._mean = torch.tensor(IMAGE_MEAN, device=self.device)[:, None, None]
         self._std = torch.tensor(IMAGE_STD, device=self.device)[:, None, None]
-        self._outside = None
+        self._outside: Tensor | None = None
         if any(network.padding_colour):
             self._outside = torch.tensor(network.padding_colour, device=self.device)[:, None, None]
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def schedule(self) -> Schedule:
+        return self._schedule
+
+    @property
+    def objects(self) -> list[int]:
+        return self._objects
 
     @torch.inference_mode()
     def step(
         self,
         image: Tensor | None,
         mask: Tensor | None = None,
-        objects: list[int] | None = None,
+        objects: Sequence[int] | None = None,
         *,
         wanted: bool = True,
         last: bool = False,
@@ -188,31 +208,33 @@ class InferenceCore(Core):
         Raises:
             InputError: for images or masks of another shape or range, and labels without a mask.
         """
+        labels: list[int] = []
         if mask is not None:
-            objects = _check_labels(mask, objects)
+            labels = _check_labels(mask, objects)
         elif objects:
             raise InputError(f'objects {list(objects)} were given without a mask')
-        annotated = bool(objects)
+        annotated = bool(labels)
         step = self.schedule.peek(annotated=annotated, wanted=wanted, last=last)
         if image is not None:
             shape = self._check_frame(image)
             if mask is not None and tuple(mask.shape) != shape:
                 raise InputError(f'mask: expected the size of its image, {shape}, found {tuple(mask.shape)}')
             self._frame_shape = shape
-        elif step.compute or (wanted and self._frame_shape is None):
-            raise InputError(f'frame {self.schedule.time + 1} has to be computed, but its image is None')
         if not step.compute:
+            background = self._background() if wanted else None
             self.schedule.advance(annotated=annotated, wanted=wanted, last=last)
-            return torch.ones(1, *self._frame_shape, device=self.device) if wanted else None
+            return background
+        if image is None:
+            raise self._no_image()
 
         with self._autocast():
             picture, padding = self._to_network(image)
             query = self.network.encode_query(picture)
-            prob = self._segment(query) if self.objects else None
+            prob = self._segment(query) if self.objects else picture.new_ones(1, *picture.shape[-2:])
             known = self.objects
-            if annotated:
-                known = known + [label for label in objects if label not in known]
-                prob = self._merge(prob, mask, objects, known, padding)
+            if mask is not None and annotated:
+                known = known + [label for label in labels if label not in known]
+                prob = self._merge(prob, mask, labels, known, padding)
             if step.memorise:
                 masks = prob[1:]
                 if not self.network.objects_in_padding:
@@ -220,9 +242,18 @@ class InferenceCore(Core):
                 key, value = self.network.encode_memory(picture, query, masks[None], object_chunk=self.object_chunk)
                 self.memory.add(key[0], value[0], permanent=step.permanent, protected=annotated)
         # Last, so that a frame that failed can be given again.
-        self.objects = known
+        self._objects = known
         self.schedule.advance(annotated=annotated, wanted=wanted, last=last)
         return self._to_frame(prob, padding) if wanted else None
+
+    def _background(self) -> Tensor:
+        """The probabilities of a frame before any object is known."""
+        if self._frame_shape is None:
+            raise self._no_image()
+        return torch.ones(1, *self._frame_shape, device=self.device)
+
+    def _no_image(self) -> InputError:
+        return InputError(f'frame {self.schedule.time + 1} has to be computed, but its image is None')
 
     def _check_frame(self, image: Tensor) -> tuple[int, int]:
         """The size of a frame that ``step`` can take."""
@@ -234,12 +265,12 @@ class InferenceCore(Core):
             low, high = torch.stack(image.aminmax()).tolist()
             if not (low > -0.5 and high < 1.5):  # resampling overshoots a little; false for NaN
                 raise InputError(f'image: expected uint8 or float in [0, 1], found values from {low:g} to {high:g}')
-        found = tuple(image.shape[1:])
+        found = (image.shape[1], image.shape[2])
         if self._frame_shape not in (None, found):
             raise InputError(f'image: expected the size of the frames before, {self._frame_shape}, found {found}')
         if (shape := self._working_shape(found)) is not None and max(shape) > MAX_SIDE:
             raise InputError(
-                f'image: {found} at a shorter side of {self.config.size}: the longer one exceeds {MAX_SIDE}'
+                f'image: {found} at a shorter side of {self._view.size}: the longer one exceeds {MAX_SIDE}'
             )
         return found
 
@@ -265,7 +296,7 @@ class InferenceCore(Core):
 
     def _working_shape(self, shape: Sequence[int]) -> tuple[int, int] | None:
         """A frame's shape with a shorter side of ``size``, the longer one rounded down; ``None``: as it is."""
-        (H, W), size = shape, self.config.size
+        (H, W), size = shape, self._view.size
         if size is None or (not self.config.enlarge and size >= min(H, W)):
             return None
         if H < W:
@@ -288,7 +319,7 @@ class InferenceCore(Core):
 
     def _merge(
         self,
-        prob: Tensor | None,
+        prob: Tensor,
         mask: Tensor,
         objects: list[int],
         known: list[int],
@@ -302,8 +333,7 @@ class InferenceCore(Core):
         merged = torch.zeros(len(known), *mask.shape, device=self.device)
         labels = torch.tensor(objects, device=self.device)[:, None, None]
         given = mask == labels
-        if prob is not None:
-            merged[: len(prob) - 1] = prob[1:].masked_fill(given.any(dim=0), 0)
+        merged[: len(prob) - 1] = prob[1:].masked_fill(given.any(dim=0), 0)
         channels = torch.tensor([known.index(label) for label in objects], device=self.device)
         merged[channels] = given.float()
         return aggregate(merged[None]).softmax(dim=1)[0]
@@ -328,16 +358,16 @@ def _described(found: object) -> str:
     return f'{found.dtype} {list(found.shape)}' if isinstance(found, Tensor) else f'{type(found).__name__}, no tensor'
 
 
-def _check_labels(mask: Tensor, objects: list[int] | None) -> list[int]:
+def _check_labels(mask: Tensor, objects: Sequence[int] | None) -> list[int]:
     """The labels that an annotation speaks of, without the background."""
     if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.is_floating_point() or mask.is_complex():
         raise InputError(f'mask: expected integer labels [H, W], found {_described(mask)}')
     present = [int(label) for label in mask.unique().tolist() if label != 0]
     try:
-        objects = present if objects is None else list(dict.fromkeys(index(label) for label in objects))
+        labels = present if objects is None else list(dict.fromkeys(index(label) for label in objects))
     except TypeError as error:
         raise InputError(f'objects: expected a list of labels, found {objects!r}') from error
-    for label in (*present, *objects):
+    for label in (*present, *labels):
         if not 1 <= label <= 255:
             raise InputError(f'mask: labels are 1 to 255 (0 is the background), found {label}')
-    return objects
+    return labels

@@ -61,13 +61,17 @@ class Ensemble(Core):
         devices = {core.device for core in self.cores}
         if len(devices) > 1:
             raise ValueError(f'members: expected networks on one device, found {", ".join(sorted(map(str, devices)))}')
-        [self.device] = devices
 
     @classmethod
     def of(cls, networks: Sequence[Network], config: InferenceConfig, **options) -> 'Ensemble':
         """Of every network a core for each size, with and without flip; ``options`` as of the constructor."""
         members = [Member(network, **view._asdict()) for network in networks for view in config.views]
         return cls(members, config, **options)
+
+    @property
+    def device(self) -> torch.device:
+        """All networks are there."""
+        return self.cores[-1].device
 
     @property
     def schedule(self) -> Schedule:
@@ -84,7 +88,7 @@ class Ensemble(Core):
         self,
         image: Tensor | None,
         mask: Tensor | None = None,
-        objects: list[int] | None = None,
+        objects: Sequence[int] | None = None,
         *,
         wanted: bool = True,
         last: bool = False,
@@ -102,16 +106,19 @@ class Ensemble(Core):
         )
         sums: dict[bool, Tensor] = {}  # by flip; mirrored probabilities are added up as they are
         for core, member in zip(self.cores, self.members, strict=True):
-            pictures = [_mirrored(picture) if member.flip else picture for picture in (image, mask)]
-            prob = core.step(*pictures, objects, wanted=wanted, last=last)
-            if wanted:
+            its_image, its_mask = (
+                _mirrored(picture) if member.flip and isinstance(picture, Tensor) else picture
+                for picture in (image, mask)
+            )
+            prob = core.step(its_image, its_mask, objects, wanted=wanted, last=last)
+            if prob is not None:
                 sums[member.flip] = sums[member.flip].add_(prob) if member.flip in sums else prob
         if not wanted:
             return None
-        prob = reduce(torch.add, [_mirrored(total) if flip else total for flip, total in sums.items()])
-        return prob.div_(len(self.cores))
+        total = reduce(torch.add, [_mirrored(each) if flip else each for flip, each in sums.items()])
+        return total.div_(len(self.cores))
 
 
-def _mirrored(picture: Tensor | None) -> Tensor | None:
+def _mirrored(picture: Tensor) -> Tensor:
     """``[..., W]``, left to right."""
-    return picture.flip(-1) if isinstance(picture, Tensor) else picture
+    return picture.flip(-1)

@@ -17,14 +17,13 @@ class LeastUsed:
         self.max_frames = max_frames
         self.protected: list[bool] = []
         self._reads: list[int] = []  # since the frame came
-        self._weight: Tensor | None = None  # that it got in them, on the device
+        self._weight = torch.zeros(0)  # that it got in them, on the device
 
     def add(self, *, protected: bool, device: torch.device) -> None:
         """A frame has come, into the next slot."""
         self.protected.append(protected)
         self._reads.append(0)
-        new = torch.zeros(1, device=device)
-        self._weight = new if self._weight is None else torch.cat([self._weight, new])
+        self._weight = torch.cat([self._weight.to(device), torch.zeros(1, device=device)])
 
     def count(self, slots: Tensor, weights: Tensor) -> None:
         """Add the ``weights`` of a read to the ``slots`` of their positions, all of one shape.

@@ -19,12 +19,12 @@ class _Rows:
     def __init__(self, capacity: int):
         self.capacity = capacity
         self.positions = 0  # P
-        self.buffer: Tensor | None = None
+        self.buffer = torch.empty(0)  # until the first rows say of which shape, type and device they are
 
     def write(self, slot: int, rows: Tensor) -> None:
         """``rows [P, ...]`` become slot ``slot``."""
         P = self.positions = len(rows)
-        if self.buffer is None:
+        if not len(self.buffer):
             self.buffer = rows.new_empty(max(self.capacity, slot + 1) * P, *rows.shape[1:])
         elif (slot + 1) * P > len(self.buffer):
             old = self.buffer[: slot * P]
@@ -40,7 +40,7 @@ class _Rows:
 
     @property
     def nbytes(self) -> int:
-        return 0 if self.buffer is None else self.buffer.nbytes
+        return self.buffer.nbytes
 
 
 class _Keys:
@@ -61,13 +61,13 @@ class _Keys:
 
     def copy(self, source: int, target: int) -> None:
         self.rows.copy(source, target)
-        if self.bias.buffer is not None:
+        if len(self.bias.buffer):
             self.bias.copy(source, target)
 
     def similarity(self, query: Tensor, positions: int, scratch: Tensor) -> Tensor:
         """``query [1, Q, Ck] -> [G, Q, positions]``, a view of ``scratch``."""
         keys = self.rows.buffer[:positions].transpose(0, 1)
-        bias = None if self.bias.buffer is None else self.bias.buffer[:positions].T
+        bias = self.bias.buffer[:positions].T if len(self.bias.buffer) else None
         G, Q = len(keys), query.shape[1]
         out = scratch[: G * Q * positions].view(G, Q, positions)
         return similarity(keys, query, metric=self.metric, bias=bias, out=out)
@@ -95,6 +95,10 @@ class _Group:
         self.size = size  # K
         self.values = _Rows(capacity)
         self.own_keys = own_keys  # None where the keys are shared
+
+    def slots_of(self, indices: Tensor) -> Tensor:
+        """The memory's slots of the positions ``indices`` of the group."""
+        return self.start + indices // self.values.positions
 
 
 class MemoryBank:
@@ -147,7 +151,7 @@ class MemoryBank:
         self.temporary = False  # one more, to be replaced
         self._shared_keys = _Keys(self.capacity, metric=metric) if shared_keys else None
         self._groups: list[_Group] = []
-        self._scratch: Tensor | None = None
+        self._scratch = torch.empty(0)
 
     def __len__(self) -> int:
         """Memory frames, the temporary one included."""
@@ -203,12 +207,12 @@ class MemoryBank:
         self.temporary = not permanent
         if permanent and self.eviction is not None:
             self.eviction.add(protected=protected or bool(joining), device=value.device)
-            slot = self.eviction.choose()
-            if slot is not None:
-                self._evict(slot)
+            least_used = self.eviction.choose()
+            if least_used is not None:
+                self.eviction.keep(self._evict(least_used))
 
-    def _evict(self, slot: int) -> None:
-        """Drop a frame."""
+    def _evict(self, slot: int) -> list[int]:
+        """Drop a frame. Returns the slots of the others, in their new order."""
         # The newest frame takes its place. Where an object joined after it, that would take the frame from the
         # object, and all later frames move up by one.
         kept = [other for other in range(self.permanent) if other != slot]
@@ -221,8 +225,8 @@ class MemoryBank:
                         store.copy(source - start, target - start)
         for group in self._groups:
             group.start -= group.start > slot
-        self.eviction.keep(kept)
         self.permanent = len(kept)
+        return kept
 
     def read(self, query_key: Tensor) -> Tensor:
         """``query_key [Ck, h, w] -> readout [K, Cv, h, w]``, in the precision of the query.
@@ -241,7 +245,7 @@ class MemoryBank:
         query = query_key.float().flatten(1).T.contiguous().unsqueeze(0)
         keys_at_once = 1 if self._shared_keys else max(group.size for group in self._groups)
         row = len(self) * P * keys_at_once  # similarities of one query position
-        if self._scratch is None or self._scratch.numel() < row:
+        if self._scratch.numel() < row:
             self._scratch = query.new_empty(max(self.scratch_bytes // query.element_size(), row))
         chunk = min(self._scratch.numel() // row, Q)
 
@@ -260,7 +264,7 @@ class MemoryBank:
         def similarity_of(keys: _Keys, part: slice, positions: int) -> Tensor:
             """``[1 or K, q, positions]``, a view of the scratch."""
             found = keys.similarity(query[:, part], positions, self._scratch)
-            if best:
+            if self.kernel_sigma is not None:
                 add_kernel(found, best[keys], grid[part], width=w, sigma=self.kernel_sigma)
             return found
 
@@ -272,9 +276,9 @@ class MemoryBank:
             for group, readout in zip(self._groups, readouts, strict=True):
                 positions = (len(self) - group.start) * P
                 affinity = (
-                    shared[..., group.start * P :]
-                    if self._shared_keys
-                    else similarity_of(group.own_keys, part, positions)
+                    similarity_of(group.own_keys, part, positions)
+                    if group.own_keys
+                    else shared[..., group.start * P :]
                 )
                 readout[part] = self._weigh(affinity, group, positions)
         if self.eviction is not None:
@@ -290,21 +294,17 @@ class MemoryBank:
             weights = affinity.softmax(dim=-1)
             if self.eviction is not None:
                 everything = torch.arange(positions, device=weights.device)
-                self._count(weights.sum(dim=(0, 1)) * (K / len(weights)), everything, group)
+                self.eviction.count(group.slots_of(everything), weights.sum(dim=(0, 1)) * (K / len(weights)))
             weights = weights.to(values.dtype)
             if len(weights) == 1:
                 return (weights[0] @ values.flatten(1)).unflatten(1, (K, Cv))
             return (weights @ values.transpose(0, 1)).transpose(0, 1)
         weights, indices = top_k_weights(affinity, self.top_k, frames=len(self) - group.start)
         if self.eviction is not None:
-            self._count(weights * (K / len(weights)), indices, group)
+            self.eviction.count(group.slots_of(indices), weights * (K / len(weights)))
         if len(weights) == 1:  # a row holds the values of all objects
             return read_sparse(weights[0], indices[0], values.flatten(1)).unflatten(1, (K, Cv))
         # A row an object: position n of object k is row n K + k.
         rows = indices * K + torch.arange(K, device=indices.device)[:, None, None]
         readout = read_sparse(weights.flatten(0, 1), rows.flatten(0, 1), values.flatten(0, 1))
         return readout.unflatten(0, (K, -1)).transpose(0, 1)
-
-    def _count(self, weights: Tensor, indices: Tensor, group: _Group) -> None:
-        """Tell the eviction which weights the positions ``indices`` of a group got."""
-        self.eviction.count(group.start + indices // group.values.positions, weights)

@@ -24,7 +24,7 @@ from util.stop import Stopped
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from inference.stream import Segmented
+    from inference.stream import Passed, Segmented
 
 log = logging.getLogger(__name__)
 
@@ -46,16 +46,23 @@ class Output(ABC):
         """What a thread has to do for a frame; it holds what it needs of the frame, and no more."""
 
 
-class Masks(Output):
-    """Palette PNGs with the labels, ``folder/NAME.png``."""
+class FilePerFrame(Output):
+    """A file of every frame that is asked for, ``folder/NAME`` and ``suffix``."""
 
-    behind = 32
+    suffix: str
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def path(self, name: str) -> Path:
-        return self.folder / f'{name}.png'
+        return self.folder / f'{name}{self.suffix}'
+
+
+class Masks(FilePerFrame):
+    """Palette PNGs with the labels, ``folder/NAME.png``."""
+
+    behind = 32
+    suffix = '.png'
 
     def job(self, frame: 'Segmented') -> Callable[[], None]:
         return partial(self.write, self.path(frame.name), frame.labels)
@@ -65,16 +72,11 @@ class Masks(Output):
         write_mask(path, labels.cpu().numpy())
 
 
-class Probabilities(Output):
+class Probabilities(FilePerFrame):
     """``folder/NAME.npz`` with ``prob [1 + K, H, W]`` in float16, the background first, and ``objects [K]``."""
 
     behind = 4  # they are large, and slow to write
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def path(self, name: str) -> Path:
-        return self.folder / f'{name}.npz'
+    suffix = '.npz'
 
     def job(self, frame: 'Segmented') -> Callable[[], None]:
         return partial(self.write, self.path(frame.name), frame.prob.half(), frame.objects)
@@ -95,9 +97,9 @@ class Cutouts(Output):
         return partial(self.write, frame.name, frame.image, frame.labels, frame.objects)
 
     def write(self, name: str, image: np.ndarray, labels: 'Tensor', objects: list[int]) -> None:
-        labels = labels.cpu().numpy()
+        of_pixels = labels.cpu().numpy()
         for label in objects:
-            alpha = np.where(labels == label, np.uint8(255), np.uint8(0))[..., None]
+            alpha = np.where(of_pixels == label, np.uint8(255), np.uint8(0))[..., None]
             with atomic_path(self.folder / str(label) / f'{name}.png') as temporary:
                 Image.fromarray(np.concatenate([image & alpha, alpha], axis=2)).save(
                     temporary, format='PNG', compress_level=2
@@ -120,19 +122,19 @@ class Pictures(Output):
         return self
 
     def job(self, frame: 'Segmented') -> Callable[[], None] | None:
-        on_strip = self.strip is not None and self.strip.takes(frame.number)
-        if self.video is None and not on_strip:
+        strip = self.strip if self.strip is not None and self.strip.takes(frame.number) else None
+        if self.video is None and strip is None:
             return None
-        return partial(self.write, frame.image, frame.labels, frame.pts, on_strip)
+        return partial(self.write, frame.image, frame.labels, frame.pts, strip)
 
-    def write(self, image: np.ndarray, labels: 'Tensor', pts: int, on_strip: bool) -> None:
+    def write(self, image: np.ndarray, labels: 'Tensor', pts: int, strip: 'Strip | None') -> None:
         from dataset.overlay import draw_masks  # --help must not wait for it
 
         image = draw_masks(image, labels.cpu().numpy())
         if self.video is not None:
             self.video.write(image, pts)
-        if on_strip:
-            self.strip.add(image)
+        if strip is not None:
+            strip.add(image)
 
     def __exit__(self, *error) -> None:
         if self.video is not None:
@@ -197,12 +199,13 @@ class Outputs:
             self._stack = stack.pop_all()
         return self
 
-    def write(self, frame: 'Segmented') -> None:
+    def write(self, frame: 'Segmented | Passed') -> None:
         """Write a frame, if it is asked for."""
         if not frame.wanted:
             return
         for output in self.files:
-            self._in_any_order.submit(output.job(frame))
+            if job := output.job(frame):
+                self._in_any_order.submit(job)
         if self.pictures is not None and (job := self.pictures.job(frame)):
             self._in_order.submit(job)
 

@@ -6,13 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeVar
 
 import torch
 
 from dataset.sequence import Video
 from inference.config import InferenceConfig, recommended_config
 from inference.ensemble import Ensemble
-from inference.outputs import PROBABILITIES, Masks, OutputError, Outputs, Probabilities, claim, write_archive
+from inference.outputs import (
+    PROBABILITIES,
+    FilePerFrame,
+    Masks,
+    OutputError,
+    Outputs,
+    Probabilities,
+    claim,
+    write_archive,
+)
 from inference.sources import DatasetSource
 from inference.stream import STOPPING, Progress, Stopwatch, peak_memory, segment
 from model import Network
@@ -21,6 +31,8 @@ from util.errors import UserError
 from util.stop import Stopped, StopRequest
 
 log = logging.getLogger(__name__)
+
+AnyVideo = TypeVar('AnyVideo', bound=Video)
 
 
 @dataclass
@@ -100,7 +112,7 @@ def run_dataset(
     device = networks[0].device
     config = config or recommended_config(networks)
     masks = Masks(output)
-    files = [masks, Probabilities(output / PROBABILITIES)] if save_probs else [masks]
+    files: list[FilePerFrame] = [masks, Probabilities(output / PROBABILITIES)] if save_probs else [masks]
     archive_path = output.with_name(f'{output.name}.zip') if archive else None
     refusal = None
     if rank() == 0:  # one process, so that it does not see what the others begin to write
@@ -115,7 +127,8 @@ def run_dataset(
         torch.cuda.reset_peak_memory_stats(device)
     summary = Summary()
     start = time.perf_counter()
-    finished, mine = [], []
+    finished: list[DatasetSource] = []
+    mine: list[DatasetSource] = []
     for source in map(DatasetSource, share(videos, rank(), world_size())):
         done = all(each.path(name).exists() for name in source.wanted for each in files)
         (finished if done else mine).append(source)
@@ -148,7 +161,7 @@ def run_dataset(
     summary.wall_clock = time.perf_counter() - start
     summary.peak_memory = peak_memory(device)
     summary = Summary.merged(gather(summary))
-    if archive and rank() == 0:
+    if archive_path is not None and rank() == 0:
         if summary.failures:
             log.error('no archive, since videos failed')
         else:
@@ -157,10 +170,10 @@ def run_dataset(
     return summary
 
 
-def share(videos: Sequence[Video], rank: int, world_size: int) -> list[Video]:
+def share(videos: Sequence[AnyVideo], rank: int, world_size: int) -> list[AnyVideo]:
     """The videos of one process: the longest ones first, each to the process with the fewest frames so far."""
     frames = [0] * world_size
-    taken = [[] for _ in frames]
+    taken: list[list[AnyVideo]] = [[] for _ in frames]
     for video in sorted(videos, key=lambda video: -len(video.frames)):
         process = frames.index(min(frames))
         frames[process] += len(video.frames)

@@ -64,6 +64,7 @@ class Source(ABC):
 class DatasetSource(Source):
     """A video of a dataset: its own annotations, and the frames that are asked for."""
 
+    frames: int
     readers = READERS
 
     def __init__(self, video: Video):
@@ -135,6 +136,7 @@ class UserSource(Source):
 class FolderSource(UserSource):
     """The images of a folder."""
 
+    frames: int
     readers = READERS
 
     def __init__(self, folder: Path, *, fps: Fraction):

@@ -5,10 +5,10 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -47,20 +47,31 @@ def enough_memory() -> Iterator[None]:
 
 
 class Segmented(NamedTuple):
-    """A frame that went through the core. What was not read or not asked for is ``None``."""
+    """A frame whose segmentation was asked for."""
 
     number: int
     name: str
-    wanted: bool
-    image: np.ndarray | None  # uint8 [H, W, 3] RGB
+    wanted: Literal[True]
+    image: np.ndarray  # uint8 [H, W, 3] RGB
     pts: int
-    prob: Tensor | None  # [1 + K, H, W], the background first
-    labels: Tensor | None  # uint8 [H, W]
+    prob: Tensor  # [1 + K, H, W], the background first
+    labels: Tensor  # uint8 [H, W]
     objects: list[int]  # the labels of prob[1:]
 
 
-def propagate(core: Core, source: Source, stopwatch: 'Stopwatch | None' = None) -> Iterator[Segmented]:
-    """Every frame of a source with what the core says of it.
+class Passed(NamedTuple):
+    """A frame whose segmentation was not asked for. The core has seen it if it has an image."""
+
+    number: int
+    name: str
+    wanted: Literal[False]
+    image: np.ndarray | None  # uint8 [H, W, 3] RGB
+
+
+def propagate(
+    core: Core, source: Source, stopwatch: 'Stopwatch | None' = None
+) -> Generator[Segmented | Passed, None, None]:
+    """Every frame of a source, and what the core says of those whose segmentation is asked for.
 
     Frames are read ahead in a window of fixed length, so that nothing holds the whole video; those that the schedule
     skips are not read.
@@ -76,14 +87,17 @@ def propagate(core: Core, source: Source, stopwatch: 'Stopwatch | None' = None) 
                 with stopwatch or nullcontext():
                     prob = core.step(image, mask, frame.objects, wanted=frame.wanted, last=frame.last)
                 labels = None if prob is None else core.to_labels(prob)
-            shown, pts = (None, 0) if picture is None else (picture.image, picture.pts)
-            yield Segmented(number, frame.name, frame.wanted, shown, pts, prob, labels, core.objects)
+            if prob is None or labels is None:
+                yield Passed(number, frame.name, False, None if picture is None else picture.image)
+                continue
+            assert picture is not None  # a frame that is asked for is read
+            yield Segmented(number, frame.name, True, picture.image, picture.pts, prob, labels, core.objects)
 
 
 Read = tuple[Picture | None, Tensor | None, Tensor | None]  # and its image and mask as the core takes them
 
 
-def _read_ahead(core: Core, source: Source) -> Iterator[tuple[Upcoming, *Read]]:
+def _read_ahead(core: Core, source: Source) -> Generator[tuple[Upcoming, *Read], None, None]:
     """The frames of a source in their order, of which the next READ_AHEAD are being read."""
     plan = core.schedule.copy()
     pending: deque[tuple[Upcoming, Future[Read] | None]] = deque()

@@ -2,7 +2,7 @@
 
 import logging
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -70,13 +70,13 @@ class VideoReader:
         self.has_audio = False
         self._origin = self._end = 0  # of the timestamps; in ticks
         self._damaged = 0  # packets, by the running iterator
-        self._running: Iterator | None = None
+        self._running: Generator | None = None
         decoded = self._decode()
         first = next(decoded, None)
         decoded.close()
         if first is None:
             raise DataError(f'{self.path}: expected a video, but no frame can be decoded. Is the file whole?')
-        self._coded_size = {'width': first.width, 'height': first.height}
+        self._coded_size = first.width, first.height
         self._matrix = _display_matrix(first)
         self.height, self.width = self._to_image(first).shape[:2]
 
@@ -98,7 +98,7 @@ class VideoReader:
         self._running = self._images()
         return self._running
 
-    def _images(self) -> Iterator[tuple[np.ndarray, int]]:
+    def _images(self) -> Generator[tuple[np.ndarray, int], None, None]:
         step = max(1, round(1 / (self.frame_rate * self.time_base)))
         count, last, resized = 0, None, False
         for frame in self._decode():
@@ -107,13 +107,13 @@ class VideoReader:
             else:
                 pts = frame.pts - self._origin
             last = pts if last is None else max(pts, last + 1)
-            if not resized and (frame.width, frame.height) != tuple(self._coded_size.values()):
+            if not resized and (frame.width, frame.height) != self._coded_size:
                 resized = True
                 log.warning(
                     '%s: the size changes at frame %d from %d x %d to %d x %d; frames are scaled to the first size',
                     self.path,
                     count,
-                    *self._coded_size.values(),
+                    *self._coded_size,
                     frame.width,
                     frame.height,
                 )
@@ -123,7 +123,7 @@ class VideoReader:
             expected = f' of about {self.frames}' if self.frames else ''
             log.warning('%s: damaged or truncated; %d%s frames could be decoded', self.path, count, expected)
 
-    def _decode(self) -> Iterator['av.VideoFrame']:
+    def _decode(self) -> Generator['av.VideoFrame', None, None]:
         """Decoded frames; sets what the container says about them."""
         self._damaged = 0
         with _open(self.path) as container:
@@ -145,7 +145,7 @@ class VideoReader:
                 yield from frames
 
     def _describe(self, container: 'av.container.InputContainer', stream: 'av.VideoStream') -> None:
-        self.time_base = stream.time_base
+        self.time_base = _time_base(stream)
         self.frame_rate = stream.average_rate or stream.guessed_rate or self.frame_rate
         self.has_audio = bool(container.streams.audio)
         self._origin = round(_origin(container) / self.time_base)
@@ -157,11 +157,14 @@ class VideoReader:
             # That of the longest track, which may be another one.
             seconds = container.duration * MICROSECOND
             self._end = round((seconds - Fraction(1, 2)) / self.time_base)
-        if stream.frames or seconds:
-            self.frames = stream.frames or max(1, round(seconds * self.frame_rate))
+        if stream.frames:
+            self.frames = stream.frames
+        elif seconds:
+            self.frames = max(1, round(seconds * self.frame_rate))
 
     def _to_image(self, frame: 'av.VideoFrame') -> np.ndarray:
-        return _turn(frame.to_ndarray(format='rgb24', **self._coded_size), self._matrix)
+        width, height = self._coded_size
+        return _turn(frame.to_ndarray(format='rgb24', width=width, height=height), self._matrix)
 
 
 class VideoWriter:
@@ -206,21 +209,22 @@ class VideoWriter:
         self._av = import_av()
         self._last: int | None = None
         self._gap = 0  # between the last two frames, in ticks
-        self._container: av.container.OutputContainer | None = None
         self._audio: _AudioTrack | None = None
 
     def __enter__(self) -> 'VideoWriter':
         with ExitStack() as files, self._errors():
             temporary = files.enter_context(atomic_path(self.path))
+            self._container = self._open_container(temporary)
             files.callback(self._close_anyhow)
             try:
-                self._begin(temporary, copy_audio=True)
+                self._begin(copy_audio=True)
             except self._av.FFmpegError:
                 if self._audio is None:
                     raise
                 # A codec that the container takes on paper (FLAC in .mov) may be refused with the header.
                 self._close_anyhow()
-                self._begin(temporary, copy_audio=False)
+                self._container = self._open_container(temporary)
+                self._begin(copy_audio=False)
             self._files = files.pop_all()
         return self
 
@@ -261,9 +265,8 @@ class VideoWriter:
                     self._audio.write_until(self._last * self.time_base + shown)
                 self._container.close()
 
-    def _begin(self, path: Path, *, copy_audio: bool) -> None:
+    def _begin(self, *, copy_audio: bool) -> None:
         """Everything up to the header."""
-        self._container = self._open_container(path)
         self._stream = self._add_stream()
         if self.audio_from is not None:
             self._audio = _AudioTrack(self.audio_from, self._container, copy=copy_audio)
@@ -310,9 +313,8 @@ class VideoWriter:
         """The file is deleted, or closed already."""
         if self._audio is not None:
             self._audio.close()
-        if self._container is not None:
-            with suppress(self._av.FFmpegError):
-                self._container.close()
+        with suppress(self._av.FFmpegError):
+            self._container.close()
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -359,27 +361,28 @@ class _AudioTrack:
 
     def write_until(self, seconds: Fraction) -> None:
         """Mux what begins before."""
-        while self._upcoming is not None and self._upcoming.pts * self._upcoming.time_base < seconds:
+        while self._upcoming is not None and _start(self._upcoming) < seconds:
             self._output.mux(self._upcoming)
             self._upcoming = next(self._packets, None)
 
     def _copied(self, source: 'av.AudioStream', track: 'av.AudioStream') -> Iterator['av.Packet']:
-        origin = round(_origin(self._source) / source.time_base)
-        last = None
+        origin = round(_origin(self._source) / _time_base(source))
+        last: int | None = None
         for packet in self._demuxed(source):
             # Muxers refuse times that stand still.
-            if None not in (packet.pts, packet.dts) and (last is None or packet.dts > last):
-                last = packet.dts
-                packet.stream = track
-                packet.pts, packet.dts = packet.pts - origin, packet.dts - origin
-                yield packet
+            if packet.pts is None or packet.dts is None or (last is not None and packet.dts <= last):
+                continue
+            last = packet.dts
+            packet.stream = track
+            packet.pts, packet.dts = packet.pts - origin, packet.dts - origin
+            yield packet
 
     def _encoded(self, source: 'av.AudioStream', track: 'av.AudioStream') -> Iterator['av.Packet']:
         for packet in self._demuxed(source):
             with suppress(self._av.FFmpegError):
-                for frame in packet.decode():
+                for frame in source.decode(packet):
                     if frame.pts is not None:
-                        frame.pts -= round(_origin(self._source) / frame.time_base)
+                        frame.pts -= round(_origin(self._source) / _time_base(frame))
                     yield from track.encode(frame)
         yield from track.encode()
 
@@ -422,6 +425,16 @@ def _picture_stream(container: 'av.container.InputContainer', path: Path) -> 'av
     raise DataError(f'{path}: expected a video, found no video track in it')
 
 
+def _time_base(timed: 'av.stream.Stream | av.frame.Frame') -> Fraction:
+    """Seconds of one tick of its timestamps; FFmpeg's own tick where it says nothing."""
+    return timed.time_base or MICROSECOND
+
+
+def _start(packet: 'av.Packet') -> Fraction:
+    """When it begins, in seconds; zero where it does not say."""
+    return (packet.pts or 0) * packet.time_base
+
+
 def _origin(container: 'av.container.InputContainer') -> Fraction:
     """The time in seconds that counts as zero."""
     start = container.start_time or 0
@@ -433,7 +446,8 @@ def _display_matrix(frame: 'av.VideoFrame') -> tuple[int, int, int, int]:
     data = frame.side_data.get('DISPLAYMATRIX')
     if data is None:
         return 1, 0, 0, 1
-    a, b, _, c, d = struct.unpack_from('=5i', bytes(data))
+    # PyAV's stubs do not know this side data, and make an object of it.
+    a, b, _, c, d = struct.unpack_from('=5i', bytes(data))  # type: ignore[call-overload]
     return a, b, c, d
 
 
