@@ -90,13 +90,13 @@ class Validation:
 
     def _scores(self, network: Network, stop: StopRequest) -> dict[str, Scores] | None:
         """Of each video, on every process; ``None`` where one of them was stopped."""
-        own: dict[str, Scores] | None = {}
+        own: dict[str, Scores] = {}
+        stopped = False
         for video in share(self.videos, rank(), world_size()):
             own[video.name] = score_video(network, video, size=self.size, stop=stop)
-            if stop.signal:
-                own = None
+            if stopped := stop.signal > 0:
                 break
-        every = gather(own)
+        every = gather(None if stopped else own)
         if None in every:
             return None
         scores = {name: each for part in every for name, each in part.items()}
@@ -119,7 +119,7 @@ def score_video(network: Network, video: HeldAside, *, size: int, stop: StopRequ
     except TooLittleMemoryError as error:
         raise MemoryError(
             f'out of GPU memory while {video.name} was evaluated; a smaller --evaluate_size takes less. --resume '
-            f'continues from the checkpoint before it ({cause_of(error.__cause__)})'
+            f'continues from the checkpoint before it ({cause_of(error.__cause__ or error)})'
         ) from error
     return scores
 

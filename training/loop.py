@@ -67,7 +67,8 @@ def train(
                 batch = to_device(next(batches), device)
                 target, selector = batch['target'][:, 1:], batch['selector']
                 # Processes exchange gradients once an iteration.
-                with model.no_sync() if world_size() > 1 and part < accumulation else nullcontext():
+                more = part < accumulation
+                with model.no_sync() if more and isinstance(model, DistributedDataParallel) else nullcontext():
                     with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
                         logits = model(batch['rgb'], batch['masks'][:, 0].float(), selector)
                     loss = clip_loss(logits, target, selector, fraction=fraction)
@@ -97,12 +98,12 @@ def train(
                 report.images(state.iteration, batch['rgb'], batch['target'], logits)
             if save_now:
                 run.save(state.content())
-            if evaluate_now and not stopping:
+            if validation and evaluate_now and not stopping:
                 stopping = validation.run(state, run, report, stop)
     return max(gather(stop.signal))
 
 
-def parallel(model: nn.Module, device: torch.device) -> nn.Module:
+def parallel(model: ClipNetwork, device: torch.device) -> ClipNetwork | DistributedDataParallel:
     """The model with gradients averaged over all processes; the model itself for a single one."""
     if world_size() == 1:
         return model

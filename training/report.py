@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from tqdm import tqdm
 from dataset.overlay import overlay
 from model.losses import intersection_and_union, iou
 from util.distributed import rank, sum_over_processes, world_size
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +48,8 @@ class Report:
     def _begin(self, iteration: int) -> None:
         self.first, self.since = iteration, time.perf_counter()
         self.batches = 0
-        self.loss: Tensor | float = 0.0  # sum over micro-batches
-        self.areas: Tensor | int = 0  # [2, K]: intersections and unions of the objects
+        self.loss = torch.zeros((), dtype=torch.double)  # sum over micro-batches
+        self.areas = torch.zeros((), dtype=torch.long)  # [2, K]: intersections and unions of the objects
 
     def add(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
         """A micro-batch: its loss, ``logits [B, T, K+1, H, W], target [B, T, H, W]``."""
@@ -55,7 +59,7 @@ class Report:
 
     def finite(self) -> bool:
         """Whether all losses since the last ``write`` are finite; waits for the device."""
-        return bool(torch.as_tensor(self.loss).isfinite())
+        return bool(self.loss.isfinite())
 
     def write(self, iteration: int, scalars: dict[str, float]) -> None:
         """Means over the iterations since the last ``write`` and all processes, with what else is to be shown."""
@@ -67,7 +71,7 @@ class Report:
         values = {'loss': loss.item()} | overlap | scalars
         self._begin(iteration)
         if self.writer:
-            with self._writing():
+            with _writing(self.writer):
                 for name, value in values.items() | {('iterations_per_second', rate)}:
                     self.writer.add_scalar(f'train/{name}', value, iteration)
         shown = {name: f'{value:.4g}' for name, value in values.items()}
@@ -103,14 +107,14 @@ class Report:
                     axis=1,
                 )
             )
-        with self._writing():
+        with _writing(self.writer):
             self.writer.add_image('train/target_and_prediction', np.concatenate(rows), iteration, dataformats='HWC')
 
     def evaluation(self, found: dict, best: dict, *, seconds: float) -> None:
         """Scores of the videos held aside, as ``Validation`` finds them, and how long that took."""
         self.since += seconds  # the rate stays that of training
         if self.writer:
-            with self._writing():
+            with _writing(self.writer):
                 for name, each in {'all': found, **found['videos']}.items():
                     for measure in ('J', 'F', 'J&F'):
                         self.writer.add_scalar(f'evaluation/{name}/{measure}', 100 * each[measure], found['iteration'])
@@ -128,22 +132,23 @@ class Report:
             for name, each in found['videos'].items():
                 log.info('  %-*s  J %5.2f  F %5.2f', width, name, 100 * each['J'], 100 * each['F'])
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """An error of TensorBoard's thread comes out at a later call, and says of no file."""
-        try:
-            yield
-        except OSError as error:
-            raise OSError(
-                f'{self.writer.log_dir}: events for TensorBoard cannot be written ({error.strerror}). Make '
-                'room, and continue with --resume.'
-            ) from error
-
     def __enter__(self) -> 'Report':
         return self
 
     def __exit__(self, error_type, *_) -> None:
         self.bar.close()
         if self.writer:
-            with suppress(OSError) if error_type else self._writing():
+            with suppress(OSError) if error_type else _writing(self.writer):
                 self.writer.close()
+
+
+@contextmanager
+def _writing(writer: 'SummaryWriter') -> Iterator[None]:
+    """An error of TensorBoard's thread comes out at a later call, and says of no file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f'{writer.log_dir}: events for TensorBoard cannot be written ({error.strerror}). Make '
+            'room, and continue with --resume.'
+        ) from error

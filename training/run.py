@@ -32,9 +32,9 @@ class Run:
         self.folder = folder
 
     @property
-    def weights(self) -> Path:
+    def weights(self) -> Path | None:
         """Where the final weights go."""
-        return self.folder / f'{self.folder.name}.pth'
+        return None if self.folder is None else self.folder / f'{self.folder.name}.pth'
 
     def configuration(self) -> dict | None:
         """That of the last start, or ``None``. Raises ``CheckpointError`` on an unreadable one."""
@@ -112,7 +112,7 @@ class Run:
 
     def finish(self, network: Network) -> None:
         """Export the weights as the evaluation scripts load them."""
-        if self.folder is not None:
+        if self.weights is not None:
             save_network(self.weights, network)
             log.info('weights: %s', self.weights)
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ class TrainingState:
 
     def content(self) -> dict:
         """For ``torch.save``; ``model.load_network`` loads it, too, and takes the average if there is one."""
-        content = {
+        content: dict[str, Any] = {
             'iteration': self.iteration,
             'config': dataclasses.asdict(self.network.config),
             'network': self.network.state_dict(),
@@ -135,7 +136,8 @@ def initial_network(
     Raises:
         CheckpointError: the file is unusable, or its network is not the one that was asked for.
     """
-    changes = {'single_object': single_object} | ({'similarity': similarity} if similarity else {})
+    changes: dict[str, Any] = {'single_object': single_object} | ({'similarity': similarity} if similarity else {})
+    path: str | Path
     if checkpoint:
         content, path = checkpoint
         network = network_from_checkpoint(content, path, widen=None, averaged=False)
