@@ -15,13 +15,13 @@ from tests.conftest import REPOSITORY
 
 SCRIPTS = sorted(
     str(path.relative_to(REPOSITORY))
-    for folder in ('', 'scripts')
+    for folder in ('', 'scripts', 'scripts/benchmarks')
     for path in (REPOSITORY / folder).glob('*.py')
     if "__name__ == '__main__'" in path.read_text()
 )
 MODULES = sorted(
     path.relative_to(REPOSITORY).with_suffix('').as_posix().replace('/', '.')
-    for folder in ('', 'dataset', 'inference', 'model', 'scripts', 'training', 'util')
+    for folder in ('', 'dataset', 'inference', 'model', 'scripts', 'scripts/benchmarks', 'training', 'util')
     for path in (REPOSITORY / folder).glob('*.py')
     if path.stem != '__init__'
 )
