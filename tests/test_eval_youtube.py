@@ -45,12 +45,11 @@ def command(youtube_root, small_checkpoint):
 
 
 @pytest.fixture
-def evaluate(command, monkeypatch):
+def evaluate(command):
     """Runs the script in this process and returns the output folder's files."""
 
     def evaluate(output, *flags, **options):
-        monkeypatch.setattr(sys, 'argv', [str(word) for word in command(output, *flags, **options)[1:]])
-        assert eval_youtube.main() == 0
+        assert eval_youtube.main([str(word) for word in command(output, *flags, **options)[2:]]) == 0
         return tree(output)
 
     return evaluate

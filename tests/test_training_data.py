@@ -2,9 +2,7 @@
 
 import itertools
 import re
-import runpy
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +29,7 @@ from dataset.video import (
     find_youtube,
     read_split,
 )
+from scripts import show_samples
 from tests.trees import write, write_pair, write_video
 
 SIZE = 64
@@ -483,13 +482,10 @@ def test_a_sample_depends_on_its_address_alone(static_root, davis_root, yv_root,
     assert not torch.equal(other['rgb'], backwards[0][0]['rgb'])
 
 
-def test_contact_sheet(static_root, tmp_path, monkeypatch):
+def test_contact_sheet(static_root, tmp_path):
     output = tmp_path / 'sheet.png'
-    script = Path(__file__).parents[1] / 'scripts' / 'show_samples.py'
     flags = ['--stage', '0', '--static_root', static_root, '--crop_size', SIZE, '--count', 2, '--output', output]
-    monkeypatch.setattr(sys, 'argv', [str(script), *map(str, flags)])
-    with pytest.raises(SystemExit, match='0'):
-        runpy.run_path(str(script), run_name='__main__')
+    assert show_samples.main(list(map(str, flags))) == 0
     assert read_image(output).shape == (2 * SIZE, 3 * SIZE, 3)
 
 
