@@ -184,7 +184,7 @@ def load_networks(args: argparse.Namespace) -> list['Network']:
         torch.set_num_threads(args.num_threads or cores())
     networks = {path: load_model(path, device=device) for path in model_files(args)}
     if args.compile:
-        networks = {path: network.compiled() for path, network in networks.items()}
+        networks = {path: network.compile_() for path, network in networks.items()}
     return [networks[path] for path in model_files(args)]
 
 

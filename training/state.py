@@ -190,7 +190,7 @@ def initial_state(
         average=None if average is None else WeightAverage(network, average),
     )
     if compiled:
-        network.compiled()
+        network.compile_()
     if checkpoint:
         state.restore(*checkpoint)
         log.info('continuing after iteration %d of %s', state.iteration, checkpoint[1])

@@ -75,7 +75,7 @@ def measure_cost(case: Case) -> list[Row]:
 
 def measure_stages(case: Case) -> list[Row]:
     """Time of key encoder, value encoder, read and decoder, beside what the machine's rates would allow."""
-    network, device, amp = load(case).optimized(), case.device, case.precision == 'amp'
+    network, device, amp = load(case).optimize_(), case.device, case.precision == 'amp'
     rate, copied = rates(device, half(device) if amp else torch.float32)
     log.info('this machine: %.1f G multiply-adds/s (product of matrices), %.1f GB/s (copy)', rate / 1e9, copied / 1e9)
     rows = []
@@ -115,7 +115,7 @@ def measure_stages(case: Case) -> list[Row]:
 
 def measure_read(case: Case) -> list[Row]:
     """The sparse read of a memory bank against the dense one."""
-    network, device = load(case).optimized(), case.device
+    network, device = load(case).optimize_(), case.device
     if not comparable(network):
         return []
     rows = []
@@ -148,7 +148,7 @@ def measure_core(case: Case) -> list[Row]:
     network, device = load(case), case.device
     if not comparable(network):
         return []
-    networks = {'straightforward': straightforward(network), 'ours': network.optimized()}
+    networks = {'straightforward': straightforward(network), 'ours': network.optimize_()}
     rate, _ = rates(device, torch.float32)
     period = case.config.mem_every or 1  # with the first frame alone in the memory, all frames after it cost the same
     rows = []
@@ -200,7 +200,7 @@ def encoder_rate(network: Network, objects: int, case: Case) -> float:
 
 def measure_growth(case: Case) -> list[Row]:
     """Of a frame that is not memorised: one object over all memory frames, all objects over the shortest memory."""
-    network = load(case).optimized()
+    network = load(case).optimize_()
     rows = []
     pairs = [(1, frames) for frames in case.memory_frames] + [
         (objects, min(case.memory_frames)) for objects in case.objects if objects > 1
@@ -239,7 +239,7 @@ def measure_video(case: Case) -> list[Row]:
 
 def one_video(case: Case, objects: int, frames: int) -> Row:
     """The core over a clip, with its peak memory that of this process."""
-    network, device = load(case).optimized(), case.device
+    network, device = load(case).optimize_(), case.device
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
     core = InferenceCore(network, case.config, num_frames=frames)

@@ -81,7 +81,7 @@ def loops_of(arch: str, device: torch.device, *, recompute: bool, compiled: bool
         loops['plain'] = Loop(plain, torch.optim.Adam(plain.parameters(), lr=1e-5))
     ours.to(memory_format=torch.channels_last)
     if compiled:
-        ours.compiled()
+        ours.compile_()
     loops['ours'] = Loop(ours, torch.optim.Adam(ours.parameters(), lr=1e-5, fused=True), recompute)
     return loops
 
