@@ -22,8 +22,7 @@ class FolderVideo(Video):
     masks: UserMasks = field(kw_only=True)
 
     def read_mask(self, frame: Frame, size: tuple[int, int]) -> np.ndarray | None:
-        found = self.masks.read(frame.name, size)
-        return None if found is None else found.labels
+        return self.masks.read(frame.name, size)
 
 
 def folder(root: str | Path) -> list[Video]:

@@ -4,6 +4,7 @@ Everything here speaks numpy: an image is uint8 [H, W, 3] RGB, a mask uint8 [H, 
 """
 
 import logging
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -142,11 +143,14 @@ def read_mask(path: str | Path) -> np.ndarray:
     return labels
 
 
-def fit_mask(mask: np.ndarray, size_hw: tuple[int, int], path: str | Path) -> np.ndarray:
+def fit_mask(mask: np.ndarray, size_hw: tuple[int, int], path: str | Path, pixel_aspect: float = 1) -> np.ndarray:
     """Bring a mask [h, w] to its image's size (H, W) by nearest neighbour, with a warning if that changes it.
 
     The sizes must be one picture at two scales: scaling the larger to one side of the smaller, the other side
     fits within one pixel (rounding), or both sides differ by one pixel at most.
+
+    Args:
+        pixel_aspect: width of the image's pixels to their height; a mask of the image as it is shown fits, too.
 
     Raises:
         DataError: the aspect ratio is another. ``path``, the mask's file, is only for messages.
@@ -154,21 +158,29 @@ def fit_mask(mask: np.ndarray, size_hw: tuple[int, int], path: str | Path) -> np
     (h, w), (H, W) = mask.shape, size_hw
     if (h, w) == (H, W):
         return mask
-    check_aspect((h, w), size_hw, path)
+    check_aspect((h, w), size_hw, path, pixel_aspect)
     log.warning('%s: the mask is %d x %d, its image %d x %d; resized by nearest neighbour', path, w, h, W, H)
     return np.array(Image.fromarray(mask).resize((W, H), Image.Resampling.NEAREST))
 
 
-def check_aspect(mask_hw: tuple[int, int], size_hw: tuple[int, int], path: str | Path) -> None:
+def check_aspect(
+    mask_hw: tuple[int, int], size_hw: tuple[int, int], path: str | Path, pixel_aspect: float = 1
+) -> None:
     """Raise the ``DataError`` of :func:`fit_mask`, where a mask of this size would not fit."""
     (h, w), (H, W) = mask_hw, size_hw
-    (h0, w0), (h1, w1) = sorted([(h, w), (H, W)], key=lambda size: size[0] * size[1])
-    proportional = abs(h0 - w0 * h1 / w1) <= 1 or abs(w0 - h0 * w1 / h1) <= 1
-    if not proportional and max(abs(h - H), abs(w - W)) > 1:
+    shown = round(W * pixel_aspect)
+    if not any(_is_same_picture((h, w), (H, width)) for width in (W, shown)):
+        also = '' if shown == W else f', or as it is shown ({shown} x {H})'
         raise DataError(
-            f"{path}: expected a mask of its image's aspect ratio ({W} x {H}), found {w} x {h}. "
+            f"{path}: expected a mask of its image's aspect ratio ({W} x {H}){also}, found {w} x {h}. "
             'Check that mask and image belong together, and that neither was cropped or rotated.'
         )
+
+
+def _is_same_picture(size_hw: tuple[int, int], other_hw: tuple[int, int]) -> bool:
+    """Whether two sizes are one picture at two scales, up to a pixel."""
+    (h, w), (H, W) = sorted([size_hw, other_hw], key=math.prod)
+    return abs(h - w * H / W) <= 1 or abs(w - h * W / H) <= 1 or max(abs(h - H), abs(w - W)) <= 1
 
 
 def write_mask(path: str | Path, mask: np.ndarray) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -42,33 +41,38 @@ GRAY = 0x010101  # times a gray value: its colour
 DAVIS_LABELS = {(int(r) << 16) + (int(g) << 8) + int(b): label for label, (r, g, b) in enumerate(PALETTE)}
 
 
-class Annotation(NamedTuple):
-    """What ``InferenceCore.step`` takes."""
-
-    labels: np.ndarray  # uint8 [H, W]
-    objects: list[int] | None  # that it speaks of; None: those in it
-
-
 class UserMasks:
     """All masks of a video that a user brings. Nothing is held of a file but the colours that are in it.
 
     Args:
         given: of every frame that has masks, in frame order.
         size_hw: (H, W) of the frames, if known: masks that cannot fit are refused at once.
+        pixel_aspect: width of a frame's pixel to its height; masks may have the size at which a player shows frames.
         name: of the video, for messages; by default the first file's.
+
+    Attributes:
+        given: by frame.
 
     Raises:
         DataError: a file cannot be read, has no safe meaning, or does not fit; or none of them shows an object.
     """
 
-    def __init__(self, given: Sequence[FrameMasks], *, size_hw: tuple[int, int] | None = None, name: str = ''):
-        self._given = {each.frame: each for each in given}
+    def __init__(
+        self,
+        given: Sequence[FrameMasks],
+        *,
+        size_hw: tuple[int, int] | None = None,
+        pixel_aspect: float = 1,
+        name: str = '',
+    ):
+        self.given = {each.frame: each for each in given}
+        self.pixel_aspect = pixel_aspect
         pictures: dict[int | None, list[_Picture]] = {}  # object -> its files; None: files with the labels of all
         for each in given:
             for path, label in zip(each.files, each.objects or (None,), strict=True):
                 picture = _decode(path)
                 if size_hw is not None:
-                    check_aspect(picture.codes.shape, size_hw, path)
+                    check_aspect(picture.codes.shape, size_hw, path, pixel_aspect)
                 _check_picture(picture)
                 pictures.setdefault(label, []).append(replace(picture, codes=_first_seen(picture.codes)))
         self._readings = {}
@@ -78,31 +82,29 @@ class UserMasks:
         self._check_objects(pictures, binary, name)
 
     @property
-    def frames(self) -> list[int | str]:
-        """Those that have masks, in the order in which they were given."""
-        return list(self._given)
-
-    @property
     def files(self) -> list[Path]:
-        return [path for each in self._given.values() for path in each.files]
+        return [path for each in self.given.values() for path in each.files]
 
-    def read(self, frame: int | str, size_hw: tuple[int, int]) -> Annotation | None:
-        """The masks of a frame at its image's size (H, W); ``None`` where it has none.
+    def read(self, frame: int | str, size_hw: tuple[int, int]) -> np.ndarray | None:
+        """The labels of a frame, uint8 at its image's size [H, W]; ``None`` where it has no mask.
 
         Raises:
             DataError: a file was changed since it was judged, or does not fit.
         """
-        each = self._given.get(frame)
+        each = self.given.get(frame)
         if each is None:
             return None
         if each.objects is None:
             [path] = each.files
-            return Annotation(fit_mask(self._readings[None].labels(_decode(path)), size_hw, path), None)
+            return self._read_file(path, None, size_hw)
         labels = np.zeros(size_hw, np.uint8)
         for path, label in zip(each.files, each.objects, strict=True):
-            mask = self._readings[label].labels(_decode(path))
-            labels[fit_mask(mask, size_hw, path) > 0] = label
-        return Annotation(labels, list(each.objects))
+            labels[self._read_file(path, label, size_hw) > 0] = label
+        return labels
+
+    def _read_file(self, path: Path, label: int | None, size_hw: tuple[int, int]) -> np.ndarray:
+        """The labels in a file, which is that of an object or, without ``label``, of all."""
+        return fit_mask(self._readings[label].labels(_decode(path)), size_hw, path, self.pixel_aspect)
 
     def _check_objects(self, pictures: dict[int | None, list['_Picture']], binary: set[Path], name: str) -> None:
         """Complain of masks of no object, and of an object's that shows several."""
@@ -129,19 +131,11 @@ class UserMasks:
 
 
 class _Kind(Enum):
-    """What a file has."""
+    """What a file has for every pixel, and what of it counts."""
 
-    PALETTE = 'palette indices'
-    GRAY = 'gray values'
-    RGB = 'colours'
-
-
-class _Meaning(Enum):
-    """What of a file says which object a pixel is of."""
-
-    INDEX = 'its palette index'
-    VALUE = 'its gray value'
-    COLOUR = 'its colour'
+    INDEX = 'index of a palette'
+    VALUE = 'gray value'
+    COLOUR = 'colour'
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,22 +145,22 @@ class _Picture:
     path: Path
     kind: _Kind
     codes: np.ndarray
-    """int32 [H, W], or [N] with those in use by first appearance: palette indices, gray values or colours; CLEAR."""
+    """int32 [H, W], or [N] with those in use by first appearance: of its kind, or CLEAR."""
     palette: np.ndarray | None  # int32 [256]: of a palette its colours, or CLEAR
     lossy: bool
 
     def colours(self) -> np.ndarray:
         """What a viewer shows: int32 colours or CLEAR, of the shape of ``codes``."""
-        if self.kind is _Kind.PALETTE:
+        if self.kind is _Kind.INDEX:
             return self.palette[self.codes]
-        return np.where(self.codes == CLEAR, CLEAR, self.codes * GRAY) if self.kind is _Kind.GRAY else self.codes
+        return np.where(self.codes == CLEAR, CLEAR, self.codes * GRAY) if self.kind is _Kind.VALUE else self.codes
 
-    def what(self, meaning: _Meaning) -> np.ndarray:
-        """int32 of the shape of ``codes``: what of every pixel counts."""
-        if meaning is _Meaning.INDEX or (meaning is _Meaning.VALUE and self.kind is _Kind.GRAY):
+    def codes_as(self, kind: _Kind) -> np.ndarray:
+        """The codes as they are or, of another kind, what a viewer shows. The gray value of a colour is its blue."""
+        if kind is self.kind:
             return self.codes
         colours = self.colours()
-        return colours if meaning is _Meaning.COLOUR else np.where(colours == CLEAR, CLEAR, colours & 255)
+        return colours if kind is _Kind.COLOUR else np.where(colours == CLEAR, CLEAR, colours & 255)
 
     def shown(self) -> list[int]:
         """The colours, and CLEAR, by first appearance."""
@@ -177,13 +171,13 @@ class _Picture:
 class _Reading:
     """How all files of a video, or of one object of it, are to be read."""
 
-    meanings: dict[_Kind, _Meaning]
-    labels_of: dict[_Meaning, dict[int, int]]
+    read_as: dict[_Kind, _Kind]  # what counts in files of each kind
+    labels_of: dict[_Kind, dict[int, int]]  # what counts -> label
 
     def labels(self, picture: _Picture) -> np.ndarray:
         """uint8 labels of the shape of the picture's codes."""
-        meaning = self.meanings[picture.kind]
-        return _translate(picture.what(meaning), self.labels_of[meaning], picture.path)
+        kind = self.read_as[picture.kind]
+        return _translate(picture.codes_as(kind), self.labels_of[kind], picture.path)
 
 
 def _judge(files: list[_Picture], name: str, *, one_object: bool) -> _Reading:
@@ -192,23 +186,24 @@ def _judge(files: list[_Picture], name: str, *, one_object: bool) -> _Reading:
     Args:
         one_object: only the background matters: whatever differs from it is the object.
     """
-    why_no_labels = _why_no_labels([each for each in files if each.kind is _Kind.PALETTE])
-    others = [each for each in files if each.kind is not _Kind.PALETTE or why_no_labels]
-    pictures = [each for each in others if each.kind is not _Kind.GRAY]
+    why_no_labels = _why_no_labels([each for each in files if each.kind is _Kind.INDEX])
+    others = [each for each in files if each.kind is not _Kind.INDEX or why_no_labels]
+    pictures = [each for each in others if each.kind is not _Kind.VALUE]
     black_counts = _black_is_an_object(others)
     coloured = black_counts or any(colour % GRAY for each in pictures for colour in each.shown() if colour != CLEAR)
     for each in pictures:
         _check_background(each, why_no_labels, coloured=coloured)
     if why_no_labels and not one_object:
         log.info('%s: the colours of the palettes count, not the indices: %s', name, why_no_labels)
-    meanings = {
-        _Kind.RGB: _Meaning.COLOUR if coloured else _Meaning.VALUE,
-        _Kind.GRAY: _Meaning.COLOUR if black_counts else _Meaning.VALUE,
+    shown_as = _Kind.COLOUR if coloured else _Kind.VALUE
+    read_as = {
+        _Kind.INDEX: shown_as if why_no_labels else _Kind.INDEX,
+        _Kind.VALUE: _Kind.COLOUR if black_counts else _Kind.VALUE,
+        _Kind.COLOUR: shown_as,
     }
-    meanings[_Kind.PALETTE] = meanings[_Kind.RGB] if why_no_labels else _Meaning.INDEX
 
     indices, values, colours = (
-        _in_order([each.what(meaning) for each in files if meanings[each.kind] is meaning]) for meaning in _Meaning
+        _in_order([each.codes_as(kind) for each in files if read_as[each.kind] is kind]) for kind in _Kind
     )
     of_index = {index: index for index in indices}
     of_value = {value: max(value, 0) for value in values}
@@ -235,7 +230,7 @@ def _judge(files: list[_Picture], name: str, *, one_object: bool) -> _Reading:
         log.info('%s: label 255 beside other labels is void, as in VOC: background', name)
         of_index = {index: label % VOID for index, label in of_index.items()}
         of_colour = {colour: label % VOID for colour, label in of_colour.items()}
-    return _Reading(meanings, {_Meaning.INDEX: of_index, _Meaning.VALUE: of_value, _Meaning.COLOUR: of_colour})
+    return _Reading(read_as, {_Kind.INDEX: of_index, _Kind.VALUE: of_value, _Kind.COLOUR: of_colour})
 
 
 def _why_no_labels(palettes: list[_Picture]) -> str:
@@ -268,10 +263,10 @@ def _check_background(picture: _Picture, why_no_labels: str, *, coloured: bool) 
     Values in RGB are labels, and may leave no background; but a white sheet is not an object.
     """
     shown = picture.shown()
-    labels = picture.kind is _Kind.RGB and not coloured and shown != [WHITE]
+    labels = picture.kind is _Kind.COLOUR and not coloured and shown != [WHITE]
     if labels or BLACK in shown or CLEAR in shown:
         return
-    palette = f' (the colours count, not the indices: {why_no_labels})' if picture.kind is _Kind.PALETTE else ''
+    palette = f' (the colours count, not the indices: {why_no_labels})' if picture.kind is _Kind.INDEX else ''
     raise DataError(
         f'{picture.path}: expected black or transparent pixels, the background; found {_some_colours(shown)} alone'
         f'{palette}. Which colour is the background? Make it black or transparent.'
@@ -315,7 +310,7 @@ def _labels_of_colours(files: list[_Picture]) -> dict[int, int]:
     pairs = {
         (int(each.palette[index]), index)
         for each in files
-        if each.kind is _Kind.PALETTE
+        if each.kind is _Kind.INDEX
         for index in each.codes.tolist()
         if index
     }
@@ -333,13 +328,13 @@ def _check_picture(picture: _Picture) -> None:
         )
     if len(seen.codes) <= 2:
         return  # nothing is between two values
-    if picture.kind is _Kind.GRAY:
+    if picture.kind is _Kind.VALUE:
         values = picture.codes.clip(min=0).astype(np.uint8)
         check_crisp(values, values, picture.path)
         return
     colours = picture.colours()
     values = np.stack([colours.clip(min=0) >> bits & 255 for bits in (16, 8, 0)], axis=-1).astype(np.uint8)
-    if picture.kind is _Kind.PALETTE:
+    if picture.kind is _Kind.INDEX:
         indices = picture.codes.astype(np.uint8)
         check_crisp(indices, values, picture.path, name=lambda index: _hex(picture.palette[index]), kind='colour')
         return
@@ -368,7 +363,7 @@ def _decode(path: Path) -> _Picture:
     lossy = image.format in ('JPEG', 'MPO')
     if image.mode == 'P':
         indices = np.asarray(image).astype(np.int32)
-        return _Picture(path, _Kind.PALETTE, indices, _palette(image, np.unique(indices), path), lossy)
+        return _Picture(path, _Kind.INDEX, indices, _palette(image, np.unique(indices), path), lossy)
 
     key = image.info.get('transparency')  # the gray value or colour that stands for transparent
     clear = None
@@ -380,10 +375,10 @@ def _decode(path: Path) -> _Picture:
         image = image.convert('L' if image.mode == 'LA' else 'RGB')
     if len(image.getbands()) > 1:
         red, green, blue = np.moveaxis(np.asarray(image.convert('RGB')).astype(np.int32), -1, 0)
-        kind, codes = _Kind.RGB, (red << 16) + (green << 8) + blue
+        kind, codes = _Kind.COLOUR, (red << 16) + (green << 8) + blue
         key = (key[0] << 16) + (key[1] << 8) + key[2] if isinstance(key, tuple) and len(key) == 3 else None
     else:
-        kind, codes = _Kind.GRAY, _gray_values(image, path)
+        kind, codes = _Kind.VALUE, _gray_values(image, path)
     if isinstance(key, int):
         clear = codes == key
     if clear is not None:

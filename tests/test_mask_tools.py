@@ -239,7 +239,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
 
 def read(path: Path, content: bytes) -> np.ndarray:
     path.write_bytes(content)
-    return UserMasks([FrameMasks(0, (path,))]).read(0, (H, W)).labels
+    return UserMasks([FrameMasks(0, (path,))]).read(0, (H, W))
 
 
 @pytest.mark.parametrize('name', GOOD)
@@ -274,7 +274,7 @@ def test_files_of_one_video_as_pillow_quantizes_each(tmp_path):
         files[-1].write_bytes(pillow(Image.fromarray(PALETTE[mask]).quantize(4)))
     masks = UserMasks([FrameMasks(number, (path,)) for number, path in enumerate(files)])
     for number, mask in enumerate(frames):
-        np.testing.assert_array_equal(masks.read(number, (H, W)).labels, mask)
+        np.testing.assert_array_equal(masks.read(number, (H, W)), mask)
 
 
 def test_files_an_object_as_label_studio_exports_them(tmp_path):
@@ -284,7 +284,7 @@ def test_files_an_object_as_label_studio_exports_them(tmp_path):
         files.append(tmp_path / f'task-7-annotation-1-by-1-tag-{name}-0.png')
         files[-1].write_bytes(pillow(255 * mask))
     masks = UserMasks([FrameMasks(0, tuple(files), (1, 2))])
-    np.testing.assert_array_equal(masks.read(0, (H, W)).labels, TWO)
+    np.testing.assert_array_equal(masks.read(0, (H, W)), TWO)
 
 
 def test_all_twelve_tools_are_here():

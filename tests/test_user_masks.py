@@ -55,7 +55,7 @@ def save(tmp_path):
 def read(*files: Path, size=(H, W)) -> list[np.ndarray]:
     """The labels of a video with a mask in each frame."""
     masks = UserMasks([FrameMasks(frame, (path,)) for frame, path in enumerate(files)])
-    return [masks.read(frame, size).labels for frame in range(len(files))]
+    return [masks.read(frame, size) for frame in range(len(files))]
 
 
 def read_objects(frames: list[list[Path]], *, binary: bool = False) -> list[np.ndarray]:
@@ -64,7 +64,7 @@ def read_objects(frames: list[list[Path]], *, binary: bool = False) -> list[np.n
         FrameMasks(frame, tuple(files), tuple(range(1, len(files) + 1)), binary) for frame, files in enumerate(frames)
     ]
     masks = UserMasks(given)
-    return [masks.read(frame, (H, W)).labels for frame in range(len(frames))]
+    return [masks.read(frame, (H, W)) for frame in range(len(frames))]
 
 
 def equal(found: np.ndarray, expected: np.ndarray) -> None:
@@ -646,14 +646,11 @@ def test_masks_come_with_their_frames(save):
         FrameMasks(8, (save(scene(255), '8a.png'), save(scene(0, 255), '8b.png')), (5, 2)),
     ]
     masks = UserMasks(given, size_hw=(2 * H, 2 * W))
-    assert masks.frames == [3, 8]
+    assert list(masks.given) == [3, 8]
     assert [path.name for path in masks.files] == ['3.png', '8a.png', '8b.png']
     assert masks.read(0, (H, W)) is None
-    assert masks.read(3, (2 * H, 2 * W)).labels.shape == (2 * H, 2 * W)
-    assert masks.read(3, (H, W)).objects is None
-    labels, objects = masks.read(8, (H, W))
-    equal(labels, scene(5, 2))
-    assert objects == [5, 2]
+    assert masks.read(3, (2 * H, 2 * W)).shape == (2 * H, 2 * W)
+    equal(masks.read(8, (H, W)), scene(5, 2))
 
 
 @pytest.mark.parametrize('size', [(H, H), (W, H), (2 * H, 3 * W)])
