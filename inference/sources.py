@@ -4,18 +4,19 @@ import itertools
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
 from dataset.io import FRAME_SUFFIXES, list_frames, read_image
+from dataset.mask_files import GivenMask, match_masks
 from dataset.sequence import Frame, Video
+from dataset.user_masks import UserMasks
 from util.errors import DataError
 from util.video_file import VideoReader
 
@@ -95,41 +96,56 @@ class DatasetSource(Source):
         return Picture(image, self.video.read_mask(frame, image.shape[:2]))
 
 
-@dataclass(frozen=True)
-class Annotation:
-    """The mask of a frame, as ``InferenceCore.step`` takes it."""
-
-    labels: np.ndarray  # uint8 [H, W]
-    objects: list[int] | None = None  # that it speaks of; None: those in it
-
-
 class UserSource(Source):
-    """A video that a user brings, with masks for some of its frames: ``annotations``, by number.
+    """A video that a user brings, with masks for some of its frames.
 
     Attributes:
         height, width: of all frames.
+        pixel_aspect: width of a pixel to its height.
         frame_rate: on average.
         time_base: seconds of one tick of the timestamps.
         has_audio: whether there is an audio track.
+        names: of the frames, where they are files.
+        masks: by the number of their frame.
     """
 
     height: int
     width: int
+    pixel_aspect = Fraction(1)
     frame_rate: Fraction
     time_base: Fraction
     has_audio = False
-    annotations: Mapping[int, Annotation] = MappingProxyType({})
+    names: Sequence[str] | None = None
+    masks: UserMasks
+
+    def annotate(self, given: Sequence[GivenMask]) -> None:
+        """Take masks. Of a video file the number of frames is an estimate: masks beyond it are warned of.
+
+        Raises:
+            DataError: a mask is for no frame, or cannot be used.
+        """
+        masks = match_masks(given, self.names)
+        self.masks = UserMasks(masks, size_hw=(self.height, self.width), pixel_aspect=float(self.pixel_aspect))
+        if self.frames is not None and (last := masks[-1]).frame >= self.frames:
+            log.warning(
+                '%s: is for frame %d, but %s has %d frames (0 to %d), as far as the file says',
+                last.files[0],
+                last.frame,
+                self.name,
+                self.frames,
+                self.frames - 1,
+            )
 
     def _upcoming(self, number: int, name: str, read: Callable[[], tuple[np.ndarray, int] | None], last: bool):
-        given = self.annotations.get(number)
+        given = self.masks.given.get(number)
 
         def picture() -> Picture | None:
             if (found := read()) is None:
                 return None
             image, pts = found
-            return Picture(image, None if given is None else given.labels, pts)
+            return Picture(image, self.masks.read(number, image.shape[:2]), pts)
 
-        return Upcoming(name, picture, given is not None, None if given is None else given.objects, last=last)
+        return Upcoming(name, picture, given is not None, given and given.objects, last=last)
 
 
 class FolderSource(UserSource):
@@ -145,6 +161,7 @@ class FolderSource(UserSource):
         self.height, self.width = read_image(self.paths[0]).shape[:2]
         self.frame_rate, self.time_base = fps, 1 / fps
         self.frames = len(self.paths)
+        self.names = [path.stem for path in self.paths]
 
     def __iter__(self) -> Iterator[Upcoming]:
         for number, path in enumerate(self.paths):
