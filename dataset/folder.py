@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset.io import FRAME_SUFFIXES, DataError, check_path, image_size, list_frames, natural_key, some
-from dataset.mask_files import list_masks
+from dataset.mask_files import FrameMasks, list_masks
 from dataset.sequence import Frame, Video
 from dataset.user_masks import UserMasks
 
@@ -58,6 +58,31 @@ def folder(root: str | Path) -> list[Video]:
     if problems:
         raise DataError('\n  '.join([f'{len(problems)} of {len(names)} videos cannot be used:', *map(str, problems)]))
     return videos
+
+
+def ground_truth(root: str | Path) -> dict[str, dict[str, FrameMasks]]:
+    """The masks of every video in ``ROOT/Annotations`` by the names of their frames, without a look at them.
+
+    Videos are found as :func:`folder` finds them. Where there is no ``ROOT/JPEGImages``, each folder is a video, and
+    files beside none are one.
+
+    Raises:
+        DataError: there are no masks, or two of a frame.
+    """
+    root = Path(root)
+    images, annotations = root / 'JPEGImages', root / 'Annotations'
+    if not annotations.is_dir():
+        raise DataError(f'{annotations}: expected ground truth as <video>/<frame>.png, found no folder')
+    folders, files = _entries(annotations)
+    if images.is_dir():
+        names = [name for name in _video_names(images, annotations) if name in folders]
+    else:
+        names = [] if files else sorted(folders, key=natural_key)
+    places = {name: folders[name] for name in names} or {root.resolve().name: annotations}
+    masks = {name: list_masks(place) for name, place in places.items()}
+    if not any(masks.values()):
+        raise DataError(f'{annotations}: expected ground truth as <video>/<frame>.png, found no masks')
+    return masks
 
 
 def _video_names(images: Path, annotations: Path) -> list[str]:

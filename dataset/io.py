@@ -134,13 +134,24 @@ def read_mask(path: str | Path) -> np.ndarray:
     if alpha is not None:
         values[alpha == 0] = 0
 
-    if np.isin(values, (0, 255)).all() and (values.ndim == 2 or (values == values[..., :1]).all()):
+    if _is_binary(values):
         return (values if values.ndim == 2 else values[..., 0]).astype(bool).astype(np.uint8)
     if image.format == 'JPEG':
         raise soft_mask(path, 'a JPEG with values other than 0 and 255')
     labels = _labels_of_colours(values, path) if values.ndim == 3 else _labels_of_values(values, path)
     check_crisp(labels, values if values.ndim == 3 else labels, path)
     return labels
+
+
+def is_black_and_white(path: str | Path) -> bool:
+    """Whether a file that ``read_mask`` takes has no other values than 0 and 255, which it makes one object."""
+    image = open_image(path)
+    return image.mode == '1' or (image.mode != 'P' and _is_binary(np.asarray(image.convert('RGB'))))
+
+
+def _is_binary(values: np.ndarray) -> bool:
+    """Of gray values [H, W] or RGB [H, W, 3]."""
+    return bool(np.isin(values, (0, 255)).all() and (values.ndim == 2 or (values == values[..., :1]).all()))
 
 
 def fit_mask(mask: np.ndarray, size_hw: tuple[int, int], path: str | Path, pixel_aspect: float = 1) -> np.ndarray:

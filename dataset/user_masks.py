@@ -49,6 +49,8 @@ class UserMasks:
         size_hw: (H, W) of the frames, if known: masks that cannot fit are refused at once.
         pixel_aspect: width of a frame's pixel to its height; masks may have the size at which a player shows frames.
         name: of the video, for messages; by default the first file's.
+        ground_truth: they are to be compared with, not to begin from: 255 beside other labels, void, keeps its label,
+            and there may be no object.
 
     Attributes:
         given: by frame.
@@ -64,6 +66,7 @@ class UserMasks:
         size_hw: tuple[int, int] | None = None,
         pixel_aspect: float = 1,
         name: str = '',
+        ground_truth: bool = False,
     ):
         self.given = {each.frame: each for each in given}
         self.pixel_aspect = pixel_aspect
@@ -77,16 +80,22 @@ class UserMasks:
                 pictures.setdefault(label, []).append(replace(picture, codes=_first_seen(picture.codes)))
         self._readings = {}
         for label, files in pictures.items():
-            self._readings[label] = _judge(files, name or _title(files), one_object=label is not None)
+            one = label is not None
+            self._readings[label] = _judge(
+                files, name or _title(files), one_object=one, keep_void=ground_truth and not one
+            )
         binary = {path for each in given if each.binary for path in each.files}
-        self._check_objects(pictures, binary, name)
+        self._check_objects(pictures, binary, name, may_be_empty=ground_truth)
 
     @property
     def files(self) -> list[Path]:
         return [path for each in self.given.values() for path in each.files]
 
-    def read(self, frame: int | str, size_hw: tuple[int, int]) -> np.ndarray | None:
+    def read(self, frame: int | str, size_hw: tuple[int, int] | None = None) -> np.ndarray | None:
         """The labels of a frame, uint8 at its image's size [H, W]; ``None`` where it has no mask.
+
+        Args:
+            size_hw: (H, W); by default that of the mask.
 
         Raises:
             DataError: a file was changed since it was judged, or does not fit.
@@ -94,19 +103,20 @@ class UserMasks:
         each = self.given.get(frame)
         if each is None:
             return None
-        if each.objects is None:
-            [path] = each.files
-            return self._read_file(path, None, size_hw)
-        labels = np.zeros(size_hw, np.uint8)
-        for path, label in zip(each.files, each.objects, strict=True):
-            labels[self._read_file(path, label, size_hw) > 0] = label
+        labels = None
+        for path, label in zip(each.files, each.objects or (None,), strict=True):
+            mask = self._readings[label].labels(_decode(path))
+            size_hw = size_hw or mask.shape
+            mask = fit_mask(mask, size_hw, path, self.pixel_aspect)
+            if label is None:
+                return mask
+            labels = np.zeros(size_hw, np.uint8) if labels is None else labels
+            labels[mask > 0] = label
         return labels
 
-    def _read_file(self, path: Path, label: int | None, size_hw: tuple[int, int]) -> np.ndarray:
-        """The labels in a file, which is that of an object or, without ``label``, of all."""
-        return fit_mask(self._readings[label].labels(_decode(path)), size_hw, path, self.pixel_aspect)
-
-    def _check_objects(self, pictures: dict[int | None, list['_Picture']], binary: set[Path], name: str) -> None:
+    def _check_objects(
+        self, pictures: dict[int | None, list['_Picture']], binary: set[Path], name: str, *, may_be_empty: bool
+    ) -> None:
         """Complain of masks of no object, and of an object's that shows several."""
         empty = []
         for label, files in pictures.items():
@@ -120,6 +130,8 @@ class UserMasks:
                 if each.path in binary:
                     raise DataError(f'{several} the background. Is this folder that of an object?')
                 log.warning('%s the background; all of them are object %d', several, label)
+        if may_be_empty:
+            return
         title = f'{name}: ' if name else ''
         if len(empty) == sum(map(len, pictures.values())):
             raise DataError(
@@ -180,11 +192,12 @@ class _Reading:
         return _translate(picture.codes_as(kind), self.labels_of[kind], picture.path)
 
 
-def _judge(files: list[_Picture], name: str, *, one_object: bool) -> _Reading:
+def _judge(files: list[_Picture], name: str, *, one_object: bool, keep_void: bool) -> _Reading:
     """What in the files of a video, in frame order, is which label.
 
     Args:
         one_object: only the background matters: whatever differs from it is the object.
+        keep_void: 255 beside other labels stays what it is.
     """
     why_no_labels = _why_no_labels([each for each in files if each.kind is _Kind.INDEX])
     others = [each for each in files if each.kind is not _Kind.INDEX or why_no_labels]
@@ -219,14 +232,14 @@ def _judge(files: list[_Picture], name: str, *, one_object: bool) -> _Reading:
     others = sorted(labels - {VOID})
     if set(values) - {0, CLEAR} == {VOID} and VOID not in indices and others in ([], [1]):
         of_value[VOID] = 1  # black and white
-    elif VOID in values and others:
+    elif VOID in values and others and not keep_void:
         log.warning(
             '%s: the value 255 counts as an object beside the labels %s, since the mask is grayscale. Where it marks '
             'pixels that belong to nothing, make them 0',
             name,
             some([str(label) for label in others]),
         )
-    if others and VOID in {*of_index.values(), *of_colour.values()}:
+    if others and VOID in {*of_index.values(), *of_colour.values()} and not keep_void:
         log.info('%s: label 255 beside other labels is void, as in VOC: background', name)
         of_index = {index: label % VOID for index, label in of_index.items()}
         of_colour = {colour: label % VOID for colour, label in of_colour.items()}

@@ -410,6 +410,18 @@ def test_255_alone_is_an_object(save, caplog, labels):
     assert not caplog.records
 
 
+@pytest.mark.parametrize('form', ['palette', 'colours', 'gray'])
+def test_void_keeps_its_label_in_ground_truth(save, caplog, form):
+    mask = scene(1, 255, 2)
+    image = {'palette': indexed(mask), 'colours': PALETTE[mask], 'gray': mask}[form]
+    files = [save(image, '0.png'), save(np.zeros_like(mask), '1.png')]
+    masks = UserMasks([FrameMasks(frame, (path,)) for frame, path in enumerate(files)], ground_truth=True)
+    equal(masks.read(0), mask)
+    assert not masks.read(1).any()
+    assert not UserMasks([FrameMasks(1, (files[1],))], ground_truth=True).read(1).any()
+    assert not caplog.records
+
+
 # Kinds together
 
 
