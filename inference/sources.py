@@ -185,7 +185,7 @@ class SequentialSource(UserSource):
         self.name = name
         self.reader = reader
         self.frames, self.has_audio = reader.frames, reader.has_audio
-        self.height, self.width = reader.height, reader.width
+        self.height, self.width, self.pixel_aspect = reader.height, reader.width, reader.pixel_aspect
         self.frame_rate, self.time_base = reader.frame_rate, reader.time_base
 
     def __iter__(self) -> Iterator[Upcoming]:
@@ -199,6 +199,7 @@ class Camera:
 
     has_audio = False
     frames = None
+    pixel_aspect = Fraction(1)
     time_base = Fraction(1, 1000)
 
     def __init__(self, device: str):

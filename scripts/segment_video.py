@@ -154,6 +154,7 @@ def overlay_writer(args: argparse.Namespace, source: UserSource) -> VideoWriter 
             source.height,
             time_base=source.time_base,
             frame_rate=source.frame_rate,
+            pixel_aspect=source.pixel_aspect,
             audio_from=args.input if source.has_audio else None,
         )
     except MissingPackageError as error:

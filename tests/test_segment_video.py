@@ -1,5 +1,6 @@
 """scripts/segment_video.py on real folders and video files, against the core driven by hand."""
 
+import json
 import os
 import shutil
 import signal
@@ -210,6 +211,58 @@ def test_wrong_masks_are_errors_before_anything_is_computed(run, tmp_path, caplo
     assert run('--input', clip, '--no_overlay', '--mask', tmp_path / 'empty.png', f'1={tmp_path}/large.png') == 0
     assert 'shows no object' in caplog.text
     assert np.array_equal(written_masks(tmp_path / 'out')[1], read_mask(FIRST))
+
+
+@pytest.mark.parametrize('aspect', [Fraction(16, 11), Fraction(8, 9)])
+def test_pixels_that_are_no_squares(run, tmp_path, aspect):
+    """The overlay has them, too, and a mask may have the size of what a player shows."""
+    pytest.importorskip('av')
+    path, shown = tmp_path / 'dv.mp4', round(W * aspect)
+    with VideoWriter(path, W, H, time_base=1 / Fraction(25), frame_rate=Fraction(25), pixel_aspect=aspect) as writer:
+        for number, frame in enumerate(FRAMES[:2]):
+            writer.write(read_image(frame), number)
+    Image.open(FIRST).resize((shown, H), Image.Resampling.NEAREST).save(tmp_path / 'shown.png')
+    assert run('--input', path, '--mask', tmp_path / 'shown.png') == 0
+    assert VideoReader(tmp_path / 'out' / 'overlay.mp4').pixel_aspect == aspect
+    assert np.mean(written_masks(tmp_path / 'out')[0] != read_mask(FIRST)) < 0.02
+    Image.open(FIRST).resize((shown, H + 20), Image.Resampling.NEAREST).save(tmp_path / 'other.png')
+    with pytest.raises(DataError, match=rf'aspect ratio \({W} x {H}\), or as it is shown \({shown} x {H}\), found'):
+        run('--input', path, '--mask', tmp_path / 'other.png', '--overwrite')
+
+
+MATCHED = {
+    # arguments of --mask -> frames that have a mask
+    'a file named like a frame': (['masks/00004.png'], [4]),
+    'another file': (['masks/first.png'], [0]),
+    'a folder': (['named'], [2, 4]),
+    'a pattern': (['named/*.png'], [2, 4]),
+    'files': (['named/00002.png', 'named/00004.png'], [2, 4]),
+    'a number wins': (['1=masks/00004.png'], [1]),
+    'commas': (['named/00002.png,named/00004.png'], [0]),
+    'a folder of folders of masks': (['objects'], [2, 4]),
+}
+
+
+@pytest.mark.parametrize('how', MATCHED)
+def test_masks_belong_to_the_frames_of_their_names(run, tmp_path, monkeypatch, how):
+    monkeypatch.chdir(tmp_path)
+    masks, frames = MATCHED[how]
+    for name in ('masks/00004', 'masks/first', 'named/00002', 'named/00004', 'objects/1/00002', 'objects/5/00004'):
+        path = tmp_path / f'{name}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        binary(path, slice(10, 60), slice(10, 70))
+    clip = tmp_path / 'clip'
+    clip.mkdir()
+    for frame in FRAMES[:6]:
+        shutil.copy(frame, clip)
+    assert run('--input', clip, '--mask', *masks, '--no_overlay', '--size', 32) == 0
+    given = json.loads((tmp_path / 'out' / 'settings.json').read_text())['mask']
+    assert [int(frame) for frame in given] == frames
+    written = written_masks(tmp_path / 'out')
+    assert not any(mask.any() for mask in written[: frames[0]])
+    assert written[frames[0]].any()
+    if 'folders' in how:
+        assert 5 in written[4]
 
 
 def test_a_mask_beyond_the_end_of_a_video_is_reported_and_the_rest_is_there(run, tmp_path, video, caplog):
