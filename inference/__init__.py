@@ -2,9 +2,11 @@
 
 from importlib import import_module
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 from inference.config import InferenceConfig
+from util.files import known_content
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +45,13 @@ def load_model(path: 'str | Path' = LIGHT_WEIGHTS, *, device: 'str | torch.devic
     Raises:
         CheckpointError: the file is missing or unusable.
     """
-    from model import load_network
+    from model import CheckpointError, load_network
     from util.distributed import choose_device
 
-    return load_network(path, device=choose_device(device)).optimized()
+    device = choose_device(device)
+    try:
+        return load_network(path, device=device).optimized()
+    except CheckpointError as error:
+        if isinstance(error.__cause__, UnpicklingError) and (found := known_content(path)):
+            raise CheckpointError(f'{path}: expected a checkpoint, found {found}') from error
+        raise

@@ -8,13 +8,14 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from inference.core import Core
+from inference.core import Core, InputError
 from inference.sources import Picture, Source, Upcoming
 from util.distributed import use_device
 from util.errors import UserError, cause_of
@@ -73,8 +74,11 @@ def propagate(core: Core, source: Source, stopwatch: 'Stopwatch | None' = None) 
     with closing(_read_ahead(core, source)) as frames:
         for number, (frame, picture, image, mask) in enumerate(frames):
             with enough_memory():
-                with stopwatch or nullcontext():
-                    prob = core.step(image, mask, frame.objects, wanted=frame.wanted, last=frame.last)
+                try:
+                    with stopwatch or nullcontext():
+                        prob = core.step(image, mask, frame.objects, wanted=frame.wanted, last=frame.last)
+                except InputError as error:
+                    raise InputError(f'frame {number} of {source.name} ({Path(frame.name).name}): {error}') from error
                 labels = None if prob is None else core.to_labels(prob)
             shown, pts = (None, 0) if picture is None else (picture.image, picture.pts)
             yield Segmented(number, frame.name, frame.wanted, shown, pts, prob, labels, core.objects)

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -61,6 +62,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     args = parse()
+    check_port(args.port)
     # Before gradio is imported: it reads its settings from the environment, and some would open it to the network.
     for name in [name for name in os.environ if name.startswith('GRADIO_')]:
         del os.environ[name]
@@ -515,6 +517,18 @@ class LocalOnly:
             if foreign or '=http' in scope['path'] or scope['path'].rstrip('/').endswith(UNUSED):
                 answer = PlainTextResponse('refused', 403)
         await answer(scope, receive, send)
+
+
+def check_port(port: int) -> None:
+    """Raises ``UserError`` where the page cannot be opened at a port."""
+    with socket.socket() as test:
+        test.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            test.bind((HOSTS[0], port))
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f'port {port}: expected a free port for the page, cannot open it ({error}); choose another --port'
+            ) from error
 
 
 def serve(tabs: Tabs, *, port: int) -> None:

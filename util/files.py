@@ -50,6 +50,22 @@ def check_writable(path: str | Path) -> None:
         temporary.unlink()
 
 
+def known_content(path: str | Path) -> str | None:
+    """What a file is that was taken for a checkpoint, and what to do about it; ``None`` where that is not known."""
+    with open(path, 'rb') as file:
+        begin = file.read(512).lstrip()
+    if begin.startswith(b'version https://git-lfs'):
+        return "a pointer of git-lfs. Fetch the file itself with 'git lfs pull'."
+    if begin.startswith(b'<'):
+        return 'a web page, perhaps one that says why there is no download. Download the file in a browser.'
+    if begin.startswith(b'PK'):
+        return (
+            'objects other than tensors, which are not loaded since they may run any code. Save the state_dict() of '
+            'the network instead.'
+        )
+    return None
+
+
 def _temporary(path: Path, owner: str = '') -> Path:
     return path.with_name(f'.{path.name}{owner}.part')
 
