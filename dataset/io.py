@@ -125,7 +125,7 @@ def read_mask(path: str | Path) -> np.ndarray:
     if 'A' in image.getbands():
         alpha = np.asarray(image.getchannel('A'))
         if not np.isin(alpha, (0, 255)).all():
-            raise soft_mask(path, 'partly transparent pixels')
+            raise _soft_mask(path, 'partly transparent pixels')
         image = image.convert('RGB' if len(image.getbands()) > 2 else 'L')
     if len(image.getbands()) > 1:
         values = np.array(image.convert('RGB'))
@@ -137,7 +137,7 @@ def read_mask(path: str | Path) -> np.ndarray:
     if _is_binary(values):
         return (values if values.ndim == 2 else values[..., 0]).astype(bool).astype(np.uint8)
     if image.format == 'JPEG':
-        raise soft_mask(path, 'a JPEG with values other than 0 and 255')
+        raise _soft_mask(path, 'a JPEG with values other than 0 and 255')
     labels = _labels_of_colours(values, path) if values.ndim == 3 else _labels_of_values(values, path)
     check_crisp(labels, values if values.ndim == 3 else labels, path)
     return labels
@@ -385,8 +385,16 @@ def _labels_of_colours(values: np.ndarray, path: str | Path) -> np.ndarray:
     labels = order[np.searchsorted(palette[order], codes).clip(max=255)]
     foreign = np.unique(codes[palette[labels] != codes])
     if len(foreign):
-        some = ', '.join(f'#{code:06x}' for code in foreign[:3])
-        raise soft_mask(path, f'{len(foreign)} colours that are not in the DAVIS palette ({some} ...)')
+        shown = some([f'#{code:06x}' for code in foreign])
+        found = f'{len(foreign)} colours that are not in the DAVIS palette ({shown})'
+        try:
+            check_crisp_colours(values, path)
+        except DataError as error:
+            raise _soft_mask(path, found) from error
+        raise DataError(
+            f'{path}: expected labels, or the colours that stand for them, found {found}: which object is which? Save '
+            'the labels as a palette or grayscale PNG.'
+        )
     return labels.astype(np.uint8)
 
 
@@ -421,19 +429,32 @@ def check_crisp(
     fringe = thin & (2 * np.bincount(labels[between], minlength=256) > pixels)
     if pixels[fringe].sum() > MAX_FRINGE * np.count_nonzero(~solid):
         found = ', '.join(map(name, np.flatnonzero(fringe)[:3]))
-        raise soft_mask(path, f'{fringe.sum()} {kind}s only along the edges of others ({found} ...)')
+        raise _soft_mask(path, f'{fringe.sum()} {kind}s only along the edges of others ({found} ...)')
     for label in np.flatnonzero(thin & (pixels >= 32)):
         inside = (labels == label).astype(np.uint8)
         specks = cv2.connectedComponents(inside)[0] - 1
         if 3 * specks > pixels[label]:
-            raise soft_mask(path, f'{kind} {name(label)} as {specks} specks of {pixels[label]} pixels together')
+            raise _soft_mask(path, f'{kind} {name(label)} as {specks} specks of {pixels[label]} pixels together')
         beside = cv2.filter2D(inside, -1, CROSS, borderType=cv2.BORDER_CONSTANT)
         corners = cv2.filter2D(inside, -1, 1 - CROSS, borderType=cv2.BORDER_CONSTANT) - inside
         if 2 * np.count_nonzero(inside & (beside == 0) & (corners > 2)) > pixels[label]:
-            raise soft_mask(path, f'{kind} {name(label)} as a chequered pattern')
+            raise _soft_mask(path, f'{kind} {name(label)} as a chequered pattern')
 
 
-def soft_mask(path: str | Path, found: str) -> DataError:
+def check_crisp_colours(values: np.ndarray, path: str | Path) -> None:
+    """As :func:`check_crisp`, of uint8 RGB [H, W, 3]. Black is the background."""
+    codes = values.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    colours, places = np.unique(codes.ravel(), return_inverse=True)
+    objects = colours[colours > 0]
+    if len(objects) > 255:
+        raise _soft_mask(path, f'{len(objects)} colours')
+    labels = np.zeros(len(colours), np.uint8)
+    labels[colours > 0] = np.arange(255, 255 - len(objects), -1)  # down, so that they do not look like labels in order
+    names = dict(zip(labels.tolist(), (f'#{colour:06x}' for colour in colours.tolist()), strict=True))
+    check_crisp(labels[places].reshape(codes.shape), values, path, name=names.__getitem__, kind='colour')
+
+
+def _soft_mask(path: str | Path, found: str) -> DataError:
     """The error of a mask that is not crisp; ``found``: what shows it."""
     return DataError(
         f'{path}: expected a mask with one exact value an object, found {found}, as anti-aliasing, '

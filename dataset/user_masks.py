@@ -21,9 +21,9 @@ from dataset.io import (
     DataError,
     check_aspect,
     check_crisp,
+    check_crisp_colours,
     fit_mask,
     open_image,
-    soft_mask,
     some,
 )
 from dataset.mask_files import FrameMasks
@@ -351,19 +351,7 @@ def _check_picture(picture: _Picture) -> None:
         indices = picture.codes.astype(np.uint8)
         check_crisp(indices, values, picture.path, name=lambda index: _hex(picture.palette[index]), kind='colour')
         return
-    objects = sorted(set(seen.shown()) - {BLACK, CLEAR})
-    if len(objects) > MAX_LABEL:
-        raise soft_mask(picture.path, f'{len(objects)} colours')
-    # Counted down, so that they do not look like labels in order.
-    labels = {colour: label for label, colour in zip(range(MAX_LABEL, 0, -1), objects, strict=False)}
-    names = {label: _hex(colour) for colour, label in labels.items()} | {0: _hex(BLACK)}
-    check_crisp(
-        _translate(colours, labels | {BLACK: 0, CLEAR: 0}, picture.path),
-        values,
-        picture.path,
-        name=names.__getitem__,
-        kind='colour',
-    )
+    check_crisp_colours(values, picture.path)
 
 
 def _decode(path: Path) -> _Picture:

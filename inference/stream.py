@@ -78,7 +78,7 @@ def propagate(core: Core, source: Source, stopwatch: 'Stopwatch | None' = None) 
                     with stopwatch or nullcontext():
                         prob = core.step(image, mask, frame.objects, wanted=frame.wanted, last=frame.last)
                 except InputError as error:
-                    raise InputError(f'frame {number} of {source.name} ({Path(frame.name).name}): {error}') from error
+                    raise InputError(f'{source.name}: frame {Path(frame.name).name}: {error}') from error
                 labels = None if prob is None else core.to_labels(prob)
             shown, pts = (None, 0) if picture is None else (picture.image, picture.pts)
             yield Segmented(number, frame.name, frame.wanted, shown, pts, prob, labels, core.objects)
