@@ -292,6 +292,7 @@ class ClipSource(Source):
                 objects=session.objects(frame) if painted else None,
                 wanted=frame >= self.start,
                 last=frame == len(session) - 1,
+                origin=f'frame {frame}',
             )
 
     def _read(self, frame: int, painted: bool) -> Picture:

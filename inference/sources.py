@@ -43,6 +43,7 @@ class Upcoming:
     objects: Sequence[int] | None = None  # that its annotation speaks of; None: those in it
     wanted: bool = True  # whether its segmentation is asked for
     last: bool = False  # as far as that is known
+    origin: str = ''  # what messages call it: its file, or the video and its number
 
 
 class Source(ABC):
@@ -86,6 +87,7 @@ class DatasetSource(Source):
                 objects=frame.objects,
                 wanted=frame.wanted,
                 last=position == self.frames,
+                origin=str(frame.image),
             )
 
     def _name(self, frame: Frame) -> str:
@@ -136,7 +138,9 @@ class UserSource(Source):
                 self.frames - 1,
             )
 
-    def _upcoming(self, number: int, name: str, read: Callable[[], tuple[np.ndarray, int] | None], last: bool):
+    def _upcoming(
+        self, number: int, name: str, read: Callable[[], tuple[np.ndarray, int] | None], *, last: bool, origin: str
+    ) -> Upcoming:
         given = self.masks.given.get(number)
 
         def picture() -> Picture | None:
@@ -145,7 +149,7 @@ class UserSource(Source):
             image, pts = found
             return Picture(image, self.masks.read(number, image.shape[:2]), pts)
 
-        return Upcoming(name, picture, given is not None, given and given.objects, last=last)
+        return Upcoming(name, picture, given is not None, given and given.objects, last=last, origin=origin)
 
 
 class FolderSource(UserSource):
@@ -165,7 +169,8 @@ class FolderSource(UserSource):
 
     def __iter__(self) -> Iterator[Upcoming]:
         for number, path in enumerate(self.paths):
-            yield self._upcoming(number, path.stem, partial(self._read, number), number == self.frames - 1)
+            last = number == self.frames - 1
+            yield self._upcoming(number, path.stem, partial(self._read, number), last=last, origin=str(path))
 
     def _read(self, number: int) -> tuple[np.ndarray, int]:
         path = self.paths[number]
@@ -191,7 +196,8 @@ class SequentialSource(UserSource):
     def __iter__(self) -> Iterator[Upcoming]:
         pictures = iter(self.reader)
         for number in itertools.count():
-            yield self._upcoming(number, f'{number:05d}', partial(next, pictures, None), False)
+            origin = f'{self.name}: frame {number}'
+            yield self._upcoming(number, f'{number:05d}', partial(next, pictures, None), last=False, origin=origin)
 
 
 class Camera:

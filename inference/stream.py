@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -78,7 +77,7 @@ def propagate(core: Core, source: Source, stopwatch: 'Stopwatch | None' = None) 
                     with stopwatch or nullcontext():
                         prob = core.step(image, mask, frame.objects, wanted=frame.wanted, last=frame.last)
                 except InputError as error:
-                    raise InputError(f'{source.name}: frame {Path(frame.name).name}: {error}') from error
+                    raise InputError(f'{frame.origin}: {error}') from error
                 labels = None if prob is None else core.to_labels(prob)
             shown, pts = (None, 0) if picture is None else (picture.image, picture.pts)
             yield Segmented(number, frame.name, frame.wanted, shown, pts, prob, labels, core.objects)

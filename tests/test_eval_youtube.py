@@ -304,7 +304,10 @@ def test_a_failing_video_is_reported_and_the_rest_goes_on(folder_root, small_che
     result = run_folder(folder_root, tmp_path / 'out', small_checkpoint, '--zip')
     assert result.returncode == 1
     assert '1 segmented, 0 finished before, 1 failed' in result.stdout
-    assert 'failed: cat: image: expected the size of the frames before' in result.stdout
+    assert (
+        f'failed: cat: {folder_root}/JPEGImages/cat/3.jpeg: image: expected the size of the frames before'
+        in result.stdout
+    )
     assert len(list((tmp_path / 'out/dog').iterdir())) == 4
     assert not (tmp_path / 'out.zip').exists()
 

@@ -219,12 +219,12 @@ def test_youtube_as_downloaded(tmp_path, caplog):
 # Frames
 
 
-def test_a_frame_of_another_size_names_its_video_and_number(davis_root, small_network):
+def test_a_frame_of_another_size_names_its_file(davis_root, small_network):
     [video, _] = davis(davis_root)
     frame = video.frames[2]
     with Image.open(frame.image) as image:
         image.resize((image.width + 2, image.height)).save(frame.image)
-    with pytest.raises(InputError, match=rf'^{video.name}: frame {frame.name}: image: expected the size of'):
+    with pytest.raises(InputError, match=rf'^{frame.image}: image: expected the size of'):
         list(propagate(InferenceCore(small_network, size=32), DatasetSource(video)))
 
 
