@@ -22,15 +22,27 @@ class FolderVideo(Video):
     masks: UserMasks = field(kw_only=True)
 
     def read_mask(self, frame: Frame, size: tuple[int, int]) -> np.ndarray | None:
-        return self.masks.read(frame.name, size)
+        return None if frame.mask is None else self.masks.read(frame.name, size)
+
+    @property
+    def given(self) -> dict[str, list[int]]:
+        """The objects whose masks a network gets, by the names of their frames."""
+        return {
+            frame.name: list(frame.objects or self.masks.objects[frame.name])
+            for frame in self.frames
+            if frame.mask is not None
+        }
 
 
-def folder(root: str | Path) -> list[Video]:
+def folder(root: str | Path, *, first_only: bool = False) -> list[FolderVideo]:
     """The videos of a folder, with every annotation that is there; asked for from the first one on.
 
     Frames and masks belong together by name: ``JPEGImages/cat/0007.jpg`` and ``Annotations/cat/0007.png``, or
     ``Annotations/cat/2/0007.png`` where each object has a folder of masks. A folder with frames directly in
     ``JPEGImages`` is one video, named like the folder. All masks are looked at.
+
+    Args:
+        first_only: of each object its first mask alone.
 
     Raises:
         DataError: for missing folders, a video without frames or masks, masks without a frame, masks that cannot be
@@ -46,11 +58,11 @@ def folder(root: str | Path) -> list[Video]:
             )
     names = _video_names(images, annotations)
     if not names:
-        return [_video(root.resolve().name, images, annotations)]
+        return [_video(root.resolve().name, images, annotations, first_only=first_only)]
     videos, problems = [], []
     for name in names:
         try:
-            videos.append(_video(name, images / name, annotations / name))
+            videos.append(_video(name, images / name, annotations / name, first_only=first_only))
         except DataError as error:
             problems.append(error)
     if len(problems) == 1:
@@ -111,7 +123,7 @@ def _entries(folder: Path) -> tuple[dict[str, Path], list[Path]]:
     return {path.name: path for path in entries if path.is_dir()}, [path for path in entries if not path.is_dir()]
 
 
-def _video(name: str, images: Path, annotations: Path) -> Video:
+def _video(name: str, images: Path, annotations: Path, *, first_only: bool) -> FolderVideo:
     paths = list_frames(images)
     if not paths:
         raise DataError(f'{images}: no frames ({" ".join(FRAME_SUFFIXES)})')
@@ -129,9 +141,14 @@ def _video(name: str, images: Path, annotations: Path) -> Video:
     size = None
     with suppress(DataError):  # of a frame that cannot be read; whoever comes to it complains
         size = image_size(paths[begin])
-    frames = []
+    user_masks = UserMasks(given, size_hw=size, name=name)
+    frames, known = [], set()
     for position, path in enumerate(paths):
         found = masks.get(path.stem)
         mask, objects = (found.files[0], found.objects) if found else (None, None)
-        frames.append(Frame(path.stem, path, mask=mask, objects=objects, wanted=position >= begin))
-    return FolderVideo(name, name, tuple(frames), masks=UserMasks(given, size_hw=size, name=name))
+        if found and first_only:
+            objects = tuple(label for label in user_masks.objects[path.stem] if label not in known)
+            known |= {*objects}
+            mask = mask if objects else None
+        frames.append(Frame(path.stem, path, mask=mask, objects=objects or None, wanted=position >= begin))
+    return FolderVideo(name, name, tuple(frames), masks=user_masks)

@@ -34,6 +34,11 @@ class FrameMasks:
     binary: bool = False
     """Whether an object's file that shows several labels is refused."""
 
+    @property
+    def pairs(self) -> list[tuple[Path, int | None]]:
+        """Each file and its object."""
+        return list(zip(self.files, self.objects or (None,), strict=True))
+
 
 def list_masks(folder: str | Path) -> dict[str, FrameMasks]:
     """The masks in a folder by the names of their frames: one file a frame, or a folder of these an object.

@@ -54,6 +54,7 @@ class UserMasks:
 
     Attributes:
         given: by frame.
+        objects: by frame, the labels that its masks show.
 
     Raises:
         DataError: a file cannot be read, has no safe meaning, or does not fit; or none of them shows an object.
@@ -70,22 +71,24 @@ class UserMasks:
     ):
         self.given = {each.frame: each for each in given}
         self.pixel_aspect = pixel_aspect
-        pictures: dict[int | None, list[_Picture]] = {}  # object -> its files; None: files with the labels of all
-        for each in given:
-            for path, label in zip(each.files, each.objects or (None,), strict=True):
+        self.objects: dict[int | str, list[int]] = {}
+        seen: dict[Path, _Picture] = {}
+        files_of: dict[int | None, list[Path]] = {}  # object -> its files; None: files with the labels of all
+        for path, label in [pair for each in given for pair in each.pairs]:
+            files_of.setdefault(label, []).append(path)
+            if path not in seen:
                 picture = _decode(path)
                 if size_hw is not None:
                     check_aspect(picture.codes.shape, size_hw, path, pixel_aspect)
                 _check_picture(picture)
-                pictures.setdefault(label, []).append(replace(picture, codes=_first_seen(picture.codes)))
+                seen[path] = replace(picture, codes=_first_seen(picture.codes))
         self._readings = {}
-        for label, files in pictures.items():
+        for label, files in files_of.items():
             one = label is not None
-            self._readings[label] = _judge(
-                files, name or _title(files), one_object=one, keep_void=ground_truth and not one
-            )
-        binary = {path for each in given if each.binary for path in each.files}
-        self._check_objects(pictures, binary, name, may_be_empty=ground_truth)
+            title = name or (f'{files[0]} and {len(files) - 1} more' if len(files) > 1 else str(files[0]))
+            pictures = [seen[path] for path in files]
+            self._readings[label] = _judge(pictures, title, one_object=one, keep_void=ground_truth and not one)
+        self._find_objects(seen, name, may_be_empty=ground_truth)
 
     @property
     def files(self) -> list[Path]:
@@ -104,7 +107,7 @@ class UserMasks:
         if each is None:
             return None
         labels = None
-        for path, label in zip(each.files, each.objects or (None,), strict=True):
+        for path, label in each.pairs:
             mask = self._readings[label].labels(_decode(path))
             size_hw = size_hw or mask.shape
             mask = fit_mask(mask, size_hw, path, self.pixel_aspect)
@@ -114,26 +117,26 @@ class UserMasks:
             labels[mask > 0] = label
         return labels
 
-    def _check_objects(
-        self, pictures: dict[int | None, list['_Picture']], binary: set[Path], name: str, *, may_be_empty: bool
-    ) -> None:
+    def _find_objects(self, seen: dict[Path, '_Picture'], name: str, *, may_be_empty: bool) -> None:
         """Complain of masks of no object, and of an object's that shows several."""
         empty = []
-        for label, files in pictures.items():
-            for each in files:
-                found = sorted(set(self._readings[label].labels(each).tolist()) - {0})
+        for each in self.given.values():
+            objects = self.objects[each.frame] = []
+            for path, label in each.pairs:
+                found = sorted({*self._readings[label].labels(seen[path]).tolist()} - {0})
+                objects += found if label is None or not found else [label]
                 if not found:
-                    empty.append(str(each.path))
+                    empty.append(str(path))
                 if label is None or len(found) < 2:
                     continue
-                several = f'{each.path}: expected a mask of object {label} alone, found {len(found)} values beside'
-                if each.path in binary:
+                several = f'{path}: expected a mask of object {label} alone, found {len(found)} values beside'
+                if each.binary:
                     raise DataError(f'{several} the background. Is this folder that of an object?')
                 log.warning('%s the background; all of them are object %d', several, label)
         if may_be_empty:
             return
         title = f'{name}: ' if name else ''
-        if len(empty) == sum(map(len, pictures.values())):
+        if not any(self.objects.values()):
             raise DataError(
                 f'{title}expected a mask that shows an object, found nothing but background in {some(empty)}. '
                 'Black and fully transparent pixels are background.'
@@ -450,10 +453,6 @@ def _first_seen(codes: np.ndarray) -> np.ndarray:
 def _in_order(codes: list[np.ndarray]) -> list[int]:
     """All values of several arrays, by first appearance."""
     return list(dict.fromkeys(code for each in codes for code in each.tolist()))
-
-
-def _title(files: list[_Picture]) -> str:
-    return f'{files[0].path}' + (f' and {len(files) - 1} more' if len(files) > 1 else '')
 
 
 def _hex(colour: int) -> str:

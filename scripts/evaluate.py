@@ -6,7 +6,8 @@ An object is scored in every ground-truth frame after its first one; for DAVIS n
 It scores 0 where the result lacks it, 1 where the ground truth lacks it too. A sequence counts as the mean of its
 objects, the data set as the mean of all objects. Frames of the result without ground truth are ignored. Label 255
 beside other labels of a sequence's ground truth is void: its pixels do not count, whatever the result says there
-(but for DAVIS 2016, where every label is the one object). Sequences too short to be scored are named and left out.
+(but for DAVIS 2016, where every label is the one object). Masks that eval_folder.py gave to the network, as
+settings.json says, are not scored. Sequences too short to be scored are named and left out.
 
 YouTubeVOS: the frames are those that meta.json lists for any object of the video. Seen and unseen categories, and
 with them G, need "seen" or "unseen" at the top level of meta.json: a list of categories (if one of the two is
@@ -21,6 +22,7 @@ import multiprocessing
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -33,6 +35,7 @@ from dataset.davis import ANNOTATIONS, davis_videos
 from dataset.folder import ground_truth
 from dataset.io import DataError, is_black_and_white, list_frames, natural_key, read_mask
 from dataset.user_masks import VOID, UserMasks
+from inference.outputs import SETTINGS_FILE
 from util.cli import run_main
 from util.files import atomic_path, check_writable
 from util.metrics import MEASURES, Scores, labels_in, score_frame, statistics
@@ -51,6 +54,7 @@ class Sequence:
     truth: tuple[Path, ...]
     results: Path  # a folder of <frame>.png
     masks: UserMasks | None = None  # what reads the ground truth, if it is not a benchmark's
+    given: dict[str, list[int]] = field(default_factory=dict)  # of frames, the objects that the network was given
     skip_last: bool = False  # the last frame is not scored
     binary: bool = False  # every non-zero label is the one object, 1
     categories: dict[int, str] = field(default_factory=dict)  # of objects, where they are known
@@ -78,15 +82,26 @@ def davis_sequences(root: Path, results: Path, *, year: int, split: str) -> list
 def folder_sequences(root: Path, results: Path) -> list[Sequence]:
     """``ROOT/Annotations/<video>/<frame>.png``, or ``ROOT/Annotations/<frame>.png`` for a single video.
 
-    The masks of a single video are in a folder of results named like ROOT, or directly in ``results``.
+    The masks of a single video are in a folder of results named like ROOT, or directly in ``results``. Which of them
+    the network was given is in the ``settings.json`` of the run.
     """
-    sequences = []
+    sequences, given_to = [], _given(results)
     for name, given in ground_truth(root).items():
         truth = tuple(each.files[0] for each in given.values())
         direct = name == root.resolve().name and not (results / name).is_dir()
         masks = UserMasks(list(given.values()), name=name, ground_truth=True)
-        sequences.append(Sequence(name, truth, results if direct else results / name, masks).annotated())
+        place = results if direct else results / name
+        sequences.append(Sequence(name, truth, place, masks, given_to.get(name, {})).annotated())
     return sequences
+
+
+def _given(results: Path) -> dict[str, dict[str, list[int]]]:
+    """Video -> frame -> objects that a run of ours was given; nothing where that is not known."""
+    for folder in (results, results.parent):  # above, where these are the results of a single video
+        with suppress(OSError, ValueError, AttributeError):
+            if given := json.loads((folder / SETTINGS_FILE).read_text(encoding='utf-8')).get('given'):
+                return given
+    return {}
 
 
 def youtube_sequences(root: Path, results: Path, meta: dict) -> list[Sequence]:
@@ -162,6 +177,10 @@ def score(sequence: Sequence) -> Scores:
             f'{found[1]}: expected the labels of the ground truth ({some(sorted(scores))}), found black and white, '
             'which does not say which object is which. Write the label of each object, as a palette or grayscale PNG.'
         )
+    for frame, labels in sequence.given.items():
+        for label in labels:
+            for values in scores.get(label, {}).values():
+                values.pop(frame, None)
     return dict(sorted(scores.items()))
 
 
@@ -212,7 +231,7 @@ def object_entries(sequence: Sequence, scores: Scores) -> dict[str, dict]:
     entries = {}
     for label, measures in scores.items():
         if not measures['J']:
-            log.warning('%s: object %d appears in the last frame only; not scored', sequence.name, label)
+            log.warning('%s: object %d has no frame to score after its first one; left out', sequence.name, label)
             continue
         entry = average([{name: statistics(list(frames.values())) for name, frames in measures.items()}])
         for name, frames in measures.items():
@@ -250,12 +269,16 @@ def evaluate(results: Path, root: Path, *, dataset: str, split: str | None = Non
             tables[sequence.name] = {**average(list(entries.values())), 'objects': entries}
         else:
             last = ' and before the last one' if sequence.skip_last else ''
+            known = f', {len(sequence.given)} of them given to the network' if sequence.given else ''
             short.append(
                 f'{sequence.name}: expected ground truth after the first annotated frame{last}, found '
-                f'{len(sequence.truth)} masks in all'
+                f'{len(sequence.truth)} masks in all{known}'
             )
     if not tables:
-        raise DataError(f'{short[0]}. There is nothing to score. Is the ground truth of this split public?')
+        why = 'Is the ground truth of this split public?'
+        if sequences[0].given:
+            why = 'eval_folder.py --first_only gives it the first mask of each object alone.'
+        raise DataError(f'{short[0]}. There is nothing to score. {why}')
     for line in short:
         log.warning('%s; not scored', line)
 

@@ -20,6 +20,7 @@ from dataset.youtube import youtube
 from inference import InferenceConfig
 from inference.outputs import Probabilities
 from inference.run import share
+from scripts.evaluate import evaluate as score
 from tests.conftest import APPEARING, REPOSITORY, tree
 
 SIZE = 96  # works faster than 480
@@ -310,6 +311,20 @@ def test_a_failing_video_is_reported_and_the_rest_goes_on(folder_root, small_che
     )
     assert len(list((tmp_path / 'out/dog').iterdir())) == 4
     assert not (tmp_path / 'out.zip').exists()
+
+
+def test_given_masks_are_in_the_settings_and_not_scored(folder_root, small_checkpoint, tmp_path):
+    """The dog's second mask corrects object 2 and adds another one."""
+    out = tmp_path / 'out'
+    for flags, second in (((), [2, 255]), (('--first_only', '--overwrite'), [255])):
+        result = run_folder(folder_root, out, small_checkpoint, *flags)
+        assert 'the masks of 3 of 10 frames' in result.stderr
+        given = json.loads((out / 'settings.json').read_text())['given']
+        assert given == {'cat': {'0': [1, 2, 3]}, 'dog': {'frame9': [2], 'frame11': second}}
+        if not flags:
+            with pytest.raises(DataError, match='nothing to score'):
+                score(out, folder_root, dataset='folder')
+    assert score(out, folder_root, dataset='folder')['sequences'].keys() == {'dog'}
 
 
 def test_masks_of_another_size(folder_root, small_checkpoint, tmp_path):

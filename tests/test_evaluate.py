@@ -335,6 +335,28 @@ def test_own_ground_truth_is_read_as_the_masks_of_a_user(tmp_path):
     assert numbers['J&F'] == 1
 
 
+@pytest.mark.parametrize('single', [False, True])
+def test_what_the_network_was_given_is_not_scored(tmp_path, single):
+    """Its own masks would come back, with a score of 100."""
+    first, second = square(5, 5, 10), square(20, 30, 12, label=2)
+    nothing = np.zeros_like(first)
+    truth = tmp_path / 'v' / 'Annotations' / ('' if single else 'v')
+    write_video(truth, [first, first + second, first + second, first + second])
+    write_video(tmp_path / 'results' / 'v', [first, first + second, nothing, first])
+    arguments = tmp_path / 'results' / ('v' if single else ''), tmp_path / 'v'
+
+    def objects(given: dict) -> dict:
+        (tmp_path / 'results' / 'settings.json').write_text(json.dumps({'given': {'v': given}}))
+        found = evaluate(*arguments, dataset='folder')['sequences']['v']['objects']
+        return {label: entry['J']['frames'] for label, entry in found.items()}
+
+    assert objects({}) == {'1': {'00001': 1, '00002': 0, '00003': 1}, '2': {'00002': 0, '00003': 0}}
+    assert objects({'00000': [1], '00001': [1, 2]}) == {'1': {'00002': 0, '00003': 1}, '2': {'00002': 0, '00003': 0}}
+    assert objects({'00002': [2], '00003': [2]}) == {'1': {'00001': 1, '00002': 0, '00003': 1}}
+    with pytest.raises(DataError, match='4 of them given to the network'):
+        objects({f'{number:05d}': [1, 2] for number in range(4)})
+
+
 def save(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path)

@@ -374,6 +374,26 @@ def test_masks_that_cannot_be_used(root, change, message):
         folder(root)
 
 
+@pytest.mark.parametrize('first_only', [False, True])
+def test_the_first_masks_of_objects_alone(root, first_only):
+    """Object 4 has one more, object 2 comes later, and the last frame shows nothing that is new."""
+    (root / 'Annotations/bear/0.png').unlink()
+    write(root / 'Annotations/bear/1/0.png', labels(255))
+    write(root / 'Annotations/bear/4/1.png', labels(0, 255))
+    write(root / 'Annotations/bear/4/2.png', labels(0, 255))
+    write(root / 'Annotations/fox/1.png', labels(1, 2, 7))
+    write(root / 'Annotations/fox/2.png', labels(7, 1))
+    bear, fox = folder(root, first_only=first_only)
+    if first_only:
+        assert bear.given == {'0': [1], '1': [4]}
+        assert fox.given == {'0': [1, 2], '1': [7]}
+        assert fox.read_mask(fox.frames[2], SHAPE) is None
+        np.testing.assert_array_equal(fox.read_mask(fox.frames[1], SHAPE), labels(1, 2, 7))
+    else:
+        assert bear.given == {'0': [1], '1': [4], '2': [4]}
+        assert fox.given == {'0': [1, 2], '1': [1, 2, 7], '2': [1, 7]}
+
+
 def test_a_frame_that_cannot_be_read_is_left_to_the_run(root):
     (root / 'JPEGImages/bear/0.png').write_bytes(b'no image')
     assert len(folder(root)) == 2
