@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.flags import add_inference_flags, inference_config, load_networks, parse_flags
 from util.cli import HelpFormatter, positive, run_main
-from util.errors import MissingPackageError
+from util.errors import MissingPackageError, UserError
 from util.offline import stay_local
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
+    check_port(args.port)
     # Before gradio is imported: it reads its settings from the environment, and some would open it to the network.
     for name in [name for name in os.environ if name.startswith('GRADIO_')]:
         del os.environ[name]
@@ -76,6 +78,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             tabs.close()
     return 0
+
+
+def check_port(port: int) -> None:
+    """Raises ``UserError`` where the page cannot be opened at a port."""
+    with socket.socket() as test:
+        test.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            test.bind(('127.0.0.1', port))
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f'port {port}: expected a free port for the page, cannot open it ({error}); choose another --port'
+            ) from error
 
 
 if __name__ == '__main__':

@@ -341,7 +341,7 @@ def test_what_is_left_out_of_a_folder_is_a_line_a_cause(own_root, caplog):
     assert caplog.messages == [
         f'{images}: left out {line}'
         for line in (
-            '1 video(s) without frames (.jpg, .jpeg or .png): two',
+            '1 video(s) without frames (.jpg .jpeg .png .bmp .webp .tif .tiff): two',
             f'4 video(s) without annotations: bat, cow, hen, ...; expected {annotations}/<video>/<frame>.png',
             '1 video(s) with fewer than 3 frames that have an annotation: short (2 of 6); '
             'that of 00000.jpg is 00000.png',
