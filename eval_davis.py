@@ -1,12 +1,13 @@
 """Segment DAVIS 2016 or 2017 and write masks that its server and toolkits take."""
 
 import os
+from collections.abc import Sequence
 
 from scripts.evaluation import evaluate, evaluation_parser, parse
 from util.cli import run_main
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = evaluation_parser(__doc__, size=0, dataset='davis')
     parser.add_argument(
         '--year', type=int, choices=(2016, 2017), default=2017, help='2016: every non-zero label is the one object'
@@ -18,7 +19,7 @@ def main() -> int:
         'which a 2017 folder serves, too)',
     )
     parser.add_argument('--split', choices=('val', 'testdev'), default='val')
-    args = parse(parser)
+    args = parse(parser, argv)
 
     from dataset.davis import davis
 

@@ -1,12 +1,13 @@
 """Segment YouTubeVOS 2018 or 2019 and write masks that its server takes."""
 
 import os
+from collections.abc import Sequence
 
 from scripts.evaluation import evaluate, evaluation_parser, parse
 from util.cli import run_main
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = evaluation_parser(__doc__, size=480, dataset='youtube')
     parser.add_argument(
         '--yv_path', default='../YouTube', help='with SPLIT/ and all_frames/SPLIT_all_frames/; 2018: ../YouTube2018'
@@ -15,7 +16,7 @@ def main() -> int:
     parser.add_argument(
         '--output_all', action='store_true', help='write every frame, not only those that the server asks for'
     )
-    args = parse(parser)
+    args = parse(parser, argv)
 
     from dataset.youtube import youtube
 

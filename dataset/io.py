@@ -4,24 +4,27 @@ Everything here speaks numpy: an image is uint8 [H, W, 3] RGB, a mask uint8 [H, 
 """
 
 import logging
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
 
 from util.errors import DataError, foreign_call
 from util.files import atomic_path
 
 log = logging.getLogger(__name__)
 
-FRAME_SUFFIXES = ('.jpg', '.jpeg', '.png')
+FRAME_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 MAX_NAME = 240  # bytes: a file system's 255 without what is put around a name
 
-FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP')
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF')
 """What PIL may take a file for, whatever its suffix. It knows 50 more, one of which starts Ghostscript."""
+
+SHOWN = 5  # names in a message
 
 MAX_PIXELS, MAX_SIDE = 2**27, 2**15 - 1
 """Of an image: one of 16K video has 15360 x 8640, just below 2**27; OpenCV's remap takes no longer sides."""
@@ -44,6 +47,8 @@ LYING = (5, 6, 7, 8)
 # resized with interpolation, blurred, or compressed by JPEG up to quality 90: 0.117 and more.
 MAX_FRINGE = 0.1
 
+CROSS = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], np.uint8)  # the pixels beside one
+
 
 def _voc_palette() -> np.ndarray:
     """Bits 0, 1, 2 of the label are the highest bits of R, G, B; bits 3, 4, 5 the second highest; so on."""
@@ -61,7 +66,11 @@ PALETTE = _voc_palette()
 def image_size(path: str | Path) -> tuple[int, int]:
     """(H, W) of what ``read_image`` makes of a file, from its header. Raises ``DataError`` as that does."""
     with _open_file(path) as image:
-        width, height = image.size
+        # Of a TIFF Pillow's versions say the size before or after turning it.
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            width, height = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
+        else:
+            width, height = image.size
         return (width, height) if _orientation(image, path) in LYING else (height, width)
 
 
@@ -69,20 +78,23 @@ def read_image(path: str | Path, *, reduction: int = 1) -> np.ndarray:
     """Read a frame as uint8 [H, W, 3] RGB, upright.
 
     An EXIF orientation is applied, to masks as well: files agree when they agree in a viewer (and in OpenCV).
-    Grayscale, palette and CMYK become RGB, 16 bits keep their upper 8, alpha is dropped.
+    Grayscale, palette and CMYK become RGB, 16 bits keep their upper 8, alpha is dropped. Of an animation the first
+    picture is read.
 
     Args:
         reduction: 1, 2, 4 or 8; 1/``reduction`` of the size, rounded up, is made. A JPEG is decoded at that size,
             several times as fast.
 
     Raises:
-        DataError: the file is missing, truncated or not an image.
+        DataError: the file is missing, truncated or not an image, or a TIFF of several pages or of real numbers.
     """
     if (image := _read_jpeg(path, reduction)) is not None:
         return image
-    found = _open(path)
+    found = open_image(path)
     if found.mode == 'P' and found.palette is None:
         raise DataError(f'{path}: expected an image, found palette indices without a palette. Replace the file.')
+    if found.mode == 'F':
+        raise DataError(f'{path}: expected an image of 8 or 16 bits, found real numbers. Save it as PNG.')
     if found.mode.startswith('I'):  # PIL would clip 16 bits to 255 instead of scaling them
         found = Image.fromarray((np.asarray(found) >> 8).clip(0, 255).astype(np.uint8))
     found = found.convert('RGB')
@@ -102,7 +114,7 @@ def read_mask(path: str | Path) -> np.ndarray:
             pixels, a JPEG that is not purely black and white, or values that interpolation, anti-aliasing or
             compression made: labels found only along edges between a lower and a higher one, or as specks.
     """
-    image = _open(path)
+    image = open_image(path)
     if image.mode == 'P':
         return np.array(image)
 
@@ -119,20 +131,34 @@ def read_mask(path: str | Path) -> np.ndarray:
     if alpha is not None:
         values[alpha == 0] = 0
 
-    if np.isin(values, (0, 255)).all() and (values.ndim == 2 or (values == values[..., :1]).all()):
+    if _is_binary(values):
         return (values if values.ndim == 2 else values[..., 0]).astype(bool).astype(np.uint8)
     if image.format == 'JPEG':
         raise _soft_mask(path, 'a JPEG with values other than 0 and 255')
     labels = _labels_of_colours(values, path) if values.ndim == 3 else _labels_of_values(values, path)
-    _check_crisp(labels, values if values.ndim == 3 else labels, path)
+    check_crisp(labels, values if values.ndim == 3 else labels, path)
     return labels
 
 
-def fit_mask(mask: np.ndarray, size_hw: tuple[int, int], path: str | Path) -> np.ndarray:
+def is_black_and_white(path: str | Path) -> bool:
+    """Whether a file that ``read_mask`` takes has no other values than 0 and 255, which it makes one object."""
+    image = open_image(path)
+    return image.mode == '1' or (image.mode != 'P' and _is_binary(np.asarray(image.convert('RGB'))))
+
+
+def _is_binary(values: np.ndarray) -> bool:
+    """Of gray values [H, W] or RGB [H, W, 3]."""
+    return bool(np.isin(values, (0, 255)).all() and (values.ndim == 2 or (values == values[..., :1]).all()))
+
+
+def fit_mask(mask: np.ndarray, size_hw: tuple[int, int], path: str | Path, pixel_aspect: float = 1) -> np.ndarray:
     """Bring a mask [h, w] to its image's size (H, W) by nearest neighbour, with a warning if that changes it.
 
     The sizes must be one picture at two scales: scaling the larger to one side of the smaller, the other side
     fits within one pixel (rounding), or both sides differ by one pixel at most.
+
+    Args:
+        pixel_aspect: width of the image's pixels to their height; a mask of the image as it is shown fits, too.
 
     Raises:
         DataError: the aspect ratio is another. ``path``, the mask's file, is only for messages.
@@ -140,15 +166,29 @@ def fit_mask(mask: np.ndarray, size_hw: tuple[int, int], path: str | Path) -> np
     (h, w), (H, W) = mask.shape, size_hw
     if (h, w) == (H, W):
         return mask
-    (h0, w0), (h1, w1) = sorted([(h, w), (H, W)], key=lambda size: size[0] * size[1])
-    proportional = abs(h0 - w0 * h1 / w1) <= 1 or abs(w0 - h0 * w1 / h1) <= 1
-    if not proportional and max(abs(h - H), abs(w - W)) > 1:
-        raise DataError(
-            f"{path}: expected a mask of its image's aspect ratio ({W} x {H}), found {w} x {h}. "
-            'Check that mask and image belong together, and that neither was cropped or rotated.'
-        )
+    check_aspect((h, w), size_hw, path, pixel_aspect)
     log.warning('%s: the mask is %d x %d, its image %d x %d; resized by nearest neighbour', path, w, h, W, H)
     return np.array(Image.fromarray(mask).resize((W, H), Image.Resampling.NEAREST))
+
+
+def check_aspect(
+    mask_hw: tuple[int, int], size_hw: tuple[int, int], path: str | Path, pixel_aspect: float = 1
+) -> None:
+    """Raise the ``DataError`` of :func:`fit_mask`, where a mask of this size would not fit."""
+    (h, w), (H, W) = mask_hw, size_hw
+    shown = round(W * pixel_aspect)
+    if not any(_is_same_picture((h, w), (H, width)) for width in (W, shown)):
+        also = '' if shown == W else f', or as it is shown ({shown} x {H})'
+        raise DataError(
+            f"{path}: expected a mask of its image's aspect ratio ({W} x {H}){also}, found {w} x {h}. "
+            'Check that mask and image belong together, and that neither was cropped or rotated.'
+        )
+
+
+def _is_same_picture(size_hw: tuple[int, int], other_hw: tuple[int, int]) -> bool:
+    """Whether two sizes are one picture at two scales, up to a pixel."""
+    (h, w), (H, W) = sorted([size_hw, other_hw], key=math.prod)
+    return abs(h - w * H / W) <= 1 or abs(w - h * W / H) <= 1 or max(abs(h - H), abs(w - W)) <= 1
 
 
 def write_mask(path: str | Path, mask: np.ndarray) -> None:
@@ -161,10 +201,11 @@ def write_mask(path: str | Path, mask: np.ndarray) -> None:
         image.save(temporary, format='PNG')
 
 
-def list_frames(folder: str | Path) -> list[Path]:
-    """The .jpg, .jpeg and .png files (any letter case) of a folder in frame order; hidden files do not count.
+def list_frames(folder: str | Path, *, suffixes: tuple[str, ...] = FRAME_SUFFIXES) -> list[Path]:
+    """The files of a folder that have one of the suffixes (any letter case), in frame order.
 
-    Numbers within names sort as numbers, so 2.jpg comes before 10.jpg.
+    Numbers within names sort as numbers, so 2.jpg comes before 10.jpg. What else is there is named in one logged
+    line; hidden files do not count.
 
     Raises:
         DataError: the folder is missing, two files have the same stem (which one is the frame?), or a file has a name
@@ -174,10 +215,16 @@ def list_frames(folder: str | Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f'{folder}: expected a folder of frames, found none. Check the path.')
     frames: dict[str, Path] = {}
+    others, folders = [], []
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in FRAME_SUFFIXES or path.name.startswith('.'):
+        if path.name.startswith('.'):
             continue
-        if not path.is_file() and not path.is_symlink():  # a link to nothing is a frame that is missing
+        if path.is_dir():
+            folders.append(f'{path.name}/')
+            continue
+        # A link to nothing is a frame that is missing.
+        if path.suffix.lower() not in suffixes or not (path.is_file() or path.is_symlink()):
+            others.append(path.name)
             continue
         if path.stem in frames:
             raise DataError(
@@ -185,7 +232,17 @@ def list_frames(folder: str | Path) -> list[Path]:
                 'Remove one of them.'
             )
         frames[check_path(path).stem] = path
+    if frames:  # without, the folders may be what is looked for
+        others += folders
+    if others:
+        log.warning('%s: left out, since not %s: %s', folder, ' '.join(suffixes), some(others))
     return sorted(frames.values(), key=natural_key)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names, for a message; what would break its line is escaped."""
+    shown = [name if name.isprintable() else repr(name) for name in names[:SHOWN]]
+    return ', '.join(shown) + (f' and {len(names) - SHOWN} more' if len(names) > SHOWN else '')
 
 
 def check_name(name: str, source: str | Path) -> str:
@@ -252,15 +309,27 @@ def _read_jpeg(path: str | Path, reduction: int) -> np.ndarray | None:
     return None
 
 
-def _open(path: str | Path) -> Image.Image:
-    """Decode a file completely, upright."""
-    with _open_file(path) as image, _reading(path):
-        image.verify()  # a PNG's checksums, at which decoding does not look: any damage could become labels
-    with _open_file(path) as image:
-        with _reading(path):
+def open_image(path: str | Path, *, formats: tuple[str, ...] = FORMATS, animated: bool = True) -> Image.Image:
+    """Decode a file completely, upright. Of an animation, unless refused, it is the first picture.
+
+    Raises:
+        DataError: it is none of these formats, is damaged or far too large, a TIFF of several pages, or an animation.
+    """
+    with _open_file(path, formats) as image:
+        with _reading(path, formats):
+            pages = getattr(image, 'n_frames', 1)
+            image.verify()  # a PNG's checksums, at which decoding does not look: any damage could become labels
+        if pages > 1 and (image.format == 'TIFF' or not animated):
+            raise DataError(
+                f'{path}: expected one picture, found {pages} in one file. Save the one that counts alone.'
+            )
+    with _open_file(path, formats) as image:
+        if image.format == 'TIFF':
+            image.filename = ''  # by a name Pillow 12 maps a file into memory, and garbles one that it has to turn
+        with _reading(path, formats):
             image.load()
-        orientation = _orientation(image, path)
-        turn = None if orientation is None else UPRIGHT.get(orientation)
+        # Pillow itself turns a TIFF, and only that.
+        turn = None if image.format == 'TIFF' else UPRIGHT.get(_orientation(image, path))
         if turn is None:
             return image
         turned = image.transpose(turn)
@@ -268,15 +337,16 @@ def _open(path: str | Path) -> Image.Image:
         return turned
 
 
-def _reading(path: str | Path) -> AbstractContextManager[None]:
+def _reading(path: str | Path, formats: tuple[str, ...] = FORMATS) -> AbstractContextManager[None]:
     """Around one call of an image library: what it raises depends on where in which format the damage is."""
-    return foreign_call(DataError, f'{path}: expected an image, cannot read it', '. Replace the file.')
+    after = f'. Replace the file ({", ".join(formats)} are read).'
+    return foreign_call(DataError, f'{path}: expected an image, cannot read it', after)
 
 
 @contextmanager
-def _open_file(path: str | Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
+def _open_file(path: str | Path, formats: tuple[str, ...] = FORMATS) -> Iterator[ImageFile.ImageFile]:
     """With its header read and found plausible, before anything is allocated."""
-    with _reading(path):
+    with _reading(path, formats):
         image = Image.open(path, formats=formats)
     with image:
         width, height = image.size
@@ -288,9 +358,9 @@ def _open_file(path: str | Path, formats: tuple[str, ...] = FORMATS) -> Iterator
         yield image
 
 
-def _orientation(image: Image.Image, path: str | Path) -> int | None:
+def _orientation(image: Image.Image, path: str | Path) -> int:
     with _reading(path):
-        return image.getexif().get(ExifTags.Base.Orientation)
+        return image.getexif().get(ExifTags.Base.Orientation, 1)  # upright
 
 
 def _labels_of_values(values: np.ndarray, path: str | Path) -> np.ndarray:
@@ -312,16 +382,34 @@ def _labels_of_colours(values: np.ndarray, path: str | Path) -> np.ndarray:
     labels = order[np.searchsorted(palette[order], codes).clip(max=255)]
     foreign = np.unique(codes[palette[labels] != codes])
     if len(foreign):
-        some = ', '.join(f'#{code:06x}' for code in foreign[:3])
-        raise _soft_mask(path, f'{len(foreign)} colours that are not in the DAVIS palette ({some} ...)')
+        shown = some([f'#{code:06x}' for code in foreign])
+        found = f'{len(foreign)} colours that are not in the DAVIS palette ({shown})'
+        try:
+            check_crisp_colours(values, path)
+        except DataError as error:
+            raise _soft_mask(path, found) from error
+        raise DataError(
+            f'{path}: expected labels, or the colours that stand for them, found {found}: which object is which? Save '
+            'the labels as a palette or grayscale PNG.'
+        )
     return labels.astype(np.uint8)
 
 
-def _check_crisp(labels: np.ndarray, values: np.ndarray, path: str | Path) -> None:
+def check_crisp(
+    labels: np.ndarray,
+    values: np.ndarray,
+    path: str | Path,
+    *,
+    name: Callable[[int], str] = str,
+    kind: str = 'label',
+) -> None:
     """Refuse labels that mixing made. ``values`` [H, W] or [H, W, C]: the numbers that would have been mixed.
 
     An object fills a 3 x 3 window somewhere, or is thin. Interpolation makes labels that line edges, strictly
-    between two neighbours; fine compression makes specks.
+    between two neighbours; fine compression makes specks, and dithering makes these or a chequered pattern.
+
+    Args:
+        name: of a label, and ``kind``, what it is a name of, for the message.
     """
     import cv2
 
@@ -332,22 +420,41 @@ def _check_crisp(labels: np.ndarray, values: np.ndarray, path: str | Path) -> No
 
     pixels = np.bincount(labels.ravel(), minlength=256)
     thin = (pixels > 0) & (np.bincount(labels[solid], minlength=256) == 0)
-    if not solid.any() and pixels[: labels.max() + 1].all():
+    if not solid.any() and pixels[: int(labels.max()) + 1].all():
         return  # a tiny image without any area, labelled 0, 1, ..., k: nothing speaks against it
 
     fringe = thin & (2 * np.bincount(labels[between], minlength=256) > pixels)
     if pixels[fringe].sum() > MAX_FRINGE * np.count_nonzero(~solid):
-        some = ', '.join(map(str, np.flatnonzero(fringe)[:3]))
-        raise _soft_mask(path, f'{fringe.sum()} labels only along the edges of others ({some} ...)')
-    for label in np.flatnonzero(thin & (pixels >= 32)):
-        specks = cv2.connectedComponents((labels == label).astype(np.uint8))[0] - 1
+        found = ', '.join(map(name, np.flatnonzero(fringe)[:3].tolist()))
+        raise _soft_mask(path, f'{fringe.sum()} {kind}s only along the edges of others ({found} ...)')
+    for label in np.flatnonzero(thin & (pixels >= 32)).tolist():
+        inside = (labels == label).astype(np.uint8)
+        specks = cv2.connectedComponents(inside)[0] - 1
         if 3 * specks > pixels[label]:
-            raise _soft_mask(path, f'label {label} as {specks} specks of {pixels[label]} pixels together')
+            raise _soft_mask(path, f'{kind} {name(label)} as {specks} specks of {pixels[label]} pixels together')
+        beside = cv2.filter2D(inside, -1, CROSS, borderType=cv2.BORDER_CONSTANT)
+        corners = cv2.filter2D(inside, -1, 1 - CROSS, borderType=cv2.BORDER_CONSTANT) - inside
+        if 2 * np.count_nonzero(inside & (beside == 0) & (corners > 2)) > pixels[label]:
+            raise _soft_mask(path, f'{kind} {name(label)} as a chequered pattern')
+
+
+def check_crisp_colours(values: np.ndarray, path: str | Path) -> None:
+    """As :func:`check_crisp`, of uint8 RGB [H, W, 3]. Black is the background."""
+    codes = values.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    colours, places = np.unique(codes.ravel(), return_inverse=True)
+    objects = colours[colours > 0]
+    if len(objects) > 255:
+        raise _soft_mask(path, f'{len(objects)} colours')
+    labels = np.zeros(len(colours), np.uint8)
+    labels[colours > 0] = np.arange(255, 255 - len(objects), -1)  # down, so that they do not look like labels in order
+    names = dict(zip(labels.tolist(), (f'#{colour:06x}' for colour in colours.tolist()), strict=True))
+    check_crisp(labels[places].reshape(codes.shape), values, path, name=names.__getitem__, kind='colour')
 
 
 def _soft_mask(path: str | Path, found: str) -> DataError:
+    """The error of a mask that is not crisp; ``found``: what shows it."""
     return DataError(
         f'{path}: expected a mask with one exact value an object, found {found}, as anti-aliasing, '
-        'interpolation or JPEG compression leave behind. Save the original mask as a palette or grayscale '
+        'interpolation, dithering or JPEG compression leave behind. Save the original mask as a palette or grayscale '
         'PNG, resized by nearest neighbour if at all.'
     )

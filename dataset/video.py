@@ -72,8 +72,16 @@ def find_youtube(root: str | Path) -> list[TrainingVideo]:
     """The training set of YouTubeVOS downsized to a shorter edge of 480, ``root``/train_480p; [] if that is absent.
 
     Every fifth frame is annotated.
+
+    Raises:
+        DataError: it is there as downloaded, and was not downsized.
     """
-    base = Path(root) / YOUTUBE_FOLDER
+    base, downloaded = Path(root) / YOUTUBE_FOLDER, Path(root) / 'train'
+    if not base.is_dir() and (downloaded / 'JPEGImages').is_dir():
+        raise DataError(
+            f'{base}: expected YouTubeVOS at a shorter edge of 480, found it as downloaded in {downloaded}. Convert '
+            f"it with 'python scripts/convert.py youtube --root {root}', or leave it out with the root 'none'."
+        )
     return find_videos(
         base / 'JPEGImages',
         base / 'Annotations',
@@ -168,7 +176,8 @@ def find_main(
     ``find_own`` for ``video_roots`` and ``video_list``.
 
     Raises:
-        DataError: there is no video at all, or none to hold aside by that name, or ``find_own`` raises it.
+        DataError: there is no video at all, or none to hold aside by that name, or ``find_own`` or ``find_youtube``
+            raises it.
     """
     own = find_own(video_roots, video_list=video_list)
     whole = set() if video_list else {Path(root).resolve() for root in video_roots}
@@ -274,7 +283,7 @@ def find_videos(
     for what, left_out, advice in (
         ('video(s) of the training list that are not there', absent, None),
         ('video(s) that are not in the training list', others, unlisted),
-        ('video(s) without frames (.jpg, .jpeg or .png)', frameless, None),
+        (f'video(s) without frames ({" ".join(FRAME_SUFFIXES)})', frameless, None),
         ('video(s) without annotations', unannotated, f'expected {masks}/<video>/<frame>.png'),
         ('video(s) with fewer than 3 frames that have an annotation', short, 'that of 00000.jpg is 00000.png'),
         ('frame(s) with the name of another one (.jpg, .png)', double, f'{masks} is the folder of annotations'),

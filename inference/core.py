@@ -342,7 +342,7 @@ class InferenceCore(Core):
 def load_model(path: str | Path = LIGHT_WEIGHTS, *, device: str | torch.device | None = None) -> Network:
     """The network of a checkpoint (published, our own, or by default the light one shipped here), ready to infer.
 
-    Batch norm is folded (``Network.optimized``); to train or save it, take ``model.load_network``. What the checkpoint
+    Batch norm is folded (``Network.optimize_``); to train or save it, take ``model.load_network``. What the checkpoint
     recommends (``Network.recommended``) is what a core around the network does unless it is told otherwise.
 
     Args:
@@ -351,7 +351,7 @@ def load_model(path: str | Path = LIGHT_WEIGHTS, *, device: str | torch.device |
     Raises:
         CheckpointError: the file is missing or unusable.
     """
-    return load_network(path, device=choose_device(device)).optimized()
+    return load_network(path, device=choose_device(None if device is None else str(device))).optimize_()
 
 
 def _described(found: object) -> str:

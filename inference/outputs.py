@@ -332,9 +332,14 @@ def _check_settings(record: Path, settings: Mapping[str, object]) -> None:
     if not isinstance(found, dict):
         raise OutputError(f'{record}: expected settings, found {found!r}', replaceable=True)
     changes = [
-        f'{name} was {found.get(name)}, is {settings.get(name)}'
+        f'{name} was {_brief(found.get(name))}, is {_brief(settings.get(name))}'
         for name in sorted({*found, *settings})
         if found.get(name) != settings.get(name)
     ]
     if changes:
         raise OutputError(f'{folder}: holds masks of other settings ({"; ".join(changes)})', replaceable=True)
+
+
+def _brief(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 200 else f'{text[:200]} ...'

@@ -1,5 +1,6 @@
 """A clip that a person and the network segment together; no user interface, and no more than a frame in memory."""
 
+import logging
 import math
 import shutil
 import zipfile
@@ -25,6 +26,7 @@ from dataset.io import (
     list_frames,
     read_image,
     read_mask,
+    some,
     write_mask,
 )
 from dataset.overlay import draw_masks
@@ -36,6 +38,8 @@ from inference.video_file import VideoReader, VideoWriter
 from model import Network
 from util.errors import foreign_call
 from util.files import atomic_path
+
+log = logging.getLogger(__name__)
 
 BAND = 0.02  # of a frame's shorter side, around its objects
 IMAGE_RATE = Fraction(25)  # frames a second of a clip that came as images
@@ -65,6 +69,7 @@ class Clip:
     pts: tuple[int, ...]
     time_base: Fraction
     frame_rate: Fraction
+    pixel_aspect: Fraction = Fraction(1)  # width of a pixel to its height
     sound: Path | None = None  # the video that the frames came from
 
     @classmethod
@@ -251,6 +256,7 @@ class Session:
             height,
             time_base=self.clip.time_base,
             frame_rate=self.clip.frame_rate,
+            pixel_aspect=self.clip.pixel_aspect,
             audio_from=self.clip.sound,
         ) as video:
             for frame, pts in enumerate(self.clip.pts):
@@ -286,6 +292,7 @@ class ClipSource(Source):
                 objects=session.objects(frame) if painted else None,
                 wanted=frame >= self.start,
                 last=frame == len(session) - 1,
+                origin=f'frame {frame}',
             )
 
     def _read(self, frame: int, painted: bool) -> Picture:
@@ -324,12 +331,12 @@ def _import_images(path: Path, folder: Path, *, max_seconds: float, limit: int) 
     with foreign_call(DataError, unreadable):
         archive = zipfile.ZipFile(path)
     with archive:
-        images = [(PurePosixPath(entry.filename).name, entry) for entry in archive.infolist()]
-        images = [
-            (name, entry)
-            for name, entry in images
-            if not name.startswith('.') and Path(name).suffix.lower() in FRAME_SUFFIXES
-        ]
+        images = [(PurePosixPath(entry.filename).name, entry) for entry in archive.infolist() if not entry.is_dir()]
+        images = [(name, entry) for name, entry in images if not name.startswith('.')]
+        others = [name for name, _ in images if Path(name).suffix.lower() not in FRAME_SUFFIXES]
+        if others:
+            log.warning('%s: left out, since not %s: %s', path.name, ' '.join(FRAME_SUFFIXES), some(others))
+        images = [(name, entry) for name, entry in images if name not in others]
         _check_length(path, len(images) / IMAGE_RATE, max_seconds)
         for name, entry in images:
             target = folder / check_name(name, path.name)
@@ -348,9 +355,9 @@ def _import_images(path: Path, folder: Path, *, max_seconds: float, limit: int) 
                     _check_store(path, limit)
     frames = list_frames(folder)
     if not frames:
-        raise DataError(f'{path.name}: no images in it (.jpg, .jpeg or .png)')
-    (width, height), *others = map(_image_size, frames)
-    for frame, size in zip(frames[1:], others, strict=True):
+        raise DataError(f'{path.name}: no images in it ({" ".join(FRAME_SUFFIXES)})')
+    (width, height), *sizes = map(_image_size, frames)
+    for frame, size in zip(frames[1:], sizes, strict=True):
         if size != (width, height):
             raise DataError(
                 f'{path.name}: expected images of one size, found {frames[0].name} {width} x {height}, '
@@ -374,7 +381,7 @@ def _import_video(path: Path, folder: Path, *, max_seconds: float, limit: int) -
             frames[-1].write_bytes(coded.tobytes())
     if not frames:
         raise DataError(f'{path.name}: no frames in it')
-    return Clip(tuple(frames), tuple(times), video.time_base, video.frame_rate, path)
+    return Clip(tuple(frames), tuple(times), video.time_base, video.frame_rate, video.pixel_aspect, path)
 
 
 def _check_length(path: Path, seconds: Fraction, max_seconds: float) -> None:

@@ -4,18 +4,19 @@ import itertools
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
 from dataset.io import FRAME_SUFFIXES, list_frames, read_image
+from dataset.mask_files import GivenMask, match_masks
 from dataset.sequence import Frame, Video
+from dataset.user_masks import UserMasks
 from inference.video_file import VideoReader
 from util.errors import DataError
 
@@ -42,6 +43,7 @@ class Upcoming:
     objects: Sequence[int] | None = None  # that its annotation speaks of; None: those in it
     wanted: bool = True  # whether its segmentation is asked for
     last: bool = False  # as far as that is known
+    origin: str = ''  # what messages call it: its file, or the video and its number
 
 
 class Source(ABC):
@@ -86,6 +88,7 @@ class DatasetSource(Source):
                 objects=frame.objects,
                 wanted=frame.wanted,
                 last=position == self.frames,
+                origin=str(frame.image),
             )
 
     def _name(self, frame: Frame) -> str:
@@ -96,41 +99,59 @@ class DatasetSource(Source):
         return Picture(image, self.video.read_mask(frame, image.shape[:2]))
 
 
-@dataclass(frozen=True)
-class Annotation:
-    """The mask of a frame, as ``InferenceCore.step`` takes it."""
-
-    labels: np.ndarray  # uint8 [H, W]
-    objects: list[int] | None = None  # that it speaks of; None: those in it
-
-
 class UserSource(Source):
-    """A video that a user brings, with masks for some of its frames: ``annotations``, by number.
+    """A video that a user brings, with masks for some of its frames.
 
     Attributes:
         height, width: of all frames.
+        pixel_aspect: width of a pixel to its height.
         frame_rate: on average.
         time_base: seconds of one tick of the timestamps.
         has_audio: whether there is an audio track.
+        names: of the frames, where they are files.
+        masks: by the number of their frame.
     """
 
     height: int
     width: int
+    pixel_aspect = Fraction(1)
     frame_rate: Fraction
     time_base: Fraction
     has_audio = False
-    annotations: Mapping[int, Annotation] = MappingProxyType({})
+    names: Sequence[str] | None = None
+    masks: UserMasks[int]
 
-    def _upcoming(self, number: int, name: str, read: Callable[[], tuple[np.ndarray, int] | None], last: bool):
-        given = self.annotations.get(number)
+    def annotate(self, given: Sequence[GivenMask]) -> None:
+        """Take masks. Of a video file the number of frames is an estimate: masks beyond it are warned of.
+
+        Raises:
+            DataError: a mask is for no frame, or cannot be used.
+        """
+        masks = match_masks(given, self.names)
+        self.masks = UserMasks(masks, size_hw=(self.height, self.width), pixel_aspect=float(self.pixel_aspect))
+        if self.frames is not None and (last := masks[-1]).frame >= self.frames:
+            log.warning(
+                '%s: is for frame %d, but %s has %d frames (0 to %d), as far as the file says',
+                last.files[0],
+                last.frame,
+                self.name,
+                self.frames,
+                self.frames - 1,
+            )
+
+    def _upcoming(
+        self, number: int, name: str, read: Callable[[], tuple[np.ndarray, int] | None], *, last: bool, origin: str
+    ) -> Upcoming:
+        given = self.masks.given.get(number)
 
         def picture() -> Picture | None:
             if (found := read()) is None:
                 return None
             image, pts = found
-            return Picture(image, None if given is None else given.labels, pts)
+            return Picture(image, self.masks.read(number, image.shape[:2]), pts)
 
-        return Upcoming(name, picture, given is not None, None if given is None else given.objects, last=last)
+        objects = None if given is None else given.objects
+        return Upcoming(name, picture, given is not None, objects, last=last, origin=origin)
 
 
 class FolderSource(UserSource):
@@ -147,10 +168,12 @@ class FolderSource(UserSource):
         self.height, self.width = read_image(self.paths[0]).shape[:2]
         self.frame_rate, self.time_base = fps, 1 / fps
         self.frames = len(self.paths)
+        self.names = [path.stem for path in self.paths]
 
     def __iter__(self) -> Iterator[Upcoming]:
         for number, path in enumerate(self.paths):
-            yield self._upcoming(number, path.stem, partial(self._read, number), number == self.frames - 1)
+            last = number == self.frames - 1
+            yield self._upcoming(number, path.stem, partial(self._read, number), last=last, origin=str(path))
 
     def _read(self, number: int) -> tuple[np.ndarray, int]:
         path = self.paths[number]
@@ -170,13 +193,14 @@ class SequentialSource(UserSource):
         self.name = name
         self.reader = reader
         self.frames, self.has_audio = reader.frames, reader.has_audio
-        self.height, self.width = reader.height, reader.width
+        self.height, self.width, self.pixel_aspect = reader.height, reader.width, reader.pixel_aspect
         self.frame_rate, self.time_base = reader.frame_rate, reader.time_base
 
     def __iter__(self) -> Iterator[Upcoming]:
         pictures = iter(self.reader)
         for number in itertools.count():
-            yield self._upcoming(number, f'{number:05d}', partial(next, pictures, None), False)
+            origin = f'{self.name}: frame {number}'
+            yield self._upcoming(number, f'{number:05d}', partial(next, pictures, None), last=False, origin=origin)
 
 
 class Camera:
@@ -184,6 +208,7 @@ class Camera:
 
     has_audio = False
     frames = None
+    pixel_aspect = Fraction(1)
     time_base = Fraction(1, 1000)
 
     def __init__(self, device: str):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference.core import Core
+from inference.core import Core, InputError
 from inference.sources import Picture, Source, Upcoming
 from util.distributed import use_device
 from util.errors import UserError, cause_of
@@ -84,8 +84,11 @@ def propagate(
     with closing(_read_ahead(core, source)) as frames:
         for number, (frame, picture, image, mask) in enumerate(frames):
             with enough_memory():
-                with stopwatch or nullcontext():
-                    prob = core.step(image, mask, frame.objects, wanted=frame.wanted, last=frame.last)
+                try:
+                    with stopwatch or nullcontext():
+                        prob = core.step(image, mask, frame.objects, wanted=frame.wanted, last=frame.last)
+                except InputError as error:
+                    raise InputError(f'{frame.origin}: {error}') from error
                 labels = None if prob is None else core.to_labels(prob)
             if prob is None or labels is None:
                 yield Passed(number, frame.name, False, None if picture is None else picture.image)

@@ -26,13 +26,14 @@ NOT_VIDEOS = {'tty', 'image2', 'hls', 'dash', 'concat'}
 UNANCHORED = {'mpegts', 'mpeg'}
 MICROSECOND = Fraction(1, 1_000_000)
 BT709, LIMITED_RANGE = 1, 1  # FFmpeg's numbers
+OLDEST_AV = 17  # what is older decodes BT.709, the colours of HD, with the matrix of BT.601
 
 
 def import_av() -> ModuleType:
     """The package ``av``.
 
     Raises:
-        MissingPackageError: it is not installed. The message says how to install it.
+        MissingPackageError: it is not installed, or too old. The message says how to install it.
     """
     try:
         import av
@@ -41,6 +42,11 @@ def import_av() -> ModuleType:
             'video files need the package av (PyAV), which cannot be imported '
             f'({error}): pip install -r requirements-extras.txt'
         ) from error
+    if int(av.__version__.split('.')[0]) < OLDEST_AV:
+        raise MissingPackageError(
+            f'video files need the package av (PyAV) {OLDEST_AV} or later, found {av.__version__}, which shows HD in '
+            'wrong colours: pip install -r requirements-extras.txt'
+        )
     return av
 
 
@@ -51,7 +57,8 @@ class VideoReader:
     decoded, and what is missing at the end of a truncated file, are left out with a warning.
 
     Attributes:
-        width, height: of the frames as they are shown: turned as the file asks for, pixels taken as square.
+        width, height: of the frames: turned as the file asks for, and of the pixels that there are.
+        pixel_aspect: width of a pixel to its height. Players scale the frame by it; here it stays as it is.
         frame_rate: on average.
         time_base: seconds of one tick of the timestamps.
         frames: how many there will be, as far as the file says; an estimate.
@@ -79,6 +86,7 @@ class VideoReader:
         self._coded_size = first.width, first.height
         self._matrix = _display_matrix(first)
         self.height, self.width = self._to_image(first).shape[:2]
+        self.pixel_aspect = 1 / self._coded_aspect if _is_on_its_side(self._matrix) else self._coded_aspect
 
     def __enter__(self) -> 'VideoReader':
         return self
@@ -148,6 +156,7 @@ class VideoReader:
         self.time_base = _time_base(stream)
         self.frame_rate = stream.average_rate or stream.guessed_rate or self.frame_rate
         self.has_audio = bool(container.streams.audio)
+        self._coded_aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or Fraction(1)
         self._origin = round(_origin(container) / self.time_base)
         seconds = None
         if stream.duration:
@@ -181,6 +190,7 @@ class VideoWriter:
         width, height: of the frames.
         time_base: seconds of one tick of the timestamps.
         frame_rate: on average; a help for players and for the encoder only.
+        pixel_aspect: width of a pixel to its height, for players.
         audio_from: a file with the audio track; one without is fine.
 
     Raises:
@@ -197,6 +207,7 @@ class VideoWriter:
         *,
         time_base: Fraction,
         frame_rate: Fraction,
+        pixel_aspect: Fraction = Fraction(1),
         audio_from: str | Path | None = None,
     ):
         self.path = Path(path)
@@ -205,6 +216,7 @@ class VideoWriter:
         self.width, self.height = width, height
         self.time_base = Fraction(time_base)
         self.frame_rate = Fraction(frame_rate)
+        self.pixel_aspect = Fraction(pixel_aspect)
         self.audio_from = audio_from
         self._av = import_av()
         self._last: int | None = None
@@ -307,6 +319,7 @@ class VideoWriter:
         codec.time_base = stream.time_base = time_base
         codec.colorspace = codec.color_primaries = codec.color_trc = BT709
         codec.color_range = LIMITED_RANGE
+        codec.sample_aspect_ratio = self.pixel_aspect
         return stream
 
     def _close_anyhow(self) -> None:
@@ -451,10 +464,15 @@ def _display_matrix(frame: 'av.VideoFrame') -> tuple[int, int, int, int]:
     return a, b, c, d
 
 
+def _is_on_its_side(matrix: tuple[int, int, int, int]) -> bool:
+    a, b, _, _ = matrix
+    return abs(b) > abs(a)
+
+
 def _turn(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
     """An image [h, w, 3], turned and mirrored by the quarter turns nearest to a display matrix."""
     a, b, c, d = matrix
-    if abs(b) > abs(a):
+    if _is_on_its_side(matrix):
         image, across, down = image.swapaxes(0, 1), c, b
     else:
         across, down = a, d

@@ -65,6 +65,9 @@ def read_checkpoint(path: str | Path) -> dict:
     except FileNotFoundError:
         raise CheckpointError(f'{path}: no such checkpoint file') from None
     except pickle.UnpicklingError as error:
+        found = _known_content(path)
+        if found:
+            raise CheckpointError(f'{path}: expected a checkpoint, found {found}') from error
         raise CheckpointError(f'{path}: not a checkpoint that can be loaded safely: {cause_of(error)}') from error
     except MemoryError:
         raise
@@ -78,6 +81,22 @@ def read_checkpoint(path: str | Path) -> dict:
     if not isinstance(content, dict):
         raise CheckpointError(f'{path}: expected a dictionary of tensors, found {type(content).__name__}')
     return content
+
+
+def _known_content(path: str | Path) -> str | None:
+    """What a file is that was taken for a checkpoint, and what to do about it; ``None`` where that is not known."""
+    with open(path, 'rb') as file:
+        begin = file.read(512).lstrip()
+    if begin.startswith(b'version https://git-lfs'):
+        return "a pointer of git-lfs. Fetch the file itself with 'git lfs pull'."
+    if begin.startswith(b'<'):
+        return 'a web page, perhaps one that says why there is no download. Download the file in a browser.'
+    if begin.startswith(b'PK'):
+        return (
+            'objects other than tensors, which are not loaded since they may run any code. Save the state_dict() of '
+            'the network instead.'
+        )
+    return None
 
 
 def _damaged_record(path: str | Path) -> str | None:

@@ -91,8 +91,8 @@ class Network(nn.Module, ABC):
                 module.eval()
         return self
 
-    def optimized(self) -> 'Network':
-        """This network, made faster for inference in place; it cannot be trained or saved any more.
+    def optimize_(self) -> 'Network':
+        """Make this network faster for inference, in place, and return it; it cannot be trained or saved any more.
 
         Batch norm is folded into the convolutions before it: exact but for rounding. On a CPU the weights get the
         memory format in which convolutions run without reordering their inputs.
@@ -102,8 +102,8 @@ class Network(nn.Module, ABC):
             self.to(memory_format=torch.channels_last)
         return self
 
-    def compiled(self) -> 'Network':
-        """This network with encoders and decoder compiled (``torch.compile``), in place.
+    def compile_(self) -> 'Network':
+        """Compile encoders and decoder (``torch.compile``) in place, and return this network.
 
         The memory is not: it grows, they do not. Each size of a frame and number of objects compiles anew at first,
         then torch makes code for all of them.

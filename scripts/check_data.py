@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -240,7 +240,7 @@ def table(pairs: Counter, problems: list[Problem], datasets: list[str]) -> list[
     return lines
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add('--static_root', type=Path, help='static images (stage 0)')
@@ -251,7 +251,7 @@ def main() -> int:
     add('--quick', action='store_true', help='read only the headers of files: nothing on content and truncation')
     add('--json', type=Path, metavar='FILE', help='write all that was found, without abbreviation')
     add('--num_workers', type=positive, default=os.cpu_count(), help='processes (default: one a core)')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     plans = [
         ('static', plan_static, args.static_root),
         ('BL30K', plan_bl30k, args.bl_root),

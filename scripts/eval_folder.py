@@ -1,5 +1,6 @@
 """Segment videos of one's own: frames in JPEGImages, masks of some of them in Annotations."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -9,17 +10,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from scripts.evaluation import evaluate, evaluation_parser, parse
 from util.cli import run_main
 
+log = logging.getLogger(__name__)
+
 
 def main() -> int:
     parser = evaluation_parser(__doc__, size=480, dataset='folder')
     parser.add_argument(
         '--root', required=True, help='with JPEGImages/VIDEO/ and Annotations/VIDEO/, or both without VIDEO/'
     )
+    parser.add_argument(
+        '--first_only', action='store_true', help='of each object its first mask alone, to score the others'
+    )
     args = parse(parser)
 
     from dataset.folder import folder
 
-    return evaluate(args, folder(args.root), {'root': os.path.realpath(args.root)})
+    videos = folder(args.root, first_only=args.first_only)
+    given = {video.name: video.given for video in videos}
+    if int(os.environ.get('RANK', 0)) == 0:
+        frames, all_frames = sum(map(len, given.values())), sum(len(video.frames) for video in videos)
+        log.info('given to the network: the masks of %d of %d frames, which are not scored', frames, all_frames)
+    return evaluate(args, videos, {'root': os.path.realpath(args.root), 'given': given})
 
 
 if __name__ == '__main__':

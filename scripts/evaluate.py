@@ -4,7 +4,10 @@
 
 An object is scored in every ground-truth frame after its first one; for DAVIS not in the last frame either.
 It scores 0 where the result lacks it, 1 where the ground truth lacks it too. A sequence counts as the mean of its
-objects, the data set as the mean of all objects. Frames of the result without ground truth are ignored.
+objects, the data set as the mean of all objects. Frames of the result without ground truth are ignored. Label 255
+beside other labels of a sequence's ground truth is void: its pixels do not count, whatever the result says there
+(but for DAVIS 2016, where every label is the one object). Masks that eval_folder.py gave to the network, as
+settings.json says, are not scored. Sequences too short to be scored are named and left out.
 
 YouTubeVOS: the frames are those that meta.json lists for any object of the video. Seen and unseen categories, and
 with them G, need "seen" or "unseen" at the top level of meta.json: a list of categories (if one of the two is
@@ -19,7 +22,8 @@ import multiprocessing
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +32,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset.davis import ANNOTATIONS, davis_videos
-from dataset.io import DataError, list_frames, natural_key, read_mask
+from dataset.folder import ground_truth
+from dataset.io import DataError, is_black_and_white, list_frames, natural_key, read_mask
+from dataset.user_masks import VOID, UserMasks
+from inference.outputs import SETTINGS_FILE
 from util.cli import run_main
 from util.files import atomic_path, check_writable
 from util.metrics import MEASURES, Scores, labels_in, score_frame, statistics
@@ -46,6 +53,8 @@ class Sequence:
     name: str
     truth: tuple[Path, ...]
     results: Path  # a folder of <frame>.png
+    masks: UserMasks | None = None  # what reads the ground truth, if it is not a benchmark's
+    given: dict[str, list[int]] = field(default_factory=dict)  # of frames, the objects that the network was given
     skip_last: bool = False  # the last frame is not scored
     binary: bool = False  # every non-zero label is the one object, 1
     categories: dict[int, str] = field(default_factory=dict)  # of objects, where they are known
@@ -53,6 +62,15 @@ class Sequence:
     def pairs(self) -> list[tuple[Path, Path]]:
         """Ground truth and result of every frame."""
         return [(truth, self.results / f'{truth.stem}.png') for truth in self.truth]
+
+    def read_truth(self, path: Path) -> np.ndarray:
+        """uint8 [H, W], labels."""
+        return read_mask(path) if self.masks is None else self.masks.read(path.stem)
+
+    def annotated(self) -> 'Sequence':
+        """From the first object on: before it a result has nothing to say, and may be absent."""
+        start = next((i for i, path in enumerate(self.truth) if self.read_truth(path).any()), len(self.truth))
+        return replace(self, truth=self.truth[start:])
 
 
 def davis_sequences(root: Path, results: Path, *, year: int, split: str) -> list[Sequence]:
@@ -64,16 +82,26 @@ def davis_sequences(root: Path, results: Path, *, year: int, split: str) -> list
 def folder_sequences(root: Path, results: Path) -> list[Sequence]:
     """``ROOT/Annotations/<video>/<frame>.png``, or ``ROOT/Annotations/<frame>.png`` for a single video.
 
-    The masks of a single video are in a folder of results named like ROOT, or directly in ``results``.
+    The masks of a single video are in a folder of results named like ROOT, or directly in ``results``. Which of them
+    the network was given is in the ``settings.json`` of the run.
     """
-    annotations = root / 'Annotations'
-    if annotations.is_dir() and (frames := list_frames(annotations)):
-        name = root.resolve().name
-        return [Sequence(name, annotated(frames), results / name if (results / name).is_dir() else results)]
-    videos = sorted(annotations.glob('[!.]*/'), key=natural_key)
-    if not videos:
-        raise DataError(f'{annotations}: expected ground truth as <video>/<frame>.png, found no folders')
-    return [Sequence(video.name, annotated(list_frames(video)), results / video.name) for video in videos]
+    sequences, given_to = [], _given(results)
+    for name, given in ground_truth(root).items():
+        truth = tuple(each.files[0] for each in given.values())
+        direct = name == root.resolve().name and not (results / name).is_dir()
+        masks = UserMasks(list(given.values()), name=name, ground_truth=True)
+        place = results if direct else results / name
+        sequences.append(Sequence(name, truth, place, masks, given_to.get(name, {})).annotated())
+    return sequences
+
+
+def _given(results: Path) -> dict[str, dict[str, list[int]]]:
+    """Video -> frame -> objects that a run of ours was given; nothing where that is not known."""
+    for folder in (results, results.parent):  # above, where these are the results of a single video
+        with suppress(OSError, ValueError, AttributeError):
+            if given := json.loads((folder / SETTINGS_FILE).read_text(encoding='utf-8')).get('given'):
+                return given
+    return {}
 
 
 def youtube_sequences(root: Path, results: Path, meta: dict) -> list[Sequence]:
@@ -86,7 +114,7 @@ def youtube_sequences(root: Path, results: Path, meta: dict) -> list[Sequence]:
         missing += [path for path in truth if not path.is_file()]
         if not missing:
             categories = {int(label): thing.get('category', '') for label, thing in objects.items()}
-            sequences.append(Sequence(name, annotated(truth), results / name, categories=categories))
+            sequences.append(Sequence(name, tuple(truth), results / name, categories=categories).annotated())
     if missing:
         raise DataError(
             f'{root}: expected ground truth for every frame in meta.json, found none for {len(missing)} frames '
@@ -115,12 +143,6 @@ def is_seen(category: str, meta: dict) -> bool:
     return category in meta['seen'] if 'seen' in meta else category not in meta['unseen']
 
 
-def annotated(truth: list[Path]) -> tuple[Path, ...]:
-    """The frames from the first object on: before it a result has nothing to say, and may be absent."""
-    start = next((i for i, path in enumerate(truth) if read_mask(path).any()), len(truth))
-    return tuple(truth[start:])
-
-
 def check_complete(sequences: list[Sequence]) -> None:
     """Raises a DataError that lists all that the results lack, before anything is scored."""
     lines = ['expected a result <frame>.png for every ground-truth frame, missing are']
@@ -133,18 +155,41 @@ def check_complete(sequences: list[Sequence]) -> None:
 
 
 def score(sequence: Sequence) -> Scores:
-    """J and F of every object of a video in every frame that counts.
+    """J and F of every object of a video in every frame that counts; no values where none does.
 
     Raises:
-        DataError: sizes differ, the result has objects that the ground truth lacks, or no frame counts.
+        DataError: sizes differ, or the result has objects that the ground truth lacks.
     """
     import cv2
 
     cv2.setNumThreads(1)  # the processes are the parallelism
+    scores, found = _score(sequence, void=False)
+    if VOID in scores and len(scores) > 1 and not sequence.binary:  # rare: who has none is spared a look at all masks
+        scores, found = _score(sequence, void=True)
+    extra = sorted(found.keys() - scores.keys())
+    if extra:
+        raise DataError(
+            f'{found[extra[0]]}: expected the labels of the ground truth ({some(sorted(scores))}), found also '
+            f'{some(extra)}. Does the result belong to this video, and were its labels kept?'
+        )
+    if len(scores) > 1 and found.keys() == {1} and is_black_and_white(found[1]):
+        raise DataError(
+            f'{found[1]}: expected the labels of the ground truth ({some(sorted(scores))}), found black and white, '
+            'which does not say which object is which. Write the label of each object, as a palette or grayscale PNG.'
+        )
+    for frame, labels in sequence.given.items():
+        for label in labels:
+            for values in scores.get(label, {}).values():
+                values.pop(frame, None)
+    return dict(sorted(scores.items()))
+
+
+def _score(sequence: Sequence, *, void: bool) -> tuple[Scores, dict[int, Path]]:
+    """The scores, and of each label in the results the first file that has it; ``void``: of 255."""
     scores: Scores = {}
-    found: dict[int, Path] = {}  # label in the results -> where first
+    found: dict[int, Path] = {}
     for i, (truth_path, result_path) in enumerate(sequence.pairs()):
-        truth, result = read_mask(truth_path), read_mask(result_path)
+        truth, result = sequence.read_truth(truth_path), read_mask(result_path)
         if truth.shape != result.shape:
             raise DataError(
                 f'{result_path}: expected {truth.shape[1]} x {truth.shape[0]} pixels as in the ground truth, '
@@ -152,23 +197,13 @@ def score(sequence: Sequence) -> Scores:
             )
         if sequence.binary:
             truth, result = (truth > 0).astype(np.uint8), (result > 0).astype(np.uint8)
+        if void:
+            result[(truth == VOID) | (result == VOID)] = 0
+            truth[truth == VOID] = 0
         found |= {label: found.get(label, result_path) for label in labels_in(result)}
         is_last = i == len(sequence.truth) - 1
         score_frame(scores, truth_path.stem, truth, result, counts=not (is_last and sequence.skip_last))
-
-    extra = sorted(found.keys() - scores.keys())
-    if extra:
-        raise DataError(
-            f'{found[extra[0]]}: expected the labels of the ground truth ({some(sorted(scores))}), found also '
-            f'{some(extra)}. Does the result belong to this video, and were its labels kept?'
-        )
-    if not any(measures['J'] for measures in scores.values()):
-        last = ' and before the last one' if sequence.skip_last else ''
-        raise DataError(
-            f'{sequence.name}: expected ground truth after the first annotated frame{last}, found '
-            f'{len(sequence.truth)} masks in all. Is the ground truth of this split public?'
-        )
-    return dict(sorted(scores.items()))
+    return scores, found
 
 
 def some(values: list) -> str:
@@ -196,7 +231,7 @@ def object_entries(sequence: Sequence, scores: Scores) -> dict[str, dict]:
     entries = {}
     for label, measures in scores.items():
         if not measures['J']:
-            log.warning('%s: object %d appears in the last frame only; not scored', sequence.name, label)
+            log.warning('%s: object %d has no frame to score after its first one; left out', sequence.name, label)
             continue
         entry = average([{name: statistics(list(frames.values())) for name, frames in measures.items()}])
         for name, frames in measures.items():
@@ -227,10 +262,25 @@ def evaluate(results: Path, root: Path, *, dataset: str, split: str | None = Non
         sequences = davis_sequences(root, results, year=int(dataset[-4:]), split=split or 'val')
     check_complete(sequences)
 
-    tables = {}
+    tables, short = {}, []
     for sequence, scores in zip(sequences, score_all(sequences, num_workers=num_workers), strict=True):
-        entries = object_entries(sequence, scores)
-        tables[sequence.name] = {**average(list(entries.values())), 'objects': entries}
+        if any(measures['J'] for measures in scores.values()):
+            entries = object_entries(sequence, scores)
+            tables[sequence.name] = {**average(list(entries.values())), 'objects': entries}
+        else:
+            last = ' and before the last one' if sequence.skip_last else ''
+            known = f', {len(sequence.given)} of them given to the network' if sequence.given else ''
+            short.append(
+                f'{sequence.name}: expected ground truth after the first annotated frame{last}, found '
+                f'{len(sequence.truth)} masks in all{known}'
+            )
+    if not tables:
+        why = 'Is the ground truth of this split public?'
+        if sequences[0].given:
+            why = 'eval_folder.py --first_only gives it the first mask of each object alone.'
+        raise DataError(f'{short[0]}. There is nothing to score. {why}')
+    for line in short:
+        log.warning('%s; not scored', line)
 
     every = [entry for table in tables.values() for entry in table['objects'].values()]
     numbers = {**average(every), 'sequences': tables}

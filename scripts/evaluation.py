@@ -51,9 +51,9 @@ def evaluation_parser(description: str, *, size: int, dataset: str) -> argparse.
     return parser
 
 
-def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line of an evaluation script; the preset's values where it says nothing."""
-    return parse_flags(parser, lambda args: PRESETS[args.preset].flags if args.preset else {})
+    return parse_flags(parser, lambda args: PRESETS[args.preset].flags if args.preset else {}, argv=argv)
 
 
 def evaluate(args: argparse.Namespace, videos: Sequence['Video'], dataset: Mapping[str, object]) -> int:

@@ -123,19 +123,23 @@ def add_inference_flags(parser: argparse.ArgumentParser, *, model: Sequence[str]
 
 
 def parse_flags(
-    parser: argparse.ArgumentParser, preset: Callable[[argparse.Namespace], Mapping] | None = None
+    parser: argparse.ArgumentParser,
+    preset: Callable[[argparse.Namespace], Mapping] | None = None,
+    *,
+    argv: Sequence[str] | None = None,
 ) -> argparse.Namespace:
     """The command line; ``args.given`` names the flags of inference that were given, by the preset or by themselves.
 
-    ``preset`` finds the values of flags that the command line names; other flags change them.
+    ``preset`` finds the values of flags that the command line names; other flags change them. ``argv`` are the words
+    of the command line; ``None``: those that the program was started with.
     """
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if values := preset(args) if preset else {}:
         parser.set_defaults(**values)
-        args = parser.parse_args()
+        args = parser.parse_args(argv)
     # Attributes that are there already keep argparse from setting defaults.
     missing = object()
-    found = parser.parse_args(namespace=argparse.Namespace(**dict.fromkeys(args.inference_flags, missing)))
+    found = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(args.inference_flags, missing)))
     args.given = {name for name in args.inference_flags if getattr(found, name) is not missing} | {*values}
     try:
         inference_config(args)
@@ -180,7 +184,7 @@ def load_networks(args: argparse.Namespace) -> list['Network']:
         torch.set_num_threads(args.num_threads or cores())
     networks = {path: load_model(path, device=device) for path in model_files(args)}
     if args.compile:
-        networks = {path: network.compiled() for path, network in networks.items()}
+        networks = {path: network.compile_() for path, network in networks.items()}
     return [networks[path] for path in model_files(args)]
 
 

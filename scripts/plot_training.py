@@ -6,6 +6,7 @@ python scripts/plot_training.py saves/light_s0 saves/light_s01 saves/light_s012 
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -36,11 +37,11 @@ def read_curves(run: Path) -> dict[str, tuple[list[int], list[float]]]:
     }
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('runs', nargs='+', type=Path, help='folders in saves/, in their order')
     parser.add_argument('--output', type=Path, default='curve.png', help='image file (default: %(default)s)')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     pyplot = import_pyplot()
     figure, (loss, overlap) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 5), layout='constrained')

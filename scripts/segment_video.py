@@ -3,6 +3,7 @@
     python scripts/segment_video.py --input dog.mp4 --mask first.png --output ../results/dog
     python scripts/segment_video.py --input dog.mp4 --mask 0=dog.png,ball.png 120:3=cat.png --output ../results/dog
     python scripts/segment_video.py --input ../frames --mask 0=a.png 57=b.png --output ../results/dog --cutouts
+    python scripts/segment_video.py --input ../frames --mask ../masks --output ../results/dog
 
 OUTPUT/masks/FRAME.png   palette PNGs with the labels; FRAME: the name of the image, or the number of the video's frame
 OUTPUT/overlay.mp4       the objects tinted on the video, with its timestamps and its audio
@@ -18,18 +19,16 @@ import logging
 import re
 import sys
 import time
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
-
-from dataset.io import fit_mask, read_mask
+from dataset.io import FRAME_SUFFIXES
+from dataset.mask_files import GivenMask
 from inference.outputs import Cutouts, Masks, Outputs, Pictures, Strip, claim
-from inference.sources import Annotation, FolderSource, UserSource, open_source
+from inference.sources import UserSource, open_source
 from inference.video_file import VideoWriter
 from scripts.flags import (
     add_inference_flags,
@@ -40,7 +39,7 @@ from scripts.flags import (
     parse_flags,
 )
 from util.cli import HelpFormatter, positive, run_main
-from util.errors import DataError, MissingPackageError, UserError
+from util.errors import MissingPackageError, UserError
 from util.stop import StopRequest
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def main() -> int:
     args = parse()
     # Before anything heavy is loaded, all that can be wrong with the files.
     source = open_source(args.input, fps=args.fps)
-    source.annotations = read_annotations(args.mask, source)
+    source.annotate(args.mask)
     outputs = outputs_of(args, source)
     networks = load_networks(args)
 
@@ -61,9 +60,10 @@ def main() -> int:
 
     config = inference_config(args, networks)
     core = Ensemble.of(networks, config, object_chunk=args.object_chunk, num_frames=source.frames)
-    what = {'input': args.input, 'mask': {each.frame: [str(file) for file in each.files] for each in args.mask}}
+    masks = {frame: [str(file) for file in each.files] for frame, each in source.masks.given.items()}
+    what = {'input': args.input, 'mask': masks}
     with naming_flags():
-        claim_output(args, outputs, config.settings() | network_settings(args) | what)
+        claim_output(args, source, outputs, config.settings() | network_settings(args) | what)
     return segment_video(core, source, outputs, args.output)
 
 
@@ -73,21 +73,22 @@ def parse() -> argparse.Namespace:
     add(
         '--input',
         required=True,
-        help='a video file; a folder of .jpg, .jpeg or .png images; camera:0 (a number, or '
-        'whatever else OpenCV opens)',
+        help=f'a video file; a folder of images ({" ".join(FRAME_SUFFIXES)}); camera:0 (a number, or whatever else '
+        'OpenCV opens)',
     )
     add(
         '--mask',
         required=True,
         nargs='+',
         action='extend',
-        type=Given.parse,
+        type=given_mask,
         metavar='[FRAME[:LABEL]=]FILE[,FILE...]',
-        help='frames count from 0, in a folder too, in the order of the '
-        'names; 0 is the default. One FILE has the labels of all objects (palette, grayscale, or black and white). Of '
-        'several FILEs, or with a LABEL, each is one object: whatever is not 0 in it; labelled LABEL, LABEL + 1 ... '
-        '(1, 2 ... without), later ones in front. A mask of a later frame adds the objects that are new, and '
-        'corrects those in it that are known; others stay',
+        help='frames count from 0, in a folder too, in the order of the names. Without FRAME, a mask named like a '
+        'frame of the input folder is that of this frame, another single one that of frame 0; FILE may also be a '
+        'folder of such masks, or one with a folder of masks for each object. One FILE has the labels of all objects '
+        '(palette, grayscale, colours, or black and white). Of several FILEs, or with a LABEL, each is one object: '
+        'whatever is not background in it; labelled LABEL, LABEL + 1 ... (1, 2 ... without), later ones in front. A '
+        'mask of a later frame adds the objects that are new, and corrects those in it that are known; others stay',
     )
     add('--output', type=Path, required=True, help='folder for the masks and everything else')
     add(
@@ -117,51 +118,15 @@ def frame_rate(text: str) -> Fraction:
     return value
 
 
-@dataclass(frozen=True)
-class Given:
-    """One ``--mask``."""
-
-    frame: int
-    files: tuple[Path, ...]
-    first_label: int | None  # of binary masks, one an object; None: one file with all labels
-
-    @classmethod
-    def parse(cls, text: str) -> 'Given':
-        """``[FRAME[:LABEL]=]FILE[,FILE...]``, for argparse. A file whose own name has a comma is taken for one."""
-        frame, label, names = re.fullmatch(r'(?:(\d+)(?::(\d+))?=)?(.+)', text, re.DOTALL).groups()
-        files = [names] if Path(names).is_file() else names.split(',')
-        first = int(label) if label else 1 if len(files) > 1 else None
-        if first is not None and not 1 <= first <= 256 - len(files):
-            raise argparse.ArgumentTypeError(f'labels are 1 to 255, found {text}')
-        return cls(int(frame or 0), tuple(Path(name) for name in files), first)
-
-    def read(self, size_hw: tuple[int, int]) -> Annotation:
-        masks = [fit_mask(read_mask(file), size_hw, file) for file in self.files]
-        for mask, file in zip(masks, self.files, strict=True):
-            if not mask.any():
-                log.warning('%s: shows no object', file)
-        if self.first_label is None:
-            return Annotation(masks[0])
-        labels = np.zeros(size_hw, np.uint8)
-        for label, mask in enumerate(masks, self.first_label):
-            labels[mask > 0] = label
-        return Annotation(labels, list(range(self.first_label, self.first_label + len(masks))))
-
-
-def read_annotations(given: list[Given], source: UserSource) -> dict[int, Annotation]:
-    """The masks by frame. Of a video file the number of frames is an estimate: masks beyond it are warned of."""
-    annotations = {each.frame: each.read((source.height, source.width)) for each in given}
-    if len(annotations) < len(given):
-        raise DataError('--mask: expected one entry a frame; several files of a frame are separated by commas')
-    last = max(annotations)
-    if source.frames is not None and last >= source.frames:
-        message = (
-            f'{source.name}: has {source.frames} frames (0 to {source.frames - 1}), but --mask names frame {last}'
-        )
-        if isinstance(source, FolderSource):
-            raise DataError(message)
-        log.warning('%s, as far as the file says', message)
-    return annotations
+def given_mask(text: str) -> GivenMask:
+    """``[FRAME[:LABEL]=]FILE[,FILE...]``, for argparse. A file whose own name has a comma is taken for one."""
+    frame, label, names = re.fullmatch(r'(?:(\d+)(?::(\d+))?=)?(.+)', text, re.DOTALL).groups()
+    files = [names] if Path(names).exists() else names.split(',')
+    return GivenMask(
+        tuple(map(Path, files)),
+        frame=None if frame is None else int(frame),
+        label=None if label is None else int(label),
+    )
 
 
 def outputs_of(args: argparse.Namespace, source: UserSource) -> Outputs:
@@ -189,6 +154,7 @@ def overlay_writer(args: argparse.Namespace, source: UserSource) -> VideoWriter 
             source.height,
             time_base=source.time_base,
             frame_rate=source.frame_rate,
+            pixel_aspect=source.pixel_aspect,
             audio_from=args.input if source.has_audio else None,
         )
     except MissingPackageError as error:
@@ -198,7 +164,7 @@ def overlay_writer(args: argparse.Namespace, source: UserSource) -> VideoWriter 
         return None
 
 
-def claim_output(args: argparse.Namespace, outputs: Outputs, settings: dict) -> None:
+def claim_output(args: argparse.Namespace, source: UserSource, outputs: Outputs, settings: dict) -> None:
     """Make the folder this run's, whichever outputs an earlier one wrote there."""
     masks, cutouts, strip = (args.output / name for name in ('masks', 'cutouts', 'strip.png'))
     overlay = outputs.pictures.video.path if outputs.pictures.video else args.output / 'overlay.mp4'
@@ -206,7 +172,7 @@ def claim_output(args: argparse.Namespace, outputs: Outputs, settings: dict) -> 
         args.output,
         settings,
         places=[masks, cutouts, strip, overlay],
-        inputs=[Path(args.input), *(file for each in args.mask for file in each.files)],
+        inputs=[Path(args.input), *source.masks.files],
         files=lambda: [
             *masks.glob('*.png'),
             *cutouts.glob('*/*.png'),
@@ -240,7 +206,7 @@ def segment_video(core: 'Ensemble', source: UserSource, outputs: Outputs, folder
     if stop.signal:
         log.warning('interrupted after %d frames; they are complete', count)
         return 128 + stop.signal
-    missed = sorted(frame for frame in source.annotations if frame >= count)
+    missed = [frame for frame in source.masks.given if frame >= count]
     if missed and not failed:
         log.error(
             '%s: has %d frames, so the masks of these were not used: %s',

@@ -6,6 +6,7 @@ python scripts/show_samples.py --stage 3 --davis_root ../DAVIS --output samples.
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -17,7 +18,7 @@ from util.files import atomic_path
 log = logging.getLogger(__name__)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__.partition('\n')[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -37,7 +38,7 @@ def main() -> int:
     parser.add_argument('--max_skip', type=int, default=5, help='frames that may lie between two of a sample')
     parser.add_argument('--count', type=int, default=8, help='samples to show')
     parser.add_argument('--output', type=Path, default='samples.png', help='image file to write')
-    args = parser.parse_args()  # --help must not wait for the imports below
+    args = parser.parse_args(argv)  # --help must not wait for the imports below
 
     import numpy as np
     from PIL import Image

@@ -82,8 +82,7 @@ def learn(roots, tmp_path, monkeypatch):
     monkeypatch.setitem(VARIANTS, 'tiny', TINY)
 
     def learn(*flags):
-        monkeypatch.setattr(sys, 'argv', ['train.py', *training_flags(roots), '--num_workers', '0', *map(str, flags)])
-        return train.main()
+        return train.main([*training_flags(roots), '--num_workers', '0', *map(str, flags)])
 
     return learn
 

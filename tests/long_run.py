@@ -79,7 +79,7 @@ def count_tensors() -> int:
 
 def network() -> torch.nn.Module:
     torch.manual_seed(0)
-    return build_network(TINY).eval().optimized()
+    return build_network(TINY).eval().optimize_()
 
 
 def write_annotations(folder: Path) -> dict[int | None, Path]:

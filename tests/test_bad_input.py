@@ -382,7 +382,8 @@ ODD_FILES = {
     ),
     'no pixels': (png((b'IHDR', HEADER), (b'PLTE', bytes(6)), (b'IEND', b'')), 'cannot read it', 'cannot read it'),
     'EPS': (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 6\n', 'cannot read it', 'cannot read it'),
-    'TIFF': (encoded(ramp(6, 9), 'TIFF'), 'cannot read it', 'cannot read it'),
+    'GIF': (encoded(ramp(6, 9), 'GIF'), 'cannot read it', 'cannot read it'),
+    'TIFF': (encoded(ramp(6, 9), 'TIFF'), (6, 9, 3), 'not in the DAVIS palette'),
     'WebP': (encoded(ramp(6, 9), 'WEBP', lossless=True), (6, 9, 3), 'not in the DAVIS palette'),
     'multi-picture': (
         encoded(ramp(6, 9), 'MPO', save_all=True, append_images=[Image.new('RGB', (9, 6))]),
@@ -587,7 +588,7 @@ ROOTS = [
     (folder, None, {'cat': 3, 'dog': 3}),
     (folder, remove, 'JPEGImages: missing'),
     (folder, lambda root: remove(root / 'Annotations'), 'Annotations: missing'),
-    (folder, lambda root: remove(root / 'Annotations/dog'), 'dog: expected a folder of frames'),
+    (folder, lambda root: remove(root / 'Annotations/dog'), 'dog: no masks of the frames'),
     (folder, lambda root: remove(root / 'Annotations/dog/1.png'), 'dog: no masks'),
     (folder, lambda root: remove(root / 'JPEGImages/dog/1.png'), 'dog: masks without a frame.*: 1'),
     (folder, lambda root: remove(root / 'JPEGImages/dog/2.png'), {'cat': 3, 'dog': 2}),

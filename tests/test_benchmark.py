@@ -1,6 +1,7 @@
 """What the benchmark rests on: its baseline is the paper's network, and it counts what it says."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -9,9 +10,9 @@ from torch.nn import functional as F
 
 from inference.core import InferenceCore
 from model import VARIANTS
-from scripts import benchmark, benchmark_memory, benchmark_training
-from scripts.baseline import ConcatenatedMemory, StraightforwardSTCN
-from scripts.roofline import Allocations, Work
+from scripts.benchmarks import loader, measures, memory, memory_model, speed, training_step
+from scripts.benchmarks.baseline import ConcatenatedMemory, StraightforwardSTCN
+from scripts.benchmarks.roofline import Allocations, Work
 from tests.conftest import golden, state_dict
 from tests.test_golden import _unpadded, assert_close, assert_same_objects, normalised
 from tests.tiny import TINY
@@ -80,23 +81,21 @@ def test_allocations():
 
 def test_memory_model_grows_with_the_memory(monkeypatch):
     monkeypatch.setitem(VARIANTS, 'tiny', TINY)
-    one, two = (benchmark_memory.inference_peak('tiny', 64, 96, 2, frames) for frames in (50, 100))
+    one, two = (memory_model.inference_peak('tiny', 64, 96, 2, frames) for frames in (50, 100))
     added = 50 * 4 * 6 * 4 * (2 * TINY.value_dim + TINY.key_dim + 1)
     assert two - one == pytest.approx(added, rel=0.1)
-    assert benchmark_memory.inference_peak('tiny', 64, 96, 2, 100, amp=True) < two
+    assert memory_model.inference_peak('tiny', 64, 96, 2, 100, amp=True) < two
     kept, again = (
-        benchmark_memory.training_peak(3, 2, arch='tiny', crop_size=64, recompute=recompute)
-        for recompute in (False, True)
+        memory_model.training_peak(3, 2, arch='tiny', crop_size=64, recompute=recompute) for recompute in (False, True)
     )
     assert again < kept
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
-def test_gpu_takes_what_the_model_says(monkeypatch, capsys):
+def test_gpu_takes_what_the_model_says(capsys):
     """Every row in a process that may take 11 GB."""
-    monkeypatch.setattr('sys.argv', ['benchmark_memory.py', '--check'])
-    assert benchmark_memory.main() == 0
+    assert memory.main(['--check']) == 0
     rows = [line.split('|') for line in capsys.readouterr().out.splitlines()[2:]]
     assert len(rows) > 10
     assert all(0.5 < float(row[4]) < 1.6 for row in rows)
@@ -112,29 +111,14 @@ def test_gpu_takes_what_the_model_says(monkeypatch, capsys):
         ['--measure', 'video', '--arch', 'stm_light', '--top', '0', '--include_last', '--video_frames', '6'],
     ],
 )
-def test_measurements(monkeypatch, tmp_path, capsys, small_checkpoint, flags):
+def test_measurements(tmp_path, capsys, small_checkpoint, flags):
     if 'growth' in flags:
         pytest.importorskip('matplotlib')
     arch = [] if '--arch' in flags else ['--arch', 'stcn_light']
     flags = [str(small_checkpoint) if flag == 'SMALL' else flag for flag in flags]
-    monkeypatch.setattr(
-        'sys.argv',
-        [
-            'benchmark.py',
-            *flags,
-            *arch,
-            '--size',
-            '64x96',
-            '--repeat',
-            '1',
-            '--device',
-            'cpu',
-            '--json',
-            str(tmp_path / 'found.json'),
-            *(['--plot', str(tmp_path / 'plot.png')] if 'growth' in flags else []),
-        ],
-    )
-    assert benchmark.main() == 0
+    flags = [*flags, *arch, '--size', '64x96', '--repeat', '1', '--device', 'cpu']
+    plot = ['--plot', str(tmp_path / 'plot.png')] if 'growth' in flags else []
+    assert speed.main([*flags, '--json', str(tmp_path / 'found.json'), *plot]) == 0
     found = json.loads((tmp_path / 'found.json').read_text())
     for name in ('read', 'core'):
         assert all(row['largest difference'] < 1e-4 for row in found.get(name, []))
@@ -147,41 +131,41 @@ def test_measurements(monkeypatch, tmp_path, capsys, small_checkpoint, flags):
 
 def test_a_plot_that_cannot_be_made_is_refused_before_anything_is_measured(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, 'matplotlib', None)
-    monkeypatch.setitem(benchmark.MEASURES, 'growth', None)
-    monkeypatch.setattr('sys.argv', ['benchmark.py', '--measure', 'growth', '--plot', str(tmp_path / 'plot.png')])
+    monkeypatch.setattr(measures, 'measure_growth', None)
     with pytest.raises(MissingPackageError, match=r'plots need .*matplotlib.*requirements-extras\.txt'):
-        benchmark.main()
+        speed.main(['--measure', 'growth', '--plot', str(tmp_path / 'plot.png')])
 
 
-def test_what_has_no_straightforward_formulation_is_left_out(monkeypatch, capsys, caplog):
+def test_what_has_no_straightforward_formulation_is_left_out(capsys, caplog):
     flags = ['--arch', 'stm_light', '--size', '64x96', '--objects', '1', '--memory_frames', '2', '--repeat', '1']
-    monkeypatch.setattr('sys.argv', ['benchmark.py', '--measure', 'read', 'core', 'growth', *flags])
-    assert benchmark.main() == 0
+    assert speed.main(['--measure', 'read', 'core', 'growth', *flags]) == 0
     assert caplog.text.count('nothing to compare with') == 2
     printed = capsys.readouterr().out
     assert '\ngrowth\n' in printed
     assert '\nread\n' not in printed
 
 
-def test_training_step(monkeypatch, capsys, tmp_path):
+def test_an_unknown_variant_is_refused():
+    with pytest.raises(SystemExit, match=r"error: --arch: expected some of stcn, .*, found 'vgg'"):
+        speed.main(['--arch', 'stcn', 'vgg'])
+
+
+def test_every_measurement_can_be_asked_for():
+    assert {f'measure_{name}' for name in speed.MEASURES} == {
+        name for name in vars(measures) if name.startswith('measure_')
+    }
+
+
+def test_training_step(capsys, tmp_path):
     static_root = make_roots(tmp_path)['static_root']
-    flags = [
-        '--static_root',
-        str(static_root),
-        '--arch',
-        'stcn_light',
-        '--crop_size',
-        '64',
-        '--batch_size',
-        '1',
-        '--steps',
-        '1',
-        '--num_workers',
-        '0',
-        '--recompute',
-        '--device',
-        'cpu',
-    ]
-    monkeypatch.setattr('sys.argv', ['benchmark_training.py', *flags])
-    assert benchmark_training.main() == 0
+    size = ['--crop_size', '64', '--batch_size', '1', '--steps', '1', '--num_workers', '0']
+    flags = ['--static_root', str(static_root), '--arch', 'stcn_light', *size, '--recompute', '--device', 'cpu']
+    assert training_step.main(flags) == 0
     assert 'plain / ours' in capsys.readouterr().out
+
+
+def test_loader(one_thread, capsys, tmp_path):
+    static_root = make_roots(tmp_path)['static_root']
+    flags = ['--static_root', str(static_root), '--davis_root', str(tmp_path), '--crop_size', '64', '--count', '2']
+    assert loader.main(flags) == 0
+    assert re.search(r'^static, .* usual .* ms .* ours .* ms .*x$', capsys.readouterr().out, re.MULTILINE)

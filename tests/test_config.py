@@ -26,7 +26,7 @@ SEGMENTING = {  # scripts that have all flags of inference, with what they deman
     'scripts.web': [],
 }
 PARTLY = {
-    'scripts.benchmark': ['top', 'include_last', 'mem_every', 'max_memory_frames'],
+    'scripts.benchmarks.speed': ['top', 'include_last', 'mem_every', 'max_memory_frames'],
     'scripts.ablate': ['top', 'size'],
 }
 
@@ -51,8 +51,7 @@ def parse(monkeypatch):
             patch.setattr(sys, 'argv', [module, *SEGMENTING.get(module, []), *words])
             patch.setattr(argparse.ArgumentParser, 'parse_args', spied)
             script = importlib.import_module(module)
-            target = 'scripts.flags.inference_config' if module != 'scripts.benchmark' else f'{module}.replace'
-            patch.setattr(target, lambda *args, **options: (_ for _ in ()).throw(Parsed))
+            patch.setattr('scripts.flags.inference_config', lambda *args, **options: (_ for _ in ()).throw(Parsed))
             with pytest.raises(Parsed):
                 script.main()
         return seen[0]
@@ -65,7 +64,7 @@ def values_of(args: argparse.Namespace) -> InferenceConfig:
     return inference_config(args)
 
 
-@pytest.mark.parametrize('module', [*SEGMENTING, 'scripts.benchmark'])
+@pytest.mark.parametrize('module', [*SEGMENTING, 'scripts.benchmarks.speed'])
 def test_flags_mean_the_same_in_every_script(parse, module):
     names = PARTLY.get(module, FLAGS)
     words = {

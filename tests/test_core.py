@@ -306,7 +306,7 @@ def test_compiled_network_is_the_same(clip, first_mask, monkeypatch):
     monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend='eager'))
     masks = {0: first_mask.where(first_mask < 3, 0), 2: first_mask}
     expected, _ = run(make_small_network(), clip[:4], masks, mem_every=2)
-    found, _ = run(make_small_network().compiled(), clip[:4], masks, mem_every=2)
+    found, _ = run(make_small_network().compile_(), clip[:4], masks, mem_every=2)
     for prob, other in zip(found, expected, strict=True):
         torch.testing.assert_close(prob, other, atol=1e-5, rtol=0)
 
@@ -319,7 +319,7 @@ def test_network_made_ready_is_the_same(clip, later):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
     expected, _ = run(network, clip[:7], later, mem_every=2)
-    found, _ = run(network.optimized(), clip[:7], later, mem_every=2)
+    found, _ = run(network.optimize_(), clip[:7], later, mem_every=2)
     for prob, other in zip(found, expected, strict=True):
         torch.testing.assert_close(prob, other, **ROUNDING)
 

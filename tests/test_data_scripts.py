@@ -28,6 +28,9 @@ from dataset.io import PALETTE, DataError, read_image, read_mask
 from dataset.static import find_pairs
 from dataset.video import find_videos
 from scripts import check_data, convert, download
+from scripts.fetch import ATTEMPTS
+from scripts.sources import Source, file_size, read_sources
+from scripts.unpack import ArchiveError, install
 from tests.trees import write_video
 
 TIMEOUT = 60  # seconds, of anything that should take one
@@ -104,15 +107,14 @@ def site():
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr(download, 'PAUSE', 0.01)
-    monkeypatch.setattr(download, 'TIMEOUT', 20)
+    monkeypatch.setattr('scripts.fetch.PAUSE', 0.01)
+    monkeypatch.setattr('scripts.fetch.TIMEOUT', 20)
     monkeypatch.delenv('http_proxy', raising=False)
     monkeypatch.setenv('no_proxy', '127.0.0.1')
 
 
-def run(monkeypatch, script, *arguments) -> int:
-    monkeypatch.setattr(sys, 'argv', [script.__file__, *map(str, arguments)])
-    return script.main()
+def run(script, *arguments) -> int:
+    return script.main(list(map(str, arguments)))
 
 
 # Archives
@@ -190,8 +192,8 @@ def sources(tmp_path, site):
     return ['--sources', path, '--root', tmp_path / 'data', '--saves', tmp_path / 'saves']
 
 
-def test_downloads_into_the_layout_and_once(tmp_path, site, sources, monkeypatch):
-    assert run(monkeypatch, download, 'all', *sources) == 0
+def test_downloads_into_the_layout_and_once(tmp_path, site, sources):
+    assert run(download, 'all', *sources) == 0
     assert tree(tmp_path / 'saves') == {'stcn.pth': site.files['/stcn.pth']}
     assert visible(tmp_path / 'data' / 'DAVIS' / '2016') == VIDEOS
     both = {name.replace('bear', video) for name in VIDEOS for video in ('bear', 'boat')}
@@ -201,19 +203,19 @@ def test_downloads_into_the_layout_and_once(tmp_path, site, sources, monkeypatch
     assert len(site.requests) == 4
 
     before = tree(tmp_path)
-    assert run(monkeypatch, download, 'all', *sources) == 0
+    assert run(download, 'all', *sources) == 0
     assert len(site.requests) == 4
     assert tree(tmp_path) == before
 
 
-def test_list_and_keep(tmp_path, site, sources, monkeypatch, capsys):
-    assert run(monkeypatch, download, 'davis', *sources, '--keep') == 0
+def test_list_and_keep(tmp_path, site, sources, capsys):
+    assert run(download, 'davis', *sources, '--keep') == 0
     assert (tmp_path / 'data/DAVIS/2016/DAVIS-data.zip').is_file()
     (tmp_path / 'data/BL30K').mkdir()
     (tmp_path / 'data/BL30K/a.tar.part').write_bytes(bytes(200_000))
     (tmp_path / 'data/BL30K/b.tar').write_bytes(site.files['/b.tar'])
     before, asked = tree(tmp_path), len(site.requests)
-    assert run(monkeypatch, download, 'all', *sources, '--list') == 0
+    assert run(download, 'all', *sources, '--list') == 0
     text = capsys.readouterr().out
     for line in (
         'the network: to be downloaded',
@@ -227,58 +229,58 @@ def test_list_and_keep(tmp_path, site, sources, monkeypatch, capsys):
     assert (tree(tmp_path), len(site.requests)) == (before, asked)
 
 
-def test_a_folder_made_by_hand_is_complete_unless_archives_share_it(tmp_path, site, sources, monkeypatch):
+def test_a_folder_made_by_hand_is_complete_unless_archives_share_it(tmp_path, site, sources):
     for name in ('DAVIS/2016', 'BL30K'):
         for folder in ('JPEGImages', 'Annotations'):
             (tmp_path / 'data' / name / folder).mkdir(parents=True)
-    assert run(monkeypatch, download, 'davis', 'bl30k', *sources) == 0
+    assert run(download, 'davis', 'bl30k', *sources) == 0
     assert [path for path, _ in site.requests] == ['/a.tar', '/b.tar']
 
 
-def test_an_archive_fetched_by_hand_is_unpacked(tmp_path, site, sources, monkeypatch):
+def test_an_archive_fetched_by_hand_is_unpacked(tmp_path, site, sources):
     archive = tmp_path / 'data/DAVIS/2016/DAVIS-data.zip'
     archive.parent.mkdir(parents=True)
     archive.write_bytes(make_zip(VIDEOS))  # without a folder around it
-    assert run(monkeypatch, download, 'davis', *sources) == 0
+    assert run(download, 'davis', *sources) == 0
     assert visible(archive.parent) == VIDEOS
     assert not site.requests
 
 
-def test_cut_connections_are_continued(tmp_path, site, sources, monkeypatch):
+def test_cut_connections_are_continued(tmp_path, site, sources):
     site.cut['/stcn.pth'] = 12_000
-    assert run(monkeypatch, download, 'weights', *sources) == 0
+    assert run(download, 'weights', *sources) == 0
     assert (tmp_path / 'saves/stcn.pth').read_bytes() == site.files['/stcn.pth']
     starts = [None, 'bytes=12000-', 'bytes=24000-', 'bytes=36000-', 'bytes=48000-']
     assert [ranged for _, ranged in site.requests] == starts
 
 
-def test_a_server_without_range_sends_it_anew(tmp_path, site, sources, monkeypatch):
+def test_a_server_without_range_sends_it_anew(tmp_path, site, sources):
     site.without_range.add('/stcn.pth')
     (tmp_path / 'saves').mkdir()
     (tmp_path / 'saves/stcn.pth.part').write_bytes(b'of another time')
-    assert run(monkeypatch, download, 'weights', *sources) == 0
+    assert run(download, 'weights', *sources) == 0
     assert (tmp_path / 'saves/stcn.pth').read_bytes() == site.files['/stcn.pth']
 
 
 @pytest.mark.parametrize('extra', [0, 100])
-def test_a_part_that_has_all_bytes_or_more(tmp_path, site, sources, monkeypatch, extra):
+def test_a_part_that_has_all_bytes_or_more(tmp_path, site, sources, extra):
     (tmp_path / 'saves').mkdir()
     (tmp_path / 'saves/stcn.pth.part').write_bytes(site.files['/stcn.pth'] + bytes(extra))
-    assert run(monkeypatch, download, 'weights', *sources) == 0
+    assert run(download, 'weights', *sources) == 0
     assert (tmp_path / 'saves/stcn.pth').read_bytes() == site.files['/stcn.pth']
     assert len(site.requests) == (2 if extra else 1)
 
 
-def test_overloaded_server_is_asked_again(tmp_path, site, sources, monkeypatch):
+def test_overloaded_server_is_asked_again(tmp_path, site, sources):
     site.errors['/stcn.pth'] = [503, 429]
-    assert run(monkeypatch, download, 'weights', *sources) == 0
+    assert run(download, 'weights', *sources) == 0
     assert len(site.requests) == 3
 
 
-def test_what_fails_is_named_and_others_go_on(tmp_path, site, sources, monkeypatch, caplog):
+def test_what_fails_is_named_and_others_go_on(tmp_path, site, sources, caplog):
     del site.files['/davis.zip']
     site.errors['/a.tar'] = [503] * 10
-    assert run(monkeypatch, download, 'all', *sources) == 1
+    assert run(download, 'all', *sources) == 1
     for words in (
         'FAILED the videos: the server answered 404',
         'open https://a.page/davis',
@@ -290,26 +292,26 @@ def test_what_fails_is_named_and_others_go_on(tmp_path, site, sources, monkeypat
     assert (tmp_path / 'saves/stcn.pth').is_file()
     assert (tmp_path / 'data/BL30K/JPEGImages/480p/boat').is_dir()
     assert [path for path, _ in site.requests].count('/davis.zip') == 1
-    assert [path for path, _ in site.requests].count('/a.tar') == download.ATTEMPTS
+    assert [path for path, _ in site.requests].count('/a.tar') == ATTEMPTS
 
     site.errors.clear()
-    assert run(monkeypatch, download, 'bl30k', *sources) == 0
+    assert run(download, 'bl30k', *sources) == 0
     assert (tmp_path / 'data/BL30K/JPEGImages/480p/bear').is_dir()
 
 
-def test_nobody_answers(tmp_path, sources, monkeypatch, caplog):
+def test_nobody_answers(tmp_path, sources, caplog):
     path = sources[1]
     path.write_text(path.read_text().replace('http://127.0.0.1:', 'http://127.0.0.1:1/'))
-    assert run(monkeypatch, download, 'weights', *sources) == 1
+    assert run(download, 'weights', *sources) == 1
     assert 'FAILED the network: the connection failed' in caplog.text
     assert 'refused' in caplog.text
 
 
 @pytest.mark.parametrize('content_type', ['text/html; charset=utf-8', 'application/octet-stream'])
-def test_a_web_page_is_not_taken_for_the_file(tmp_path, site, sources, monkeypatch, caplog, content_type):
+def test_a_web_page_is_not_taken_for_the_file(tmp_path, site, sources, caplog, content_type):
     site.files['/davis.zip'] = b'\n<!DOCTYPE html><html><title>Quota exceeded</title><p>Too many users</p></html>'
     site.types['/davis.zip'] = content_type
-    assert run(monkeypatch, download, 'davis', *sources) == 1
+    assert run(download, 'davis', *sources) == 1
     assert 'web page' in caplog.text
     assert 'https://a.page/davis' in caplog.text
     assert ('Quota exceeded' in caplog.text) == content_type.startswith('text/html')
@@ -323,11 +325,11 @@ def test_drive_asks_before_large_files(tmp_path, site, sources, monkeypatch):
         <input type="hidden" name="uuid" value="1&amp;2"></form></body></html>""".encode()
     site.types['/ask?id=abc'] = 'text/html'
     site.files['/download?id=abc&uuid=1%262'] = site.files['/davis.zip']
-    monkeypatch.setattr(download, 'DRIVE', site.url + '/ask?id={}')
+    monkeypatch.setattr('scripts.sources.DRIVE', site.url + '/ask?id={}')
     listed = json.loads(sources[1].read_text())
     listed['davis'][0]['drive'] = 'abc'
     sources[1].write_text(json.dumps(listed))
-    assert run(monkeypatch, download, 'davis', *sources) == 0
+    assert run(download, 'davis', *sources) == 0
     assert visible(tmp_path / 'data/DAVIS/2016') == VIDEOS
 
 
@@ -335,12 +337,12 @@ def test_disk_space(tmp_path, site, sources, monkeypatch, caplog):
     usage = namedtuple('usage', 'free')
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(1_500_000))
     with pytest.raises(OSError, match=r'needs 2\.0 MB of free disk, found 1\.5 MB'):  # the two tars, by the list
-        run(monkeypatch, download, 'all', *sources)
+        run(download, 'all', *sources)
     assert not site.requests
 
     size = len(site.files['/davis.zip'])
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(2 * size - 1))  # download, then unpack
-    assert run(monkeypatch, download, 'davis', 'weights', *sources) == 1
+    assert run(download, 'davis', 'weights', *sources) == 1
     assert 'FAILED the videos: the videos needs 0.1 MB of free disk' in caplog.text
     assert (tmp_path / 'saves/stcn.pth').is_file()
     assert not tree(tmp_path / 'data')
@@ -352,7 +354,7 @@ def test_killed_while_downloading(tmp_path, site, sources):
     environment = os.environ | {'no_proxy': '127.0.0.1'}
     part = tmp_path / 'data/DAVIS/2016/DAVIS-data.zip.part'
     process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL)
-    wait_for(lambda: download.file_size(part) > 0 or process.poll() is not None)
+    wait_for(lambda: file_size(part) > 0 or process.poll() is not None)
     process.send_signal(signal.SIGKILL)
     process.wait(TIMEOUT)
     received = part.stat().st_size
@@ -378,7 +380,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize('victim', ['write_member', 'move', 'shutil.rmtree'])
 def test_killed_at_any_point_of_unpacking(tmp_path, site, sources, monkeypatch, victim):
     """Interrupted before its n-th step, for every n; the next run gives the same tree."""
-    owner, name = (download.shutil, 'rmtree') if victim == 'shutil.rmtree' else (download, victim)
+    owner, name = (shutil, 'rmtree') if victim == 'shutil.rmtree' else (sys.modules['scripts.unpack'], victim)
     original = getattr(owner, name)
     interrupted = 0
     for step in range(50):
@@ -393,12 +395,12 @@ def test_killed_at_any_point_of_unpacking(tmp_path, site, sources, monkeypatch, 
 
         monkeypatch.setattr(owner, name, act)
         try:
-            run(monkeypatch, download, 'davis', *sources)
+            run(download, 'davis', *sources)
             finished = True
         except Killed:
             finished = False
         monkeypatch.setattr(owner, name, original)
-        assert run(monkeypatch, download, 'davis', *sources) == 0
+        assert run(download, 'davis', *sources) == 0
         found = visible(tmp_path / 'data/DAVIS/2016')
         assert {name: found.get(name) for name in VIDEOS} == VIDEOS
         assert len(found) == len(VIDEOS) + 3  # and the user's own files
@@ -408,9 +410,9 @@ def test_killed_at_any_point_of_unpacking(tmp_path, site, sources, monkeypatch, 
     assert interrupted >= 2
 
 
-def test_the_wrong_archive(tmp_path, site, sources, monkeypatch, caplog):
+def test_the_wrong_archive(tmp_path, site, sources, caplog):
     site.files['/davis.zip'] = make_zip({'thesis/a.txt': b'a', 'thesis/b.txt': b'b'})
-    assert run(monkeypatch, download, 'davis', *sources) == 1
+    assert run(download, 'davis', *sources) == 1
     assert 'expected JPEGImages and Annotations in it, found a.txt, b.txt' in caplog.text
     assert tree(tmp_path / 'data/DAVIS/2016').keys() == {'DAVIS-data.zip'}
 
@@ -428,7 +430,7 @@ def test_shipped_sources():
         'YouTube2018/valid',
         'YouTube2018/all_frames/valid_all_frames',
     }
-    groups = download.read_sources(REPOSITORY / 'scripts/sources.json', root=Path('root'), saves=Path('saves'))
+    groups = read_sources(REPOSITORY / 'scripts/sources.json', root=Path('root'), saves=Path('saves'))
     assert list(groups) == ['weights', 'static', 'davis', 'youtube', 'bl30k']
     sources = [source for group in groups.values() for source in group]
     assert {str(source.target.relative_to('root')) for source in sources if source.archive} == layout
@@ -583,20 +585,20 @@ def test_hostile_archive(tmp_path, suffix, name):
     source = hostile_source(tmp_path, (ZIPS if suffix == '.zip' else TARS)[name], suffix)
     before = everything(tmp_path)
     reason = next(reason for reason, names in REASONS.items() if name.startswith(names))
-    with pytest.raises(download.ArchiveError, match=f'^{source.archive}: .*{reason}'):
-        download.install(source)
+    with pytest.raises(ArchiveError, match=f'^{source.archive}: .*{reason}'):
+        install(source)
     assert everything(tmp_path) == before
     assert not ABSOLUTE.exists()
 
 
-def hostile_source(folder: Path, content: bytes, suffix: str) -> download.Source:
+def hostile_source(folder: Path, content: bytes, suffix: str) -> Source:
     """An archive in ``folder/inside``, and files beside that are none of its business."""
     (folder / 'outside').mkdir()
     (folder / 'outside' / 'precious').write_bytes(b'precious')
     target = folder / 'inside'
     target.mkdir()
     (target / f'evil{suffix}').write_bytes(content)
-    return download.Source('evil', 'http://a', 'http://a', target, target / f'evil{suffix}', holds=('JPEGImages',))
+    return Source('evil', 'http://a', 'http://a', target, target / f'evil{suffix}', holds=('JPEGImages',))
 
 
 def everything(folder: Path) -> dict[str, tuple]:
@@ -625,9 +627,9 @@ def test_mutated_archives_do_nothing_outside(tmp_path):
         folder.mkdir()
         source = hostile_source(folder, bytes(data), suffix)
         try:
-            download.install(source)
+            install(source)
             outcomes[True] += 1
-        except (download.ArchiveError, OSError):
+        except (ArchiveError, OSError):
             outcomes[False] += 1
         outside = [path for path in everything(folder) if not path.startswith(str(folder / 'inside'))]
         assert sorted(outside) == [str(folder / 'outside'), str(folder / 'outside/precious')]
@@ -641,7 +643,7 @@ def test_unpacking_needs_room(tmp_path, monkeypatch):
     source = hostile_source(tmp_path, make_zip(VIDEOS), '.zip')
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: namedtuple('usage', 'free')(10_000))
     with pytest.raises(OSError, match=r'evil\.zip needs .* of free disk'):
-        download.install(source)
+        install(source)
     assert tree(tmp_path / 'inside').keys() == {'evil.zip'}
 
 
@@ -694,8 +696,8 @@ def palette_of(path: Path) -> list[int]:
         return image.getpalette()[: 3 * 8]
 
 
-def test_convert_youtube(youtube_root, monkeypatch, capsys):
-    assert run(monkeypatch, convert, 'youtube', '--root', youtube_root, '--num_workers', 2) == 0
+def test_convert_youtube(youtube_root, capsys):
+    assert run(convert, 'youtube', '--root', youtube_root, '--num_workers', 2) == 0
     assert '9 images converted, 0 were there, 0 problems' in capsys.readouterr().out
     source, small = youtube_root / 'train', youtube_root / 'train_480p'
     assert tree(small).keys() == tree(source).keys()
@@ -720,7 +722,7 @@ def test_convert_youtube(youtube_root, monkeypatch, capsys):
     assert len(find_videos(small / 'JPEGImages', small / 'Annotations')) == 3
 
 
-def test_convert_reports_and_goes_on(youtube_root, monkeypatch, capsys, caplog):
+def test_convert_reports_and_goes_on(youtube_root, capsys, caplog):
     train = youtube_root / 'train'
     data = (train / 'JPEGImages/wide/00000.jpg').read_bytes()
     (train / 'JPEGImages/wide/00000.jpg').write_bytes(data[: len(data) // 2])
@@ -729,7 +731,7 @@ def test_convert_reports_and_goes_on(youtube_root, monkeypatch, capsys, caplog):
     )
     shutil.rmtree(train / 'Annotations/tall')
     (train / 'JPEGImages/small/00010.jpg').unlink()
-    assert run(monkeypatch, convert, 'youtube', '--root', youtube_root, '--num_workers', 1) == 1
+    assert run(convert, 'youtube', '--root', youtube_root, '--num_workers', 1) == 1
     assert '1 images converted, 0 were there, 4 problems' in capsys.readouterr().out
     for words in (
         'wide/00000.jpg: expected an image',
@@ -745,7 +747,7 @@ def test_convert_reports_and_goes_on(youtube_root, monkeypatch, capsys, caplog):
     ]
 
 
-def test_convert_continues(youtube_root, monkeypatch, capsys):
+def test_convert_continues(youtube_root, capsys):
     """After a SIGKILL: what is there is whole and stays, and in the end nothing is missing or left over."""
     command = [sys.executable, 'scripts/convert.py', 'youtube', '--root', str(youtube_root), '--num_workers', '1']
     small = youtube_root / 'train_480p'
@@ -757,24 +759,24 @@ def test_convert_continues(youtube_root, monkeypatch, capsys):
     assert 0 < len(there) < 9
     for path in there:
         read_image(path)
-    assert run(monkeypatch, convert, 'youtube', '--root', youtube_root, '--num_workers', 1) == 0
+    assert run(convert, 'youtube', '--root', youtube_root, '--num_workers', 1) == 0
     interrupted = tree(small)
     assert f'{9 - len(there)} images converted, {len(there)} were there' in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in there} == there
 
     shutil.rmtree(small)
-    assert run(monkeypatch, convert, 'youtube', '--root', youtube_root, '--num_workers', 1) == 0
+    assert run(convert, 'youtube', '--root', youtube_root, '--num_workers', 1) == 0
     assert tree(small) == interrupted
 
 
-def test_convert_a_mask_that_is_a_pixel_narrower(tmp_path, monkeypatch):
+def test_convert_a_mask_that_is_a_pixel_narrower(tmp_path):
     save_video(tmp_path / 'train/JPEGImages', tmp_path / 'train/Annotations', 'odd', frames=1, size=(1280, 720))
     save_labels(tmp_path / 'train/Annotations/odd/00000.png', labels((1279, 720)))
-    assert run(monkeypatch, convert, 'youtube', '--root', tmp_path, '--num_workers', 1) == 0
+    assert run(convert, 'youtube', '--root', tmp_path, '--num_workers', 1) == 0
     assert read_mask(tmp_path / 'train_480p/Annotations/odd/00000.png').shape == (480, 853)
 
 
-def test_convert_static(tmp_path, monkeypatch, capsys, caplog):
+def test_convert_static(tmp_path, capsys, caplog):
     def save_pair(image: str, mask: str, size: tuple[int, int], level: int = 255) -> None:
         for name in (image, mask):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -784,7 +786,7 @@ def test_convert_static(tmp_path, monkeypatch, capsys, caplog):
     save_pair('BIG/test/1_im.jpg', 'BIG/test/1_gt.png', (1600, 1201))
     save_pair('BIG/val/2_im.jpg', 'BIG/val/2_gt.png', (300, 200))
     save_pair('HRSOD/images/3.jpeg', 'HRSOD/masks/3.png', (601, 900), level=1)
-    assert run(monkeypatch, convert, 'static', '--root', tmp_path, '--num_workers', 1) == 0
+    assert run(convert, 'static', '--root', tmp_path, '--num_workers', 1) == 0
     assert '3 images converted' in capsys.readouterr().out
     for path, size in (('BIG_small/1', (512, 384)), ('BIG_small/2', (300, 200)), ('HRSOD_small/3', (342, 512))):
         with Image.open(tmp_path / f'{path}.jpg') as image, Image.open(tmp_path / f'{path}.png') as mask:
@@ -796,35 +798,35 @@ def test_convert_static(tmp_path, monkeypatch, capsys, caplog):
 
     picture((40, 30)).save(tmp_path / 'BIG/4_im.jpg')
     picture((40, 30)).save(tmp_path / 'BIG/val/1_im.jpg')
-    assert run(monkeypatch, convert, 'static', '--root', tmp_path, '--num_workers', 1) == 1
+    assert run(convert, 'static', '--root', tmp_path, '--num_workers', 1) == 1
     assert '0 images converted, 3 were there, 2 problems' in capsys.readouterr().out
     assert 'BIG/4_im.jpg: found no mask for it' in caplog.text
     assert 'BIG/val/1_im.jpg: has the name of' in caplog.text
 
 
-def test_convert_stills(tmp_path, monkeypatch, capsys):
+def test_convert_stills(tmp_path, capsys):
     davis, output = tmp_path / 'DAVIS', tmp_path / 'stills'
     base = davis / '2017' / 'trainval'
     for name in ('bear', 'boat'):
         write_video(base / 'JPEGImages' / '480p', base / 'Annotations' / '480p', name, labels=(1, 4))
     flags = ('stills', '--root', davis, '--output', output, '--every', 4, '--num_workers', 1)
-    assert run(monkeypatch, convert, *flags, '--hold_aside', 'boat') == 0
+    assert run(convert, *flags, '--hold_aside', 'boat') == 0
     assert sorted(path.name for path in output.iterdir()) == [
         f'bear_0000{frame}_{label}.{suffix}' for frame in (0, 4) for label in (1, 4) for suffix in ('jpg', 'png')
     ]
     assert len(find_pairs(output)) == 4
     mask = read_mask(base / 'Annotations' / '480p' / 'bear' / '00004.png')
     assert np.array_equal(np.array(Image.open(output / 'bear_00004_4.png')), np.where(mask == 4, 255, 0))
-    assert run(monkeypatch, convert, *flags) == 0
+    assert run(convert, *flags) == 0
     assert '4 images converted, 4 were there, 0 problems' in capsys.readouterr().out
     with pytest.raises(DataError, match='none named cat'):
-        run(monkeypatch, convert, *flags, '--hold_aside', 'cat')
+        run(convert, *flags, '--hold_aside', 'cat')
 
 
 @pytest.mark.parametrize('dataset', ['youtube', 'static'])
-def test_convert_nothing(tmp_path, monkeypatch, dataset):
+def test_convert_nothing(tmp_path, dataset):
     with pytest.raises(DataError, match=f'^{tmp_path}.*Check --root'):
-        run(monkeypatch, convert, dataset, '--root', tmp_path)
+        run(convert, dataset, '--root', tmp_path)
 
 
 # The checker
@@ -852,9 +854,9 @@ def training_roots(tmp_path, monkeypatch):
     return ['--static_root', static, '--bl_root', bl, '--yv_root', yv, '--davis_root', davis]
 
 
-def findings(monkeypatch, folder: Path, *flags) -> tuple[int, list[tuple]]:
+def findings(folder: Path, *flags) -> tuple[int, list[tuple]]:
     """The exit status; of every problem its data set, kind, path below ``folder`` and names."""
-    status = run(monkeypatch, check_data, *flags, '--json', folder / 'report.json')
+    status = run(check_data, *flags, '--json', folder / 'report.json')
     report = json.loads((folder / 'report.json').read_text())
     return status, [
         (problem['dataset'], problem['kind'], str(Path(problem['path']).relative_to(folder)), problem['names'])
@@ -863,8 +865,8 @@ def findings(monkeypatch, folder: Path, *flags) -> tuple[int, list[tuple]]:
 
 
 @pytest.mark.parametrize('flags', [('--num_workers', 1), ('--num_workers', 2, '--quick')])
-def test_check_finds_nothing_in_clean_trees(tmp_path, training_roots, monkeypatch, capsys, flags):
-    assert findings(monkeypatch, tmp_path, *training_roots, *flags) == (0, [])
+def test_check_finds_nothing_in_clean_trees(tmp_path, training_roots, capsys, flags):
+    assert findings(tmp_path, *training_roots, *flags) == (0, [])
     table = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in table[1:]] == [
         ['static', '6'],
@@ -944,31 +946,29 @@ DEFECTS = [
 
 
 @pytest.mark.parametrize(('path', 'spoil', 'dataset', 'kind', 'where', 'names'), DEFECTS)
-def test_check_finds_what_is_spoilt(
-    tmp_path, training_roots, monkeypatch, capsys, path, spoil, dataset, kind, where, names
-):
+def test_check_finds_what_is_spoilt(tmp_path, training_roots, capsys, path, spoil, dataset, kind, where, names):
     spoil(tmp_path / path)
-    status, found = findings(monkeypatch, tmp_path, *training_roots, '--num_workers', 1)
+    status, found = findings(tmp_path, *training_roots, '--num_workers', 1)
     kinds = kind if isinstance(kind, dict) else {kind: names}
     assert (status, found) == (1, [(dataset, kind, where or path, names) for kind, names in kinds.items()])
     assert Path(path).parts[-1].split('.')[0] in capsys.readouterr().out
 
 
-def test_check_of_videos_of_ones_own(tmp_path, monkeypatch, capsys):
+def test_check_of_videos_of_ones_own(tmp_path, capsys):
     """Their frames need no masks."""
     mine, other = tmp_path / 'mine', tmp_path / 'other'
     for root in (mine, other):
         save_video(root / 'JPEGImages', root / 'Annotations', 'my cat', frames=6)
     (mine / 'Annotations/my cat/00005.png').unlink()
     flags = ('--video_root', mine, other, '--num_workers', 1)
-    assert findings(monkeypatch, tmp_path, *flags) == (0, [])
+    assert findings(tmp_path, *flags) == (0, [])
     assert capsys.readouterr().out.splitlines()[1].split()[:2] == ['videos', '11']
 
     save_video(mine / 'JPEGImages', mine / 'Annotations', 'two', frames=2)
     cut(mine / 'JPEGImages/my cat/00010.jpg')
     (mine / 'JPEGImages/my cat/00015.jpg').unlink()
     shutil.rmtree(other / 'Annotations')
-    assert findings(monkeypatch, tmp_path, *flags) == (
+    assert findings(tmp_path, *flags) == (
         1,
         [
             ('videos', 'no image', 'mine/Annotations/my cat', ['00015']),
@@ -979,7 +979,7 @@ def test_check_of_videos_of_ones_own(tmp_path, monkeypatch, capsys):
     )
 
 
-def test_quick_check_reads_headers(tmp_path, training_roots, monkeypatch):
+def test_quick_check_reads_headers(tmp_path, training_roots):
     """It misses what is cut off in the middle and sees the sizes."""
     cut(tmp_path / 'BL30K/JPEGImages/bear/00005.jpg')
     (tmp_path / 'BL30K/JPEGImages/bear/00010.jpg').write_text('text')
@@ -987,7 +987,7 @@ def test_quick_check_reads_headers(tmp_path, training_roots, monkeypatch):
     rotated = Image.Exif()
     rotated[0x0112] = 6
     picture((96, 128)).save(tmp_path / 'BL30K/JPEGImages/boat/00000.jpg', exif=rotated)  # upright 128 x 96
-    status, found = findings(monkeypatch, tmp_path, *training_roots, '--quick', '--num_workers', 1)
+    status, found = findings(tmp_path, *training_roots, '--quick', '--num_workers', 1)
     assert status == 1
     assert sorted(problem[1:3] for problem in found) == [
         ('size', 'BL30K/Annotations/bear/00000.png'),

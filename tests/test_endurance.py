@@ -18,7 +18,7 @@ from inference.session import Clip, Session
 from inference.sources import DatasetSource
 from inference.video_file import VideoReader
 from model.checkpoint import read_checkpoint
-from scripts import segment_video, web
+from scripts import segment_video, web_tabs
 from tests import long_run
 from tests.conftest import FRAMES, GOLDEN, REPOSITORY, tree
 from tests.test_web import needs_gradio
@@ -127,14 +127,16 @@ def test_a_video_ends_where_memory_does(small_checkpoint, tmp_path, monkeypatch,
 def test_a_page_says_that_memory_is_out_and_goes_on(small_network, first_mask, tmp_path, monkeypatch):
     import gradio
 
-    tabs = web.Tabs(small_network, tmp_path, max_seconds=9, max_bytes=10**7)
-    tab = tabs.tabs['key'] = web.Tab(Session(small_network, Clip.of_images(FRAMES), tmp_path / 'clip'), 'clip')
-    monkeypatch.setattr(web, 'OBJECTS', web.OBJECTS[:3])
+    from scripts.web_page import build
+
+    tabs = web_tabs.Tabs(small_network, tmp_path, max_seconds=9, max_bytes=10**7)
+    tab = tabs.tabs['key'] = web_tabs.Tab(Session(small_network, Clip.of_images(FRAMES), tmp_path / 'clip'), 'clip')
+    monkeypatch.setattr(web_tabs, 'OBJECTS', web_tabs.OBJECTS[:3])
     tab.session.paint(0, first_mask.numpy())
-    drawn = {'background': tab.session.read_image(0), 'layers': [web.layer_of(first_mask.numpy())]}
+    drawn = {'background': tab.session.read_image(0), 'layers': [web_tabs.layer_of(first_mask.numpy())]}
     told = []
     monkeypatch.setattr(gradio, 'Warning', told.append)
-    [propagate] = [event.fn for event in web.build(tabs).fns.values() if event.name == 'propagate']
+    [propagate] = [event.fn for event in build(tabs).fns.values() if event.name == 'propagate']
     request = type('Request', (), {'session_hash': 'key'})
     with too_little_memory(monkeypatch, frame=7):
         list(propagate(drawn, request))

@@ -20,6 +20,7 @@ from dataset.youtube import youtube
 from inference import InferenceConfig
 from inference.outputs import Probabilities
 from inference.run import share
+from scripts.evaluate import evaluate as score
 from tests.conftest import APPEARING, REPOSITORY, tree
 
 SIZE = 96  # works faster than 480
@@ -45,12 +46,11 @@ def command(youtube_root, small_checkpoint):
 
 
 @pytest.fixture
-def evaluate(command, monkeypatch):
+def evaluate(command):
     """Runs the script in this process and returns the output folder's files."""
 
     def evaluate(output, *flags, **options):
-        monkeypatch.setattr(sys, 'argv', [str(word) for word in command(output, *flags, **options)[1:]])
-        assert eval_youtube.main() == 0
+        assert eval_youtube.main([str(word) for word in command(output, *flags, **options)[2:]]) == 0
         return tree(output)
 
     return evaluate
@@ -304,9 +304,26 @@ def test_a_failing_video_is_reported_and_the_rest_goes_on(folder_root, small_che
     result = run_folder(folder_root, tmp_path / 'out', small_checkpoint, '--zip')
     assert result.returncode == 1
     assert '1 segmented, 0 finished before, 1 failed' in result.stdout
-    assert 'failed: cat: image: expected the size of the frames before' in result.stdout
+    assert (
+        f'failed: cat: {folder_root}/JPEGImages/cat/3.jpeg: image: expected the size of the frames before'
+        in result.stdout
+    )
     assert len(list((tmp_path / 'out/dog').iterdir())) == 4
     assert not (tmp_path / 'out.zip').exists()
+
+
+def test_given_masks_are_in_the_settings_and_not_scored(folder_root, small_checkpoint, tmp_path):
+    """The dog's second mask corrects object 2 and adds another one."""
+    out = tmp_path / 'out'
+    for flags, second in (((), [2, 255]), (('--first_only', '--overwrite'), [255])):
+        result = run_folder(folder_root, out, small_checkpoint, *flags)
+        assert 'the masks of 3 of 10 frames' in result.stderr
+        given = json.loads((out / 'settings.json').read_text())['given']
+        assert given == {'cat': {'0': [1, 2, 3]}, 'dog': {'frame9': [2], 'frame11': second}}
+        if not flags:
+            with pytest.raises(DataError, match='nothing to score'):
+                score(out, folder_root, dataset='folder')
+    assert score(out, folder_root, dataset='folder')['sequences'].keys() == {'dog'}
 
 
 def test_masks_of_another_size(folder_root, small_checkpoint, tmp_path):
@@ -320,19 +337,19 @@ def test_masks_of_another_size(folder_root, small_checkpoint, tmp_path):
     mask.resize((110, 110), Image.Resampling.NEAREST).save(path)
     result = run_folder(folder_root, tmp_path / 'out', small_checkpoint, '--overwrite')
     assert result.returncode == 1
-    assert f"failed: cat: {path}: expected a mask of its image's aspect ratio" in result.stdout
+    assert f"{path}: expected a mask of its image's aspect ratio" in result.stderr
 
 
 @pytest.mark.parametrize(
     ('damage', 'message'),
     [
         (lambda root: shutil.rmtree(root / 'Annotations'), 'Annotations: missing'),
-        (lambda root: shutil.rmtree(root / 'Annotations/cat'), 'expected a folder of frames'),
+        (lambda root: shutil.rmtree(root / 'Annotations/cat'), 'no masks of the frames'),
         (lambda root: (root / 'Annotations/cat/0.png').unlink(), 'no masks'),
         (lambda root: (root / 'Annotations/cat/0.png').rename(root / 'Annotations/cat/00.png'), 'without a frame'),
         (lambda root: shutil.copy(root / 'JPEGImages/cat/1.jpeg', root / 'JPEGImages/cat/1.jpg'), 'one file a frame'),
         (lambda root: [path.unlink() for path in (root / 'JPEGImages/cat').iterdir()], 'no frames'),
-        (lambda root: [shutil.rmtree(path) for path in (root / 'JPEGImages').iterdir()], 'neither frames nor folders'),
+        (lambda root: [shutil.rmtree(path) for path in (root / 'JPEGImages').iterdir()], 'of frames, found nothing'),
     ],
 )
 def test_incomplete_folders(folder_root, damage, message):

@@ -8,8 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
-from dataset.io import DataError, write_mask
+from dataset.io import DataError, read_mask, write_mask
 from scripts.evaluate import evaluate
 from util.metrics import boundary, boundary_accuracy, region_similarity, statistics
 
@@ -266,6 +267,101 @@ def test_g_weighs_seen_and_unseen_alike(tmp_path):
     assert numbers['G'] == 0.5
 
 
+# void, and ground truth of a user's own
+
+
+def ring(mask: np.ndarray) -> np.ndarray:
+    """A mask whose objects are outlined by 255."""
+    return np.where((mask == 0) & (cv2.dilate(mask, np.ones((5, 5), np.uint8)) > 0), np.uint8(255), mask)
+
+
+@pytest.mark.parametrize('dataset', ['davis2017', 'youtube', 'folder'])
+def test_void_pixels_do_not_count(tmp_path, dataset):
+    """Neither does the result lose anything without them, nor with them, whatever it takes them for."""
+    mask = square(5, 5, 10) + square(20, 30, 12, label=2)
+    frames = [mask, mask, ring(mask), ring(mask), ring(mask)]
+    root = tmp_path / 'root'
+    if dataset == 'davis2017':
+        davis_tree(root, {'v': frames})
+    else:
+        write_video(root / 'Annotations' / 'v', frames)
+        objects = {str(i): {'frames': [f'{number:05d}' for number in range(5)]} for i in (1, 2)}
+        (root / 'meta.json').write_text(json.dumps({'videos': {'v': {'objects': objects}}}))
+    filled = np.where(ring(mask) == 255, 1, mask).astype(np.uint8)
+    for name, masks in {'without': [mask] * 5, 'filled': [filled] * 5, 'copied': frames}.items():
+        write_video(tmp_path / name / 'v', masks)
+        objects = evaluate(tmp_path / name, root, dataset=dataset)['sequences']['v']['objects']
+        assert objects.keys() == {'1', '2'}
+        assert set(objects['2']['F']['frames'].values()) == {1}
+        first, *others = objects['1']['J']['frames'].values()
+        assert set(others) == {1}
+        assert (first == 1) == (name != 'filled')  # there no pixel is void, so it is wrong
+
+
+def test_255_alone_is_an_object(tmp_path):
+    mask = square(5, 5, 10, label=255)
+    root = davis_tree(tmp_path / 'root', {'v': [mask] * 4})
+    write_video(tmp_path / 'results' / 'v', [mask] * 4)
+    assert evaluate(tmp_path / 'results', root, dataset='davis2017')['sequences']['v']['objects'].keys() == {'255'}
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_black_and_white_results_against_several_objects_are_an_error(davis, channels):
+    results, root = davis
+    for path in (results / 'two').iterdir():
+        cv2.imwrite(str(path), np.dstack([(read_mask(path) > 0) * np.uint8(255)] * channels))
+    with pytest.raises(DataError, match=r'two/00001\.png: .*\(1, 2\), found black and white'):
+        evaluate(results, root, dataset='davis2017')
+
+
+def test_own_ground_truth_is_read_as_the_masks_of_a_user(tmp_path):
+    """Colours of a tool's own, in a palette of another order, and a folder of masks an object."""
+    mask = square(5, 5, 10) + square(20, 30, 12, label=2)
+    colours = np.array([(0, 0, 0), (250, 50, 83), (52, 209, 183)], np.uint8)
+    for number in range(4):
+        for video in ('coloured', 'reordered'):
+            write_mask(tmp_path / 'results' / video / f'{number}.png', mask)
+        write_mask(tmp_path / 'results' / 'objects' / f'{number}.png', mask)
+        image = Image.fromarray(colours[mask])
+        save(image, tmp_path / 'root' / 'Annotations' / 'coloured' / f'{number}.png')
+        save(image.quantize(3), tmp_path / 'root' / 'Annotations' / 'reordered' / f'{number}.png')
+        for label in (1, 2):
+            path = tmp_path / 'root' / 'Annotations' / 'objects' / str(label) / f'{number}.png'
+            save(Image.fromarray((mask == label) * np.uint8(255)), path)
+        for video in ('coloured', 'reordered', 'objects'):
+            save(image, tmp_path / 'root' / 'JPEGImages' / video / f'{number}.png')
+    numbers = evaluate(tmp_path / 'results', tmp_path / 'root', dataset='folder')
+    assert numbers['sequences'].keys() == {'coloured', 'reordered', 'objects'}
+    assert numbers['J&F'] == 1
+
+
+@pytest.mark.parametrize('single', [False, True])
+def test_what_the_network_was_given_is_not_scored(tmp_path, single):
+    """Its own masks would come back, with a score of 100."""
+    first, second = square(5, 5, 10), square(20, 30, 12, label=2)
+    nothing = np.zeros_like(first)
+    truth = tmp_path / 'v' / 'Annotations' / ('' if single else 'v')
+    write_video(truth, [first, first + second, first + second, first + second])
+    write_video(tmp_path / 'results' / 'v', [first, first + second, nothing, first])
+    arguments = tmp_path / 'results' / ('v' if single else ''), tmp_path / 'v'
+
+    def objects(given: dict) -> dict:
+        (tmp_path / 'results' / 'settings.json').write_text(json.dumps({'given': {'v': given}}))
+        found = evaluate(*arguments, dataset='folder')['sequences']['v']['objects']
+        return {label: entry['J']['frames'] for label, entry in found.items()}
+
+    assert objects({}) == {'1': {'00001': 1, '00002': 0, '00003': 1}, '2': {'00002': 0, '00003': 0}}
+    assert objects({'00000': [1], '00001': [1, 2]}) == {'1': {'00002': 0, '00003': 1}, '2': {'00002': 0, '00003': 0}}
+    assert objects({'00002': [2], '00003': [2]}) == {'1': {'00001': 1, '00002': 0, '00003': 1}}
+    with pytest.raises(DataError, match='4 of them given to the network'):
+        objects({f'{number:05d}': [1, 2] for number in range(4)})
+
+
+def save(image: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
 # errors
 
 
@@ -300,11 +396,20 @@ def test_a_damaged_result_is_an_error(davis):
         evaluate(*davis, dataset='davis2017')
 
 
-def test_ground_truth_of_the_first_frame_alone_is_an_error(davis):
+def first_frame_alone(root: Path, video: str) -> None:
+    for path in sorted((root / 'trainval' / 'Annotations' / '480p' / video).iterdir())[1:]:
+        path.unlink()
+
+
+def test_videos_too_short_to_score_are_left_out_until_none_is_left(davis, caplog):
     _, root = davis
-    for i in range(1, 6):
-        (root / 'trainval' / 'Annotations' / '480p' / 'two' / f'{i:05d}.png').unlink()
-    with pytest.raises(DataError, match='two: expected ground truth after'):
+    first_frame_alone(root, 'one')
+    numbers = evaluate(*davis, dataset='davis2017')
+    assert numbers['sequences'].keys() == {'two'}
+    assert numbers['J&F'] == 0.5
+    assert 'one: expected ground truth after the first annotated frame and before the last one, found 1' in caplog.text
+    first_frame_alone(root, 'two')
+    with pytest.raises(DataError, match=r'one: expected ground truth after .* nothing to score'):
         evaluate(*davis, dataset='davis2017')
 
 

@@ -33,7 +33,7 @@ from inference.outputs import BackgroundWriter, Masks, Probabilities, write_arch
 from inference.sources import DatasetSource
 from inference.video_file import VideoWriter
 from model import VARIANTS, STCNConfig, build_network, save_network
-from scripts import check_data, convert, evaluate
+from scripts import check_data, conversions, convert, evaluate
 from tests.conftest import REPOSITORY, tree
 from tests.tiny import TINY, training_flags
 from tests.trees import make_davis
@@ -172,9 +172,9 @@ WRITERS = {
     'config.json': lambda path: Run(path.parent).write_configuration({'flags': 1000 * [1]}),
     'scores.json': lambda path: evaluate.write_json(path, numbers | {'sequences': {i: {} for i in range(1000)}}),
     'scores.csv': lambda path: evaluate.write_csv(path, numbers),
-    'frame.jpg': lambda path: convert.write(path, Image.fromarray(noise)),
+    'frame.jpg': lambda path: conversions.write(path, Image.fromarray(noise)),
     'overlay.mp4': lambda path: write_overlay(path),
-    'copy': lambda path: convert.copy(Path(__file__), path),
+    'copy': lambda path: conversions.copy(Path(__file__), path),
 }
 
 
@@ -208,7 +208,7 @@ def test_no_room_for_a_file(name, how, tmp_path, request):
 
 def test_other_errors_speak_for_themselves(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No such file or directory: .*/missing'"):
-        convert.copy(tmp_path / 'missing', tmp_path / 'copy')
+        conversions.copy(tmp_path / 'missing', tmp_path / 'copy')
     with pytest.raises(RuntimeError, match='of the writer'), atomic_path(tmp_path / 'a'):
         raise RuntimeError('of the writer')
     assert list(tmp_path.iterdir()) == []

@@ -39,7 +39,11 @@ from inference.session import import_clip
 from model import CheckpointError, Network, build_network, load_network
 from model.checkpoint import read_checkpoint
 from model.pretrained import imagenet_weights
-from scripts import download, segment_video, web
+from scripts import segment_video
+from scripts.fetch import fetch
+from scripts.sources import DownloadError, Source, read_sources
+from scripts.unpack import ArchiveError, install, unpack
+from scripts.web_tabs import Tabs
 from tests.conftest import FRAMES, GOLDEN, REPOSITORY, tree
 from tests.test_data_scripts import everything, hostile_source, make_zip, tar_with, zip_with
 from tests.test_eval_youtube import change_meta
@@ -346,8 +350,8 @@ def test_hostile_archive(tmp_path, name):
     make, reason = HOSTILE[name]
     source = hostile_source(tmp_path, make(), Path(name).suffix)
     before = everything(tmp_path)
-    with pytest.raises(download.ArchiveError, match=f'^{source.archive}: .*({reason})'):
-        download.install(source)
+    with pytest.raises(ArchiveError, match=f'^{source.archive}: .*({reason})'):
+        install(source)
     assert everything(tmp_path) == before
 
 
@@ -355,15 +359,15 @@ def test_a_name_that_no_file_can_have(tmp_path):
     source = hostile_source(tmp_path, zip_with(('a' * 300, b'x')), '.zip')
     before = everything(tmp_path)
     with pytest.raises(OSError, match='too long'):
-        download.install(source)
+        install(source)
     assert everything(tmp_path) == before
 
 
 def test_many_files_that_hold_something_are_no_bomb(tmp_path, monkeypatch):
-    monkeypatch.setattr(download, 'FEW_FILES', 100)
+    monkeypatch.setattr('scripts.unpack.FEW_FILES', 100)
     files = {f'JPEGImages/{i}': os.urandom(300) for i in range(300)}
     source = hostile_source(tmp_path, make_zip(files), '.zip')
-    download.unpack(source.archive, tmp_path / 'unpacked')
+    unpack(source.archive, tmp_path / 'unpacked')
     assert len(list((tmp_path / 'unpacked' / 'JPEGImages').iterdir())) == 300
 
 
@@ -385,37 +389,37 @@ def test_lists_of_sources_that_lead_elsewhere(tmp_path, entry):
     path = tmp_path / 'sources.json'
     base = {'name': 'evil', 'url': 'http://127.0.0.1:9/'}
     path.write_text(json.dumps({'davis': [base | entry if isinstance(entry, dict) else entry]}))
-    with pytest.raises(download.DownloadError, match=r'sources\.json: expected a list'):
-        download.read_sources(path, root=tmp_path / 'data', saves=tmp_path / 'saves')
+    with pytest.raises(DownloadError, match=r'sources\.json: expected a list'):
+        read_sources(path, root=tmp_path / 'data', saves=tmp_path / 'saves')
 
 
 def test_only_servers_are_asked(tmp_path):
     """urllib would also read this computer's files, which a list or a page could name."""
     (tmp_path / 'secret').write_text('secret')
     url = (tmp_path / 'secret').as_uri()
-    source = download.Source('evil', url, url, tmp_path / 'data' / 'out')
-    with pytest.raises(download.DownloadError, match='expected an address that begins with http'):
-        download.fetch(source)
+    source = Source('evil', url, url, tmp_path / 'data' / 'out')
+    with pytest.raises(DownloadError, match='expected an address that begins with http'):
+        fetch(source)
     assert not tree(tmp_path / 'data')
 
     page = f'<form id="download-form" action="{url}"></form>'.encode()
     with (
         served(lambda handler: handler.reply(page, {'Content-Type': 'text/html'})) as address,
-        pytest.raises(download.DownloadError, match='expected an address that begins with http'),
+        pytest.raises(DownloadError, match='expected an address that begins with http'),
     ):
-        download.fetch(dataclasses.replace(source, url=address))
+        fetch(dataclasses.replace(source, url=address))
     with (
         served(lambda handler: handler.reply(b'', {'Location': url}, status=302)) as address,
-        pytest.raises(download.DownloadError, match='302'),
+        pytest.raises(DownloadError, match='302'),
     ):
-        download.fetch(dataclasses.replace(source, url=address))
+        fetch(dataclasses.replace(source, url=address))
     assert not tree(tmp_path / 'data')
 
 
 def test_a_stream_without_an_end_leaves_room(tmp_path, monkeypatch):
     """A server that does not say how much it sends may not fill the disk. (Here it ends, or a mistake would.)"""
     free = iter([10 * 10**9, 5 * 10**9] + 1000 * [10**9])
-    monkeypatch.setattr(download.shutil, 'disk_usage', lambda path: type('usage', (), {'free': next(free)}))
+    monkeypatch.setattr('shutil.disk_usage', lambda path: type('usage', (), {'free': next(free)}))
 
     def endless(handler) -> None:
         handler.reply(b'', {})
@@ -426,7 +430,7 @@ def test_a_stream_without_an_end_leaves_room(tmp_path, monkeypatch):
             pass  # nobody listens any more
 
     with served(endless) as address, pytest.raises(OSError, match=r'needs 2\.0 GB of free disk, found 1\.0 GB'):
-        download.fetch(download.Source('endless', address, address, tmp_path / 'out'))
+        fetch(Source('endless', address, address, tmp_path / 'out'))
     assert not (tmp_path / 'out').exists()
 
 
@@ -621,8 +625,8 @@ def test_a_video_of_too_many_frames_for_its_time(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def tabs(small_network, tmp_path) -> web.Tabs:
-    return web.Tabs(small_network, tmp_path / 'clips', max_seconds=9, max_bytes=10**7)
+def tabs(small_network, tmp_path) -> Tabs:
+    return Tabs(small_network, tmp_path / 'clips', max_seconds=9, max_bytes=10**7)
 
 
 def upload_of(folder: Path, name: str = 'clip.zip') -> Path:
@@ -631,7 +635,7 @@ def upload_of(folder: Path, name: str = 'clip.zip') -> Path:
 
 def test_a_page_that_is_closed_while_its_clip_comes_in(tabs, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        'inference.session.import_clip', lambda *args, **options: tabs.drop('key') or import_clip(*args, **options)
+        'scripts.web_tabs.import_clip', lambda *args, **options: tabs.drop('key') or import_clip(*args, **options)
     )
     with pytest.raises(DataError, match=r'clip\.zip: the page was closed'):
         tabs.open('key', upload_of(tmp_path))

@@ -212,6 +212,26 @@ def test_halved_colours_that_are_in_the_palette_are_refused(tmp_path, ellipse):
         read_mask(tmp_path / 'soft.png')
 
 
+def test_exact_colours_outside_the_palette_are_not_blamed_on_anti_aliasing(tmp_path, ellipse):
+    for colours in ([(0, 0, 0), (255, 0, 0)], [(0, 0, 0), (250, 50, 83), (52, 209, 183)]):
+        mask = np.array(colours, np.uint8)[ellipse.clip(max=len(colours) - 1)]
+        with pytest.raises(DataError, match=r'not in the DAVIS palette .*: which object is which') as error:
+            read_mask(save(mask, tmp_path / 'a.png'))
+        assert 'anti-aliasing' not in str(error.value)
+
+
+def test_chequered_labels_are_refused_and_lines_are_not(tmp_path, ellipse):
+    """Dithering makes two labels of one; a line may be only a pixel wide, and at any angle."""
+    rows, columns = np.indices(ellipse.shape)
+    with pytest.raises(DataError, match='chequered'):
+        read_mask(save(np.where(ellipse > 0, 1 + (rows + columns) % 2, 0).astype(np.uint8), tmp_path / 'a.png'))
+    for end in ((142, 96), (96, 96), (142, 10), (20, 96)):
+        mask = ellipse * 9
+        cv2.line(mask, (0, 0), end, 3, 1)
+        cv2.line(mask, (0, 90), (90, 0), 3, 1)
+        np.testing.assert_array_equal(read_mask(save(mask, tmp_path / 'a.png')), mask)
+
+
 @pytest.mark.parametrize('quality', [50, 75, 90, 95, 98])
 def test_jpeg_masks_are_refused(tmp_path, ellipse, quality):
     grey = jpeg((ellipse > 0) * np.uint8(255), quality)

@@ -1,6 +1,5 @@
 """The light network that the project ships: what it costs, what it finds, and the ways to it."""
 
-import argparse
 import re
 import shutil
 import subprocess
@@ -13,9 +12,10 @@ import torch
 import hubconf
 from dataset.io import list_frames, read_image, read_mask
 from inference import InferenceCore, load_model
-from inference.config import LIGHT_WEIGHTS
+from inference.config import LIGHT_WEIGHTS, InferenceConfig
 from model import VARIANTS
-from scripts.benchmark import measure_cost
+from scripts.benchmarks.harness import Case
+from scripts.benchmarks.measures import measure_cost
 from tests.conftest import REPOSITORY
 from util.metrics import region_similarity
 
@@ -26,11 +26,7 @@ needs_weights = pytest.mark.skipif(not LIGHT_WEIGHTS.exists(), reason='weights/s
 
 def test_it_is_light():
     light, full = (
-        measure_cost(
-            argparse.Namespace(
-                network=name, model=None, device='cpu', size=(480, 854), objects=[1], mem_every=5, precision='float32'
-            )
-        )[0]
+        measure_cost(Case(network=name, device_name='cpu', config=InferenceConfig(mem_every=5)))[0]
         for name in ('stcn_light', 'stcn')
     )
     assert light['parameters (M)'] <= 8

@@ -97,14 +97,13 @@ def test_same_masks(script, run_here, tmp_path):
 
 
 @pytest.fixture
-def parse(monkeypatch):
+def parse():
     """The parsed flags of a script of ``dataset``."""
 
     def parse(*words, dataset='youtube', size=480):
-        monkeypatch.setattr(sys, 'argv', ['eval.py', '--output', 'out', *words])
         parser = evaluation.evaluation_parser('', size=size, dataset=dataset)
         parser.add_argument('--split', default='val')
-        return evaluation.parse(parser)
+        return evaluation.parse(parser, ['--output', 'out', *words])
 
     return parse
 

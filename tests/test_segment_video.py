@@ -1,6 +1,6 @@
 """scripts/segment_video.py on real folders and video files, against the core driven by hand."""
 
-import argparse
+import json
 import os
 import shutil
 import signal
@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 
 from dataset.io import PALETTE, DataError, read_image, read_mask, write_mask
+from dataset.mask_files import GivenMask
 from inference import Ensemble, InferenceConfig, InferenceCore, ensemble, load_model, outputs
 from inference.video_file import VideoReader, VideoWriter
 from model import Network
 from scripts import segment_video
-from scripts.segment_video import Given
+from scripts.segment_video import given_mask
 from tests.conftest import FRAMES, GOLDEN, REPOSITORY, tree
 from util.errors import MissingPackageError
 
@@ -172,24 +173,21 @@ def test_binary_masks_and_masks_of_later_frames(run, tmp_path, network):
 @pytest.mark.parametrize(
     ('text', 'expected'),
     [
-        ('a.png', Given(0, (Path('a.png'),), None)),
-        ('12=a.png', Given(12, (Path('a.png'),), None)),
-        ('12:3=a.png', Given(12, (Path('a.png'),), 3)),
-        ('a.png,b.png', Given(0, (Path('a.png'), Path('b.png')), 1)),
-        ('7:254=a.png,b.png', Given(7, (Path('a.png'), Path('b.png')), 254)),
-        ('./1=a.png', Given(0, (Path('1=a.png'),), None)),
+        ('a.png', GivenMask((Path('a.png'),))),
+        ('12=a.png', GivenMask((Path('a.png'),), 12)),
+        ('12:3=a.png', GivenMask((Path('a.png'),), 12, 3)),
+        ('a.png,b.png', GivenMask((Path('a.png'), Path('b.png')))),
+        ('7:254=a.png,b.png', GivenMask((Path('a.png'), Path('b.png')), 7, 254)),
+        ('./1=a.png', GivenMask((Path('1=a.png'),))),
     ],
 )
 def test_what_a_mask_argument_means(text, expected):
-    assert Given.parse(text) == expected
+    assert given_mask(text) == expected
 
 
-def test_labels_beyond_255_and_commas_in_names(tmp_path):
-    for text in ('0:255=a.png,b.png', '0:0=a.png'):
-        with pytest.raises(argparse.ArgumentTypeError):
-            Given.parse(text)
+def test_commas_in_names(tmp_path):
     shutil.copy(FIRST, tmp_path / 'a,b.png')
-    assert Given.parse(f'3={tmp_path}/a,b.png').files == (tmp_path / 'a,b.png',)
+    assert given_mask(f'3={tmp_path}/a,b.png').files == (tmp_path / 'a,b.png',)
 
 
 def test_wrong_masks_are_errors_before_anything_is_computed(run, tmp_path, caplog):
@@ -197,9 +195,11 @@ def test_wrong_masks_are_errors_before_anything_is_computed(run, tmp_path, caplo
     binary(tmp_path / 'empty.png', slice(0, 0), slice(0, 0))
     Image.fromarray(np.zeros((50, 50), np.uint8)).save(tmp_path / 'square.png')
     for masks, message in (
-        (('12=' + str(FIRST),), 'has 12 frames'),
+        (('12=' + str(FIRST),), 'expected a frame from 0 to 11'),
+        ((f'0:255={FIRST},{FIRST}',), 'expected labels from 1 to 255'),
+        ((tmp_path / 'empty.png',), 'shows an object'),
         ((tmp_path / 'none.png',), 'none.png'),
-        ((FIRST, f'0={FIRST}'), 'one entry a frame'),
+        ((FIRST, f'0={FIRST}'), 'expected one mask for frame 0'),
         ((tmp_path / 'square.png',), 'aspect'),
     ):
         with pytest.raises(DataError, match=message):
@@ -211,6 +211,58 @@ def test_wrong_masks_are_errors_before_anything_is_computed(run, tmp_path, caplo
     assert run('--input', clip, '--no_overlay', '--mask', tmp_path / 'empty.png', f'1={tmp_path}/large.png') == 0
     assert 'shows no object' in caplog.text
     assert np.array_equal(written_masks(tmp_path / 'out')[1], read_mask(FIRST))
+
+
+@pytest.mark.parametrize('aspect', [Fraction(16, 11), Fraction(8, 9)])
+def test_pixels_that_are_no_squares(run, tmp_path, aspect):
+    """The overlay has them, too, and a mask may have the size of what a player shows."""
+    pytest.importorskip('av')
+    path, shown = tmp_path / 'dv.mp4', round(W * aspect)
+    with VideoWriter(path, W, H, time_base=1 / Fraction(25), frame_rate=Fraction(25), pixel_aspect=aspect) as writer:
+        for number, frame in enumerate(FRAMES[:2]):
+            writer.write(read_image(frame), number)
+    Image.open(FIRST).resize((shown, H), Image.Resampling.NEAREST).save(tmp_path / 'shown.png')
+    assert run('--input', path, '--mask', tmp_path / 'shown.png') == 0
+    assert VideoReader(tmp_path / 'out' / 'overlay.mp4').pixel_aspect == aspect
+    assert np.mean(written_masks(tmp_path / 'out')[0] != read_mask(FIRST)) < 0.02
+    Image.open(FIRST).resize((shown, H + 20), Image.Resampling.NEAREST).save(tmp_path / 'other.png')
+    with pytest.raises(DataError, match=rf'aspect ratio \({W} x {H}\), or as it is shown \({shown} x {H}\), found'):
+        run('--input', path, '--mask', tmp_path / 'other.png', '--overwrite')
+
+
+MATCHED = {
+    # arguments of --mask -> frames that have a mask
+    'a file named like a frame': (['masks/00004.png'], [4]),
+    'another file': (['masks/first.png'], [0]),
+    'a folder': (['named'], [2, 4]),
+    'a pattern': (['named/*.png'], [2, 4]),
+    'files': (['named/00002.png', 'named/00004.png'], [2, 4]),
+    'a number wins': (['1=masks/00004.png'], [1]),
+    'commas': (['named/00002.png,named/00004.png'], [0]),
+    'a folder of folders of masks': (['objects'], [2, 4]),
+}
+
+
+@pytest.mark.parametrize('how', MATCHED)
+def test_masks_belong_to_the_frames_of_their_names(run, tmp_path, monkeypatch, how):
+    monkeypatch.chdir(tmp_path)
+    masks, frames = MATCHED[how]
+    for name in ('masks/00004', 'masks/first', 'named/00002', 'named/00004', 'objects/1/00002', 'objects/5/00004'):
+        path = tmp_path / f'{name}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        binary(path, slice(10, 60), slice(10, 70))
+    clip = tmp_path / 'clip'
+    clip.mkdir()
+    for frame in FRAMES[:6]:
+        shutil.copy(frame, clip)
+    assert run('--input', clip, '--mask', *masks, '--no_overlay', '--size', 32) == 0
+    given = json.loads((tmp_path / 'out' / 'settings.json').read_text())['mask']
+    assert [int(frame) for frame in given] == frames
+    written = written_masks(tmp_path / 'out')
+    assert not any(mask.any() for mask in written[: frames[0]])
+    assert written[frames[0]].any()
+    if 'folders' in how:
+        assert 5 in written[4]
 
 
 def test_a_mask_beyond_the_end_of_a_video_is_reported_and_the_rest_is_there(run, tmp_path, video, caplog):

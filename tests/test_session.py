@@ -233,7 +233,7 @@ def zipped(path: Path, entries: list[tuple[str, bytes]]) -> Path:
 LIMITS = {'max_seconds': 60, 'max_bytes': 10**7}
 
 
-def test_zip_of_images(tmp_path, small_network):
+def test_zip_of_images(tmp_path, small_network, caplog):
     entries = [(f'some/clip/{number}.png', path.read_bytes()) for number, path in enumerate(FRAMES)]
     extra = [('__MACOSX/some/._0.png', b'x'), ('some/readme.txt', b'x'), ('some/clip/', b'')]
     clip = import_clip(zipped(tmp_path / 'clip.zip', entries[::-1] + extra), tmp_path / 'in', **LIMITS)
@@ -241,6 +241,7 @@ def test_zip_of_images(tmp_path, small_network):
     assert [path.read_bytes() for path in clip.frames] == [path.read_bytes() for path in FRAMES]
     assert clip.time_base * clip.pts[-1] == Fraction(11, 25)
     assert Session(small_network, clip, tmp_path / 'in').shape == (110, 182)
+    assert caplog.messages == ['clip.zip: left out, since not .jpg .jpeg .png .bmp .webp .tif .tiff: readme.txt']
 
 
 def test_zip_stays_in_its_folder(tmp_path):
@@ -296,7 +297,14 @@ def test_video_and_back(tmp_path, small_network, clip, labels, monkeypatch):
     from inference.video_file import VideoReader, VideoWriter
 
     times = [0, 1, 2, 5, 6, 7]
-    with VideoWriter(tmp_path / 'clip.mp4', 182, 110, time_base=Fraction(1, 30), frame_rate=Fraction(30)) as video:
+    with VideoWriter(
+        tmp_path / 'clip.mp4',
+        182,
+        110,
+        time_base=Fraction(1, 30),
+        frame_rate=Fraction(30),
+        pixel_aspect=Fraction(4, 3),
+    ) as video:
         for image, pts in zip(clip, times, strict=False):
             video.write(image.permute(1, 2, 0).numpy(), pts)
     with pytest.raises(DataError, match='longer than the'):
@@ -313,6 +321,7 @@ def test_video_and_back(tmp_path, small_network, clip, labels, monkeypatch):
     session.write_overlay(tmp_path / 'overlay.mp4')
     with VideoReader(tmp_path / 'overlay.mp4') as video:
         shown = [(image, pts * video.time_base) for image, pts in video]
+        assert video.pixel_aspect == Fraction(4, 3)
     assert [time for _, time in shown] == [Fraction(time, 30) for time in times]
     difference = np.abs(shown[0][0].astype(int) - session.overlay(0)).mean()
     assert difference < 8

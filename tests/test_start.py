@@ -15,13 +15,13 @@ from tests.conftest import REPOSITORY
 
 SCRIPTS = sorted(
     str(path.relative_to(REPOSITORY))
-    for folder in ('', 'scripts')
+    for folder in ('', 'scripts', 'scripts/benchmarks')
     for path in (REPOSITORY / folder).glob('*.py')
     if "__name__ == '__main__'" in path.read_text()
 )
 MODULES = sorted(
     path.relative_to(REPOSITORY).with_suffix('').as_posix().replace('/', '.')
-    for folder in ('', 'dataset', 'inference', 'model', 'scripts', 'training', 'util')
+    for folder in ('', 'dataset', 'inference', 'model', 'scripts', 'scripts/benchmarks', 'training', 'util')
     for path in (REPOSITORY / folder).glob('*.py')
     if path.stem != '__init__'
 )
@@ -81,7 +81,11 @@ def test_help_waits_for_nothing_heavy(script):
 def test_imports_need_no_network():
     """The guard of this process refuses what a module would ask for."""
     for module in MODULES:
-        importlib.import_module(module)
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != 'gradio':  # the one optional package that modules of their own are about
+                raise
 
 
 REACH = """

@@ -176,7 +176,7 @@ def test_a_variant_trains_comes_back_and_joins_an_ensemble(name, similarity, tmp
         assert torch.equal(segment_clip(loaded, rgb, masks, selector), segment_clip(network, rgb, masks, selector))
 
     frames, mask = torch.rand(4, 3, 40, 56), torch.arange(56).div(20, rounding_mode='floor').expand(40, 56)
-    ensemble = Ensemble([Member(loaded.optimized()), Member(small_network, size=32, flip=True)], mem_every=2)
+    ensemble = Ensemble([Member(loaded.optimize_()), Member(small_network, size=32, flip=True)], mem_every=2)
     alone = [Ensemble([member], mem_every=2) for member in ensemble.members]
     for t, image in enumerate(frames):
         found, *parts = [core.step(image, mask if t == 0 else None) for core in (ensemble, *alone)]
@@ -249,7 +249,7 @@ def test_folded_batch_norm_changes_nothing_but_rounding(name):
         return query.key, key, value, network.decode(value, query)
 
     before = outputs()
-    network.optimized()
+    network.optimize_()
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
     for found, expected in zip(outputs(), before, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())

@@ -8,9 +8,10 @@ import torch
 
 from dataset.davis import davis
 from dataset.io import DataError
+from dataset.mask_files import GivenMask
 from inference import InferenceCore
 from inference.outputs import Masks, Outputs
-from inference.sources import Annotation, DatasetSource, FolderSource, Picture, Source, Upcoming
+from inference.sources import DatasetSource, FolderSource, Picture, Source, Upcoming
 from inference.stream import READ_AHEAD, Progress, TooLittleMemoryError, propagate, segment
 from tests.conftest import FRAMES, GOLDEN, tree
 from util.stop import StopRequest
@@ -70,9 +71,9 @@ def test_a_dataset_is_not_held(davis_root, small_network, monkeypatch):
     assert len(reads) == len(long.frames)
 
 
-def test_a_folder_and_a_dataset_give_the_same(small_network, first_mask, tmp_path):
+def test_a_folder_and_a_dataset_give_the_same(small_network, tmp_path):
     source = FolderSource(GOLDEN / 'clip', fps=Fraction(25))
-    source.annotations = {0: Annotation(first_mask.numpy())}
+    source.annotate([GivenMask((GOLDEN / 'first_mask.png',))])
     with StopRequest() as stop, Outputs([Masks(tmp_path)]) as outputs, Progress(source.frames) as progress:
         segment(InferenceCore(small_network), source, outputs, stop=stop, progress=progress)
     assert progress.count == len(FRAMES) == len(tree(tmp_path))

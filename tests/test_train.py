@@ -21,6 +21,7 @@ from model import CheckpointError, load_network
 from model.checkpoint import read_checkpoint
 from model.clip import segment_clip
 from model.losses import intersection_and_union, iou
+from scripts.training_flags import training_parser
 from tests.conftest import REPOSITORY, make_small_network
 from tests.tiny import TINY
 from tests.trees import write_video
@@ -213,8 +214,7 @@ def test_resumes_by_id_alone_to_the_same_weights(run, monkeypatch, caplog):
         assert run('--id', 'stopped', *flags) == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == before
     assert checkpoint('stopped', 5)['iteration'] == 5
-    monkeypatch.setattr(sys, 'argv', ['train.py', '--id', 'stopped', '--resume', '--device', 'cpu'])
-    assert train.main() == 0
+    assert train.main(['--id', 'stopped', '--resume', '--device', 'cpu']) == 0
     assert_same_weights(checkpoint('stopped', 7)['network'], checkpoint('straight', 7)['network'])
     found, expected = (checkpoint(name, 7)['optimizer']['state'] for name in ('stopped', 'straight'))
     assert all(torch.equal(found[i][name], value) for i in expected for name, value in expected[i].items())
@@ -274,7 +274,7 @@ def own_root(tmp_path):
 
 
 @pytest.mark.parametrize('others', [(), ('--davis_root', 'nowhere', '--yv_root', 'none')], ids=['beside', 'alone'])
-def test_videos_of_any_name(run, tmp_path, own_root, others, monkeypatch, caplog):
+def test_videos_of_any_name(run, tmp_path, own_root, others, caplog):
     caplog.set_level('INFO')
     flags = ('--video_root', own_root, '--video_repeat', 2, '--hold_aside', 'dog_2', *others)
     assert run('--stage', 3, '--id', 'a', '-i', 3, '--save_every', 1, *flags) == 0
@@ -287,8 +287,7 @@ def test_videos_of_any_name(run, tmp_path, own_root, others, monkeypatch, caplog
 
     expected = checkpoint('a', 3)['network']
     (tmp_path / 'saves' / 'a' / 'checkpoint_00000003.pth').unlink()
-    monkeypatch.setattr(sys, 'argv', ['train.py', '--id', 'a', '--resume'])
-    assert train.main() == 0
+    assert train.main(['--id', 'a', '--resume']) == 0
     assert_same_weights(checkpoint('a', 3)['network'], expected)
 
 
@@ -308,7 +307,7 @@ def test_a_resumed_run_says_which_videos_are_others(run, own_root, caplog):
 # Starting from files
 
 
-def test_stage_0_weights_start_the_other_stages(run, monkeypatch):
+def test_stage_0_weights_start_the_other_stages(run):
     run('--stage', 0, '--id', 's0', '-i', 1)
     start = initial_network(arch=None, single_object=False, weights='saves/s0/s0.pth')
     name = 'value_encoder.to_f4.0.0.weight'
@@ -446,7 +445,7 @@ def test_help_is_quick_and_complete():
     )
     assert set(flags.split()) <= set(re.findall(r'--?\w+', result.stdout))
     assert 'torch' not in result.stderr
-    for action in train.training_parser()._actions:
+    for action in training_parser('')._actions:
         assert action.help
         assert (
             action.option_strings[0] in ('-h', '--id', '--resume', '--stage')

@@ -2,9 +2,7 @@
 
 import itertools
 import re
-import runpy
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +29,7 @@ from dataset.video import (
     find_youtube,
     read_split,
 )
+from scripts import show_samples
 from tests.trees import write, write_pair, write_video
 
 SIZE = 64
@@ -342,7 +341,7 @@ def test_what_is_left_out_of_a_folder_is_a_line_a_cause(own_root, caplog):
     assert caplog.messages == [
         f'{images}: left out {line}'
         for line in (
-            '1 video(s) without frames (.jpg, .jpeg or .png): two',
+            '1 video(s) without frames (.jpg .jpeg .png .bmp .webp .tif .tiff): two',
             f'4 video(s) without annotations: bat, cow, hen, ...; expected {annotations}/<video>/<frame>.png',
             '1 video(s) with fewer than 3 frames that have an annotation: short (2 of 6); '
             'that of 00000.jpg is 00000.png',
@@ -483,13 +482,10 @@ def test_a_sample_depends_on_its_address_alone(static_root, davis_root, yv_root,
     assert not torch.equal(other['rgb'], backwards[0][0]['rgb'])
 
 
-def test_contact_sheet(static_root, tmp_path, monkeypatch):
+def test_contact_sheet(static_root, tmp_path):
     output = tmp_path / 'sheet.png'
-    script = Path(__file__).parents[1] / 'scripts' / 'show_samples.py'
     flags = ['--stage', '0', '--static_root', static_root, '--crop_size', SIZE, '--count', 2, '--output', output]
-    monkeypatch.setattr(sys, 'argv', [str(script), *map(str, flags)])
-    with pytest.raises(SystemExit, match='0'):
-        runpy.run_path(str(script), run_name='__main__')
+    assert show_samples.main(list(map(str, flags))) == 0
     assert read_image(output).shape == (2 * SIZE, 3 * SIZE, 3)
 
 

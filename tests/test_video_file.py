@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dataset.io import DataError
-from inference.video_file import VideoReader, VideoWriter
+from inference.video_file import OLDEST_AV, VideoReader, VideoWriter
 from util.errors import MissingPackageError
 
 av = pytest.importorskip('av')
@@ -42,12 +42,15 @@ def make_video(
     audio: str | None = None,
     rate: int = 48_000,
     container: str | None = None,
+    pixel_aspect: Fraction | None = None,
 ) -> Path:
     """One picture a timestamp; ``audio``: the codec of a sine that goes on half a second longer."""
     with av.open(str(path), 'w', format=container) as output:
         video = output.add_stream(codec, rate=RATE)
         video.height, video.width = size
         video.pix_fmt = pixels
+        if pixel_aspect is not None:
+            video.codec_context.sample_aspect_ratio = pixel_aspect
         video.time_base = video.codec_context.time_base = time_base
         frames = []
         for number, each in enumerate(pts):
@@ -86,6 +89,7 @@ def copy(source: Path, target: Path) -> Path:
             reader.height,
             time_base=reader.time_base,
             frame_rate=reader.frame_rate,
+            pixel_aspect=reader.pixel_aspect,
             audio_from=source,
         ) as writer,
     ):
@@ -208,6 +212,41 @@ def test_phone_videos_are_turned_upright(tmp_path, matrix, upright):
     assert (reader.height, reader.width) == images[0].shape[:2]
     copied, _ = read(copy(path, tmp_path / 'b.mp4'))
     assert all(close(image, other) for image, other in zip(copied, images, strict=True))
+
+
+@pytest.mark.parametrize('aspect', [None, Fraction(16, 11), Fraction(8, 9)])
+@pytest.mark.parametrize('suffix', ['.mp4', '.mkv', '.ts'])
+def test_pixels_that_are_no_squares(tmp_path, aspect, suffix):
+    """A player scales them; the frames that are read and written have the pixels that there are."""
+    reader = VideoReader(make_video(tmp_path / f'a{suffix}', pixel_aspect=aspect))
+    assert {image.shape for image, _ in reader} == {(H, W, 3)}
+    assert reader.pixel_aspect == (aspect or 1)
+    target = tmp_path / f'b{".mp4" if suffix == ".ts" else suffix}'
+    with av.open(str(copy(reader.path, target))) as copied:
+        assert copied.streams.video[0].sample_aspect_ratio == (aspect or 1)
+
+
+def test_pixels_that_are_no_squares_of_a_turned_video(tmp_path):
+    path = make_video(tmp_path / 'a.mp4', pts=range(3), pixel_aspect=Fraction(4, 3))
+    data = bytearray(path.read_bytes())
+    start = data.index(b'tkhd') + 44
+    data[start : start + 20] = struct.pack('>5i', 0, 1 << 16, 0, -1 << 16, 0)
+    path.write_bytes(data)
+    reader = VideoReader(path)
+    for _ in range(2):
+        assert [image.shape for image, _ in reader] == 3 * [(W, H, 3)]
+        assert reader.pixel_aspect == Fraction(3, 4)
+
+
+def test_colours_of_hd(tmp_path):
+    """BT.709, as the file says, whatever the version of PyAV: the lowest one that is allowed is tested as well."""
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 120, 60)]
+    path = tmp_path / 'a.mp4'
+    with VideoWriter(path, W, H, time_base=1 / RATE, frame_rate=RATE) as writer:
+        for number, colour in enumerate(colours):
+            writer.write(np.full((H, W, 3), colour, np.uint8), number)
+    for image, colour in zip(read(path)[0], colours, strict=True):
+        assert np.abs(image.mean(axis=(0, 1)) - colour).max() < 5
 
 
 def test_odd_sizes(tmp_path):
@@ -344,6 +383,19 @@ def test_without_the_package_the_error_says_what_to_install(tmp_path, monkeypatc
     ):
         with pytest.raises(MissingPackageError, match=r'pip install -r requirements-extras\.txt'):
             use()
+
+
+@pytest.mark.parametrize('version', ['14.0.0', '16.1.0'])
+def test_a_package_that_is_too_old(tmp_path, monkeypatch, version):
+    monkeypatch.setattr(av, '__version__', version)
+    (tmp_path / 'a.mp4').touch()
+    with pytest.raises(MissingPackageError, match=rf'{OLDEST_AV} or later, found {version}, .*requirements-extras'):
+        VideoReader(tmp_path / 'a.mp4')
+
+
+def test_the_oldest_package_is_the_one_of_the_requirements():
+    requirements = Path(__file__).parents[1] / 'requirements-extras.txt'
+    assert f'av>={OLDEST_AV}.0' in requirements.read_text().splitlines()
 
 
 def test_no_warning_about_a_video_that_is_whole(tmp_path, caplog):

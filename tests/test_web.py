@@ -25,7 +25,7 @@ from PIL import Image
 
 from dataset.io import PALETTE, list_frames, read_image, read_mask
 from inference.session import Session, import_clip
-from scripts.web import OBJECTS, SHOWN_ALPHA, labels_of, layer_of
+from scripts.web_tabs import OBJECTS, SHOWN_ALPHA, labels_of, layer_of
 from tests.conftest import REPOSITORY
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')

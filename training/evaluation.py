@@ -73,7 +73,7 @@ class Validation:
             MemoryError: the GPU has too little memory.
         """
         begin = time.perf_counter()
-        scores = self._scores(state.result(state.network.device).optimized(), stop)
+        scores = self._scores(state.result(state.network.device).optimize_(), stop)
         if scores is None:
             return True
         found = {

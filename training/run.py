@@ -1,5 +1,6 @@
 """The folder of a run: configuration, checkpoints, final weights."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -15,11 +16,17 @@ from dataset.augment import init_worker
 from dataset.io import DataError
 from model import CheckpointError, Network, save_network
 from model.checkpoint import read_checkpoint
+from training.stages import Stage
+from util.distributed import launch_id, rank, restarted, world_size
 from util.files import atomic_path
 
 log = logging.getLogger(__name__)
 
 KEPT = 3  # checkpoints
+OUT_OF_MEMORY = (
+    'out of GPU memory; --accumulation N computes the batch in N parts, with the same result; a smaller '
+    '-b/--batch_size or --crop_size takes less, too. --resume continues from the last checkpoint'
+)
 
 
 class Run:
@@ -30,6 +37,11 @@ class Run:
 
     def __init__(self, folder: Path | None):
         self.folder = folder
+
+    @classmethod
+    def named(cls, name: str) -> 'Run':
+        """The run of an ``--id``. Of several processes, only the first one writes."""
+        return cls(Path('saves') / name if name != 'NULL' and rank() == 0 else None)
 
     @property
     def weights(self) -> Path | None:
@@ -49,6 +61,27 @@ class Run:
         if self.folder is not None:
             with atomic_path(self.folder / 'config.json') as temporary:
                 temporary.write_text(json.dumps(configuration, indent=2) + '\n')
+
+    def continues(self, *, resume: bool) -> bool:
+        """Whether it goes on from where it is: with ``resume``, and where torchrun has started its processes again."""
+        saved = self.configuration()
+        same_launch = saved is not None and saved['launch'] is not None and saved['launch'] == launch_id()
+        return resume or restarted() or same_launch
+
+    def start(self, *, resume: bool, file: str | Path | None = None) -> tuple[dict, Path] | None:
+        """The checkpoint to start from, and where it is: that of a run that goes on; else ``file``, if there is one.
+
+        Raises:
+            CheckpointError: there is a run in the folder that is not to go on, or the file is unusable.
+        """
+        if self.continues(resume=resume):
+            if newest := self.newest():
+                return newest
+        elif self.checkpoints():
+            raise CheckpointError(
+                f'{self.folder}: holds a run already; --resume continues it, another --id begins anew'
+            )
+        return (read_checkpoint(file), Path(file)) if file else None
 
     def checkpoints(self) -> list[Path]:
         """By iteration, the newest first. They were complete when they got their names."""
@@ -141,6 +174,28 @@ def loading_errors() -> Iterator[None]:
                 '--num_workers take less. Continue with --resume.'
             ) from error
         raise
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """A GPU without enough memory in one line, with the flags that take less."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(f'{OUT_OF_MEMORY} ({str(error).partition(chr(10))[0]})') from error
+
+
+def configuration(flags: dict, stage: Stage, network: Network) -> dict:
+    """All that a result depends on, and what a run that goes on has to know, for ``config.json``."""
+    return {
+        'flags': flags,
+        'stage': dataclasses.asdict(stage),
+        'network': dataclasses.asdict(network.config),
+        'commit': code_version(),
+        'torch': torch.__version__,
+        'processes': world_size(),
+        'launch': launch_id(),
+    }
 
 
 def code_version() -> str | None:

@@ -165,3 +165,35 @@ def initial_network(
     if similarity and network.similarity != similarity:
         raise CheckpointError(f'{path}: holds a network of similarity {network.similarity!r}, expected {similarity!r}')
     return network
+
+
+def initial_state(
+    network: Network,
+    *,
+    device: torch.device,
+    amp_dtype: torch.dtype | None = None,
+    average: float | None = None,
+    compiled: bool = False,
+    checkpoint: tuple[dict, Path] | None = None,
+) -> TrainingState:
+    """The network on its device with the paper's Adam (F.1), continued where a training checkpoint ended.
+
+    Args:
+        amp_dtype: of mixed precision; float16 needs a gradient scaler.
+        average: decay of the average of the weights; ``None`` for no average.
+        compiled: compile encoders and decoder with ``torch.compile``.
+        checkpoint: what was read of a training checkpoint, and from where.
+    """
+    network.to(device).to(memory_format=torch.channels_last)
+    state = TrainingState(
+        network,
+        torch.optim.Adam(network.parameters(), betas=(0.9, 0.999), weight_decay=1e-7, fused=True),
+        torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16),
+        average=None if average is None else WeightAverage(network, average),
+    )
+    if compiled:
+        network.compile_()
+    if checkpoint:
+        state.restore(*checkpoint)
+        log.info('continuing after iteration %d of %s', state.iteration, checkpoint[1])
+    return state

@@ -5,11 +5,12 @@ import hashlib
 import logging
 import math
 import os
+import re
 import signal
 import sys
 from pathlib import Path
 
-from util.errors import is_for_the_user
+from util.errors import cause_of, is_for_the_user, lacks_shared_memory
 from util.stop import stop_on_sigterm, stopped_by
 
 
@@ -63,6 +64,8 @@ def run_main(main) -> None:
 
     Ctrl-C and SIGTERM end it with 130 and 143.
     """
+    # Older launchers, torch.distributed.launch among them, also give as a flag what they say in LOCAL_RANK.
+    sys.argv[1:] = [each for each in sys.argv[1:] if not re.fullmatch(r'--local[-_]rank=\d+', each)]
     logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stderr)
     stop_on_sigterm()
     try:
@@ -73,6 +76,13 @@ def run_main(main) -> None:
                 signal.signal(each, signal.SIG_DFL)
             print('interrupted; what is finished is kept', file=sys.stderr)
             sys.exit(128 + number)
-        if os.environ.get('STCN_TRACEBACK') or not is_for_the_user(error):
+        if os.environ.get('STCN_TRACEBACK'):
+            raise
+        if lacks_shared_memory(error):
+            sys.exit(
+                'error: too little shared memory for the processes that load data. A container has 64 MB unless it is '
+                f'started with --shm-size=8g or --ipc=host; --num_workers 0 takes none ({cause_of(error)})'
+            )
+        if not is_for_the_user(error):
             raise
         sys.exit(f'error: {error}')

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from util.errors import UserError
+
 
 def rank() -> int:
     return int(os.environ.get('RANK', 0))
@@ -20,16 +22,31 @@ def world_size() -> int:
     return int(os.environ.get('WORLD_SIZE', 1))
 
 
-def choose_device(name: str | torch.device | None) -> torch.device:
-    """The device of ``--device``, made this thread's own.
+def choose_device(name: str | None) -> torch.device:
+    """A device of this computer, made this thread's own.
 
     Without a name this process's GPU, or the CPU where there is none; plain ``cuda`` is this process's GPU, too.
+
+    Raises:
+        UserError: it is not there, or PyTorch cannot use it.
     """
     if name == 'cuda' or (name is None and torch.cuda.is_available()):
-        device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
-    else:
-        device = torch.device(name or 'cpu')
-    use_device(device)
+        name = f'cuda:{os.environ.get("LOCAL_RANK", 0)}'
+    name = name or 'cpu'
+    try:
+        device = torch.device(name)
+        use_device(device)
+        torch.zeros(1, device=device).item()  # only use shows whether there is one
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # depends on the kind of the device, and on the version of PyTorch
+        there = ['cpu', *(f'cuda:{index}' for index in range(torch.cuda.device_count()))]
+        there += ['mps'] if torch.backends.mps.is_available() else []
+        without = '' if torch.backends.cuda.is_built() or 'cuda' not in name else ', which is built without CUDA'
+        raise UserError(
+            f'{name}: expected a device of this computer ({", ".join(there)}), found none of this name that '
+            f'PyTorch {torch.__version__}{without} can use'
+        ) from error
     return device
 
 

@@ -39,3 +39,11 @@ def is_for_the_user(error: BaseException) -> bool:
     """Whether its message says all: it is ours, or the system has no more of files, memory or numbers to give."""
     ours = UserError | OSError | MemoryError | FloatingPointError
     return isinstance(error, ours) or type(error).__name__ == 'OutOfMemoryError'  # torch's, without importing it
+
+
+def lacks_shared_memory(error: BaseException) -> bool:
+    """Whether a process that loads data could not hand on what it loaded; PyTorch says so only in words."""
+    text = str(error)
+    return isinstance(error, RuntimeError | OSError) and (
+        'shared memory' in text or ('</torch_' in text and 'No space left' in text)
+    )

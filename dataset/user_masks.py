@@ -1,0 +1,468 @@
+"""Masks that a user brings, as other tools write them: what in them is which object, judged for a video as a whole.
+
+A benchmark's masks are label maps, which :func:`dataset.io.read_mask` takes as they are. A user's may have a palette
+in any order, colours of a tool's own, or be one file an object, and one file alone often does not tell which. So
+:class:`UserMasks` looks once at all files of a video, refuses what has no safe meaning before any work is done, and
+then reads each file when its frame comes.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import Generic
+
+import numpy as np
+from PIL import Image
+
+from dataset.io import (
+    FORMATS,
+    PALETTE,
+    DataError,
+    check_aspect,
+    check_crisp,
+    check_crisp_colours,
+    fit_mask,
+    open_image,
+    some,
+)
+from dataset.mask_files import FrameMasks, Key
+
+log = logging.getLogger(__name__)
+
+MASK_FORMATS = (*FORMATS, 'GIF')
+MAX_LABEL = 255
+VOID = 255  # beside other labels: pixels that belong to nothing, says VOC
+
+# Colours are numbers, 0xRRGGBB.
+BLACK, WHITE = 0x000000, 0xFFFFFF
+CLEAR = -1  # in place of a colour or gray value: fully transparent
+GRAY = 0x010101  # times a gray value: its colour
+DAVIS_LABELS = {(int(r) << 16) + (int(g) << 8) + int(b): label for label, (r, g, b) in enumerate(PALETTE)}
+
+
+class UserMasks(Generic[Key]):
+    """All masks of a video that a user brings. Nothing is held of a file but the colours that are in it.
+
+    Args:
+        given: of every frame that has masks, in frame order.
+        size_hw: (H, W) of the frames, if known: masks that cannot fit are refused at once.
+        pixel_aspect: width of a frame's pixel to its height; masks may have the size at which a player shows frames.
+        name: of the video, for messages; by default the first file's.
+        ground_truth: they are to be compared with, not to begin from: 255 beside other labels, void, keeps its label,
+            and there may be no object.
+
+    Attributes:
+        given: by frame.
+        objects: by frame, the labels that its masks show.
+
+    Raises:
+        DataError: a file cannot be read, has no safe meaning, or does not fit; or none of them shows an object.
+    """
+
+    def __init__(
+        self,
+        given: Sequence[FrameMasks[Key]],
+        *,
+        size_hw: tuple[int, int] | None = None,
+        pixel_aspect: float = 1,
+        name: str = '',
+        ground_truth: bool = False,
+    ):
+        self.given: dict[Key, FrameMasks[Key]] = {each.frame: each for each in given}
+        self.pixel_aspect = pixel_aspect
+        self.objects: dict[Key, list[int]] = {}
+        seen: dict[Path, _Picture] = {}
+        files_of: dict[int | None, list[Path]] = {}  # object -> its files; None: files with the labels of all
+        for path, label in [pair for each in given for pair in each.pairs]:
+            files_of.setdefault(label, []).append(path)
+            if path not in seen:
+                picture = _decode(path)
+                if size_hw is not None:
+                    check_aspect(picture.codes.shape, size_hw, path, pixel_aspect)
+                _check_picture(picture)
+                seen[path] = replace(picture, codes=_first_seen(picture.codes))
+        self._readings: dict[int | None, _Reading] = {}
+        for label, files in files_of.items():
+            one = label is not None
+            title = name or (f'{files[0]} and {len(files) - 1} more' if len(files) > 1 else str(files[0]))
+            pictures = [seen[path] for path in files]
+            self._readings[label] = _judge(pictures, title, one_object=one, keep_void=ground_truth and not one)
+        self._find_objects(seen, name, may_be_empty=ground_truth)
+
+    @property
+    def files(self) -> list[Path]:
+        return [path for each in self.given.values() for path in each.files]
+
+    def read(self, frame: Key, size_hw: tuple[int, int] | None = None) -> np.ndarray | None:
+        """The labels of a frame, uint8 at its image's size [H, W]; ``None`` where it has no mask.
+
+        Args:
+            size_hw: (H, W); by default that of the mask.
+
+        Raises:
+            DataError: a file was changed since it was judged, or does not fit.
+        """
+        each = self.given.get(frame)
+        if each is None:
+            return None
+        labels = None
+        for path, label in each.pairs:
+            mask = self._readings[label].labels(_decode(path))
+            size_hw = size_hw or mask.shape
+            mask = fit_mask(mask, size_hw, path, self.pixel_aspect)
+            if label is None:
+                return mask
+            labels = np.zeros(size_hw, np.uint8) if labels is None else labels
+            labels[mask > 0] = label
+        return labels
+
+    def _find_objects(self, seen: dict[Path, '_Picture'], name: str, *, may_be_empty: bool) -> None:
+        """Complain of masks of no object, and of an object's that shows several."""
+        empty = []
+        for each in self.given.values():
+            objects: list[int] = []
+            self.objects[each.frame] = objects
+            for path, label in each.pairs:
+                found = sorted({*self._readings[label].labels(seen[path]).tolist()} - {0})
+                if not found:
+                    empty.append(str(path))
+                elif label is None:
+                    objects += found
+                else:
+                    objects.append(label)
+                if label is None or len(found) < 2:
+                    continue
+                several = f'{path}: expected a mask of object {label} alone, found {len(found)} values beside'
+                if each.binary:
+                    raise DataError(f'{several} the background. Is this folder that of an object?')
+                log.warning('%s the background; all of them are object %d', several, label)
+        if may_be_empty:
+            return
+        title = f'{name}: ' if name else ''
+        if not any(self.objects.values()):
+            raise DataError(
+                f'{title}expected a mask that shows an object, found nothing but background in {some(empty)}. '
+                'Black and fully transparent pixels are background.'
+            )
+        if empty:
+            log.warning('%s%s: shows no object' if len(empty) == 1 else '%s%s: show no object', title, some(empty))
+
+
+class _Kind(Enum):
+    """What a file has for every pixel, and what of it counts."""
+
+    INDEX = 'index of a palette'
+    VALUE = 'gray value'
+    COLOUR = 'colour'
+
+
+@dataclass(frozen=True, eq=False)
+class _Picture:
+    """A decoded file, or after a look at it what is kept of it."""
+
+    path: Path
+    kind: _Kind
+    codes: np.ndarray
+    """int32 [H, W], or [N] with those in use by first appearance: of its kind, or CLEAR."""
+    palette: np.ndarray  # int32 [256]: of a palette its colours, or CLEAR; empty for the other kinds
+    lossy: bool
+
+    def colours(self) -> np.ndarray:
+        """What a viewer shows: int32 colours or CLEAR, of the shape of ``codes``."""
+        if self.kind is _Kind.INDEX:
+            return self.palette[self.codes]
+        return np.where(self.codes == CLEAR, CLEAR, self.codes * GRAY) if self.kind is _Kind.VALUE else self.codes
+
+    def codes_as(self, kind: _Kind) -> np.ndarray:
+        """The codes as they are or, of another kind, what a viewer shows. The gray value of a colour is its blue."""
+        if kind is self.kind:
+            return self.codes
+        colours = self.colours()
+        return colours if kind is _Kind.COLOUR else np.where(colours == CLEAR, CLEAR, colours & 255)
+
+    def shown(self) -> list[int]:
+        """The colours, and CLEAR, by first appearance."""
+        return list(dict.fromkeys(self.colours().tolist()))
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How all files of a video, or of one object of it, are to be read."""
+
+    read_as: dict[_Kind, _Kind]  # what counts in files of each kind
+    labels_of: dict[_Kind, dict[int, int]]  # what counts -> label
+
+    def labels(self, picture: _Picture) -> np.ndarray:
+        """uint8 labels of the shape of the picture's codes."""
+        kind = self.read_as[picture.kind]
+        return _translate(picture.codes_as(kind), self.labels_of[kind], picture.path)
+
+
+def _judge(files: list[_Picture], name: str, *, one_object: bool, keep_void: bool) -> _Reading:
+    """What in the files of a video, in frame order, is which label.
+
+    Args:
+        one_object: only the background matters: whatever differs from it is the object.
+        keep_void: 255 beside other labels stays what it is.
+    """
+    why_no_labels = _why_no_labels([each for each in files if each.kind is _Kind.INDEX])
+    others = [each for each in files if each.kind is not _Kind.INDEX or why_no_labels]
+    pictures = [each for each in others if each.kind is not _Kind.VALUE]
+    black_counts = _black_is_an_object(others)
+    coloured = black_counts or any(colour % GRAY for each in pictures for colour in each.shown() if colour != CLEAR)
+    for each in pictures:
+        _check_background(each, why_no_labels, coloured=coloured)
+    if why_no_labels and not one_object:
+        log.info('%s: the colours of the palettes count, not the indices: %s', name, why_no_labels)
+    shown_as = _Kind.COLOUR if coloured else _Kind.VALUE
+    read_as = {
+        _Kind.INDEX: shown_as if why_no_labels else _Kind.INDEX,
+        _Kind.VALUE: _Kind.COLOUR if black_counts else _Kind.VALUE,
+        _Kind.COLOUR: shown_as,
+    }
+
+    indices, values, colours = (
+        _in_order([each.codes_as(kind) for each in files if read_as[each.kind] is kind]) for kind in _Kind
+    )
+    of_index = {index: index for index in indices}
+    of_value = {value: max(value, 0) for value in values}
+    of_colour = {CLEAR: 0} if black_counts else {CLEAR: 0, BLACK: 0}
+    colours = [colour for colour in colours if colour not in of_colour]
+    if one_object:
+        of_colour |= _davis_labels(colours) or {c: min(n, VOID - 1) for n, c in enumerate(colours, 1)}
+    elif colours:
+        numbered = {*indices, *values} - {0, CLEAR}
+        of_colour |= _label_colours(colours, name, numbered, _labels_of_colours(files) if of_index else {})
+
+    labels = {*of_index.values(), *of_value.values(), *of_colour.values()} - {0}
+    rest = sorted(labels - {VOID})
+    if set(values) - {0, CLEAR} == {VOID} and VOID not in indices and rest in ([], [1]):
+        of_value[VOID] = 1  # black and white
+    elif VOID in values and rest and not keep_void:
+        log.warning(
+            '%s: the value 255 counts as an object beside the labels %s, since the mask is grayscale. Where it marks '
+            'pixels that belong to nothing, make them 0',
+            name,
+            some([str(label) for label in rest]),
+        )
+    if rest and VOID in {*of_index.values(), *of_colour.values()} and not keep_void:
+        log.info('%s: label 255 beside other labels is void, as in VOC: background', name)
+        of_index = {index: label % VOID for index, label in of_index.items()}
+        of_colour = {colour: label % VOID for colour, label in of_colour.items()}
+    return _Reading(read_as, {_Kind.INDEX: of_index, _Kind.VALUE: of_value, _Kind.COLOUR: of_colour})
+
+
+def _why_no_labels(palettes: list[_Picture]) -> str:
+    """Why the indices of these palettes cannot be labels; nothing if they can."""
+    shown: dict[int, tuple[int, Path]] = {}
+    for each in palettes:
+        if each.palette[0] not in (BLACK, CLEAR):
+            return f'index 0 of {each.path} is {_hex(each.palette[0])}, neither black nor transparent'
+        for index in each.codes.tolist():
+            colour = int(each.palette[index])
+            if not index:
+                continue
+            if colour == CLEAR:
+                return f'index {index} of {each.path} is transparent'
+            first, where = shown.setdefault(index, (colour, each.path))
+            if colour != first:
+                return f'index {index} is {_hex(first)} in {where} and {_hex(colour)} in {each.path}'
+    return ''
+
+
+def _black_is_an_object(files: list[_Picture]) -> bool:
+    """Whether black is nowhere a background: it is always the one opaque colour on transparent."""
+    with_black = [shown for shown in map(_Picture.shown, files) if BLACK in shown]
+    return bool(with_black) and all(set(shown) == {BLACK, CLEAR} for shown in with_black)
+
+
+def _check_background(picture: _Picture, why_no_labels: str, *, coloured: bool) -> None:
+    """Ask for the background of a picture that has neither black nor transparent pixels.
+
+    Values in RGB are labels, and may leave no background; but a white sheet is not an object.
+    """
+    shown = picture.shown()
+    labels = picture.kind is _Kind.COLOUR and not coloured and shown != [WHITE]
+    if labels or BLACK in shown or CLEAR in shown:
+        return
+    palette = f' (the colours count, not the indices: {why_no_labels})' if picture.kind is _Kind.INDEX else ''
+    raise DataError(
+        f'{picture.path}: expected black or transparent pixels, the background; found {_some_colours(shown)} alone'
+        f'{palette}. Which colour is the background? Make it black or transparent.'
+    )
+
+
+def _label_colours(colours: list[int], name: str, numbered: set[int], known: dict[int, int]) -> dict[int, int]:
+    """The labels of objects that differ by colour, from all files of a video, in order.
+
+    Args:
+        numbered: labels in other files of the video, which have values or indices.
+        known: the colours that palettes show for them.
+    """
+    davis = _davis_labels(colours)
+    if numbered and set(colours) <= set(known):
+        return {colour: known[colour] for colour in colours}
+    if davis and all(DAVIS_LABELS.get(colour) == label for colour, label in known.items()):
+        return davis
+    if numbered and (len(colours) > 1 or not (numbered <= {1} or numbered == {VOID})):
+        raise DataError(
+            f'{name}: expected masks of one kind, found labels in some files and colours of objects in others '
+            f'({_some_colours(colours)}): which colour is which label? Save all masks of the video in one way.'
+        )
+    if len(colours) >= VOID:
+        raise DataError(f'{name}: expected at most {VOID - 1} objects, found {len(colours)} colours in the masks')
+    labels = {colour: label for label, colour in enumerate(colours, 1)}
+    log.info(
+        '%s: the masks have these colours: %s', name, ', '.join(f'{_hex(c)} is object {labels[c]}' for c in labels)
+    )
+    return labels
+
+
+def _davis_labels(colours: list[int]) -> dict[int, int] | None:
+    """If all are colours of DAVIS and VOC, their labels; not of black, which is none there."""
+    labels = {colour: label for colour in colours if (label := DAVIS_LABELS.get(colour))}
+    return labels if labels.keys() == set(colours) else None
+
+
+def _labels_of_colours(files: list[_Picture]) -> dict[int, int]:
+    """The labels of colours in palettes, of colours that stand for one label only."""
+    pairs = {
+        (int(each.palette[index]), index)
+        for each in files
+        if each.kind is _Kind.INDEX
+        for index in each.codes.tolist()
+        if index
+    }
+    colours = [colour for colour, _ in pairs]
+    return {colour: index for colour, index in pairs if colours.count(colour) == 1}
+
+
+def _check_picture(picture: _Picture) -> None:
+    """Refuse values that interpolation, anti-aliasing or compression made, and photographs."""
+    seen = replace(picture, codes=_first_seen(picture.codes))
+    if picture.lossy and (others := set(seen.shown()) - {BLACK, WHITE}):
+        raise DataError(
+            f'{picture.path}: expected a JPEG mask to be purely black and white, found {len(others)} other colours, '
+            'which its compression makes. Save the original mask as PNG.'
+        )
+    if len(seen.codes) <= 2:
+        return  # nothing is between two values
+    if picture.kind is _Kind.VALUE:
+        values = picture.codes.clip(min=0).astype(np.uint8)
+        check_crisp(values, values, picture.path)
+        return
+    colours = picture.colours()
+    values = np.stack([colours.clip(min=0) >> bits & 255 for bits in (16, 8, 0)], axis=-1).astype(np.uint8)
+    if picture.kind is _Kind.INDEX:
+        indices = picture.codes.astype(np.uint8)
+        check_crisp(indices, values, picture.path, name=lambda index: _hex(picture.palette[index]), kind='colour')
+        return
+    check_crisp_colours(values, picture.path)
+
+
+def _decode(path: Path) -> _Picture:
+    """Read a file.
+
+    Raises:
+        DataError: it is no picture, has several pages, partly transparent pixels, or values that are no labels.
+    """
+    image = open_image(path, formats=MASK_FORMATS, animated=False)
+    lossy = image.format in ('JPEG', 'MPO')
+    if image.mode == 'P':
+        indices = np.asarray(image).astype(np.int32)
+        return _Picture(path, _Kind.INDEX, indices, _palette(image, np.unique(indices), path), lossy)
+
+    key = image.info.get('transparency')  # the gray value or colour that stands for transparent
+    clear = None
+    if image.mode.lower() in ('la', 'pa', 'rgba'):
+        image = image.convert('LA' if image.mode.lower() == 'la' else 'RGBA')
+        alpha = np.asarray(image.getchannel('A'))
+        _check_opacity(alpha, path)
+        clear = alpha == 0
+        image = image.convert('L' if image.mode == 'LA' else 'RGB')
+    if len(image.getbands()) > 1:
+        red, green, blue = np.moveaxis(np.asarray(image.convert('RGB')).astype(np.int32), -1, 0)
+        kind, codes = _Kind.COLOUR, (red << 16) + (green << 8) + blue
+        key = (key[0] << 16) + (key[1] << 8) + key[2] if isinstance(key, tuple) and len(key) == 3 else None
+    else:
+        kind, codes = _Kind.VALUE, _gray_values(image, path)
+    if isinstance(key, int):
+        clear = codes == key
+    if clear is not None:
+        codes = np.where(clear, CLEAR, codes)
+    return _Picture(path, kind, codes, np.empty(0, np.int32), lossy)
+
+
+def _gray_values(image: Image.Image, path: Path) -> np.ndarray:
+    """int32 [H, W] in 0 .. 255. White in 16 bits is 255, if there is nothing but black beside."""
+    values = np.asarray(image)
+    if image.mode == '1':
+        return values.astype(np.int32) * 255
+    if image.mode.startswith('I') and np.isin(values, (0, 65535)).all():
+        return (values > 0).astype(np.int32) * 255
+    whole = values.clip(0, MAX_LABEL).astype(np.int32) if np.isfinite(values).all() else None
+    if whole is None or not np.array_equal(whole, values):
+        raise DataError(
+            f'{path}: expected whole labels from 0 to {MAX_LABEL}, found values from {values.min()} to '
+            f'{values.max()}. Save the mask as an 8-bit palette or grayscale PNG.'
+        )
+    return whole
+
+
+def _palette(image: Image.Image, used: np.ndarray, path: Path) -> np.ndarray:
+    """int32 [256] of colours, or CLEAR. What a file does not say is black, without any palette a ramp of gray."""
+    if image.palette is None:
+        return np.arange(256, dtype=np.int32) * GRAY
+    colours = np.zeros((256, 3), np.int32)
+    given = np.array((image.getpalette('RGB') or [])[: 3 * 256], np.int32).reshape(-1, 3)
+    colours[: len(given)] = given
+    alpha = np.full(256, 255)
+    transparency = image.info.get('transparency')
+    if isinstance(transparency, bytes):
+        alpha[: len(transparency)] = np.frombuffer(transparency[:256], np.uint8)
+    elif isinstance(transparency, int):
+        alpha[transparency] = 0
+    _check_opacity(alpha[used], path)
+    return np.where(alpha == 0, CLEAR, colours @ np.array([1 << 16, 1 << 8, 1]))
+
+
+def _check_opacity(alpha: np.ndarray, path: Path) -> None:
+    if not np.isin(alpha, (0, 255)).all():
+        raise DataError(
+            f'{path}: expected pixels that are opaque or fully transparent, found partly transparent ones, as a soft '
+            'brush or anti-aliasing leaves behind. Save the mask without smooth edges, or without transparency.'
+        )
+
+
+def _translate(codes: np.ndarray, labels: dict[int, int], path: Path) -> np.ndarray:
+    """The labels of codes: uint8 of the same shape."""
+    keys = np.array(sorted(labels), np.int32)
+    place = np.searchsorted(keys, codes).clip(max=len(keys) - 1)
+    if not len(keys) or not np.array_equal(keys[place], codes):
+        raise DataError(
+            f'{path}: expected what was in it at the start, found it changed. Leave masks alone meanwhile.'
+        )
+    return np.array([labels[key] for key in keys.tolist()], np.uint8)[place]
+
+
+def _first_seen(codes: np.ndarray) -> np.ndarray:
+    """[N]: the values in an array, by first appearance row by row."""
+    flat = codes.ravel()
+    runs = flat[np.flatnonzero(np.r_[True, flat[1:] != flat[:-1]])]  # much fewer than pixels
+    values, places = np.unique(runs, return_index=True)
+    return values[np.argsort(places)]
+
+
+def _in_order(codes: list[np.ndarray]) -> list[int]:
+    """All values of several arrays, by first appearance."""
+    return list(dict.fromkeys(code for each in codes for code in each.tolist()))
+
+
+def _hex(colour: int) -> str:
+    return 'transparent' if colour == CLEAR else f'#{colour:06x}'
+
+
+def _some_colours(colours: list[int]) -> str:
+    return some([_hex(colour) for colour in colours])

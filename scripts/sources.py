@@ -1,0 +1,136 @@
+"""What can be downloaded, from where, and what of it is here already."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+# With confirm=t Drive does not ask whether to download what is too large for its virus scan; see PageParser.
+DRIVE = 'https://drive.usercontent.google.com/download?id={}&export=download&confirm=t'
+DRIVE_PAGE = 'https://drive.google.com/file/d/{}/view'
+MAX_DEPTH = 32  # folders in each other
+
+
+class DownloadError(OSError):
+    """A file cannot be had from its address."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something to download: a file, or an archive for a folder."""
+
+    name: str
+    url: str
+    page: str  # for a browser
+    target: Path  # the file, or the folder that the archive is unpacked into
+    archive: Path | None = None  # lies in the target, as do all temporary files: one disk, no collisions
+    holds: tuple[str, ...] = ()  # what the target contains directly when it is complete
+    disk: int = 0  # free bytes that it takes, 0: only its server knows
+    shares_target: bool = False  # other archives go there, too: its content alone says nothing
+
+    @property
+    def file(self) -> Path:
+        """What the download is saved as."""
+        return self.archive or self.target
+
+    @property
+    def part(self) -> Path:
+        return self.file.with_name(f'{self.file.name}.part')
+
+    @property
+    def unpacking(self) -> Path:
+        """Deep enough in the target that no reader of data sets looks there."""
+        return self.target / '.unpacking' / self.file.name
+
+    @property
+    def marker(self) -> Path:
+        """There once the archive has been unpacked completely."""
+        return self.target / f'.{self.file.name}.complete'
+
+    def is_complete(self) -> bool:
+        """Also of a folder that was made without this script."""
+        if self.archive is None:
+            return self.target.is_file()
+        by_hand = not self.shares_target and not self.unpacking.exists()
+        return has_all(self.target, self.holds) and (self.marker.exists() or by_hand)
+
+    def state(self) -> str:
+        if self.is_complete():
+            return 'complete'
+        if self.file.is_file():
+            return 'to be unpacked'
+        size = file_size(self.part)
+        return f'to be continued at {gigabytes(size)}' if size else 'to be downloaded'
+
+
+def read_sources(path: Path, *, root: Path, saves: Path) -> dict[str, list[Source]]:
+    """Group -> its sources, from a file like scripts/sources.json.
+
+    Raises:
+        DownloadError: the file is another one, or names places outside of the two folders.
+    """
+    sources: dict[str, list[Source]] = {}
+    try:
+        for group, entries in json.loads(path.read_text(encoding='utf-8')).items():
+            if group == 'note':
+                continue
+            base = saves if group == 'weights' else root
+            targets = [entry['to'] for entry in entries]
+            sources[group] = [
+                Source(
+                    name=entry['name'],
+                    url=DRIVE.format(entry['drive']) if 'drive' in entry else entry['url'],
+                    page=DRIVE_PAGE.format(entry['drive']) if 'drive' in entry else entry.get('page', entry['url']),
+                    target=base / inside(entry['to']),
+                    archive=base / inside(entry['to']) / inside(entry['archive']) if 'archive' in entry else None,
+                    holds=tuple(map(inside, entry.get('holds', ()))),
+                    disk=int(1e9 * entry.get('gigabytes', 0)),
+                    shares_target=targets.count(entry['to']) > 1,
+                )
+                for entry in entries
+            ]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise DownloadError(
+            f'{path}: expected a list as scripts/sources.json, found something else ({error!r})'
+        ) from error
+    return sources
+
+
+def inside(name: str) -> str:
+    """A relative name, of a file in a list or of a member of an archive, that stays in its folder.
+
+    Raises:
+        ValueError: it could lead out of it, or into a depth that no data set has.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or '..' in path.parts or any(character in name for character in '\\:\0'):
+        raise ValueError(f'the name {name!r} could lead out of the folder')
+    if len(path.parts) > MAX_DEPTH:
+        raise ValueError(f'the name {name[:40]!r} ... is {len(path.parts)} folders deep')
+    return name
+
+
+def has_all(folder: Path, names: tuple[str, ...]) -> bool:
+    return all((folder / name).exists() for name in names)
+
+
+def is_page(path: Path) -> bool:
+    with path.open('rb') as file:
+        return file.read(1024).lstrip(b'\xef\xbb\xbf \t\r\n').lower().startswith((b'<!doctype html', b'<html'))
+
+
+def file_size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def require_disk(folder: Path, size: int, name: str) -> None:
+    """Raises OSError if fewer than ``size`` bytes are free."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise OSError(f'{name} needs {gigabytes(size)} of free disk, found {gigabytes(free)} in {folder}')
+
+
+def gigabytes(size: int) -> str:
+    return f'{size / 1e9:,.1f} GB' if size >= 1e8 else f'{size / 1e6:,.1f} MB'

@@ -1,0 +1,278 @@
+"""The flags of ``train.py``."""
+
+import argparse
+import re
+from collections.abc import Callable
+
+from model.similarity import SIMILARITIES
+from training.stages import STAGES
+from util.cli import not_negative, positive
+
+Add = Callable[..., argparse.Action]
+
+
+def training_parser(description: str) -> argparse.ArgumentParser:
+    """All of them, in groups. The stages are a table below."""
+    table = ['stage  data                          batch  iterations  rate x0.1 at  max-skip @ percent of iterations']
+    names = {0: 'static images', 1: 'BL30K', 2: 'DAVIS, YouTubeVOS after BL30K', 3: 'DAVIS, YouTubeVOS'}
+    for number, stage in STAGES.items():
+        skips = ' '.join(f'{skip}@{percent}' for percent, skip in stage.max_skip) if number else '-'
+        table.append(
+            f'{number:<6} {names[number]:<30}{stage.batch_size:<6} {stage.iterations:<11} {stage.steps[0]:<13} {skips}'
+        )
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog='\n'.join(table),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage='train.py --stage {0,1,2,3} --id NAME [flags]',
+    )
+    add_run_flags(parser.add_argument_group('run').add_argument)
+    add = parser.add_argument_group('data').add_argument
+    add_data_flags(add)
+    add_sample_flags(add)
+    add_validation_flags(parser.add_argument_group('validation').add_argument)
+    add_network_flags(parser.add_argument_group('network').add_argument)
+    add_optimization_flags(parser.add_argument_group('optimization (default: that of the stage)').add_argument)
+    add_device_flags(parser.add_argument_group('device').add_argument)
+    return parser
+
+
+def add_run_flags(add: Add) -> None:
+    """Where the run is kept, and what it says."""
+    add('--id', required=True, type=run_id, help='the run is kept in saves/ID; NULL: it is kept nowhere')
+    add(
+        '--resume',
+        action='store_true',
+        help='continue the run from its newest complete checkpoint, with its flags '
+        'where no others are given; from the start if it has none',
+    )
+    add(
+        '--save_every',
+        type=positive,
+        default=1000,
+        help='iterations between checkpoints, of which 3 are kept (default: %(default)s)',
+    )
+    add(
+        '--log_every',
+        type=positive,
+        default=50,
+        help='iterations between log lines and TensorBoard scalars, and '
+        'looks at whether the loss is finite (default: %(default)s)',
+    )
+    add('--images_every', type=positive, default=500, help='iterations between image grids (default: %(default)s)')
+    add(
+        '--debug',
+        action='store_true',
+        help='log every iteration, and name the operation that a gradient that is '
+        'no number comes from; slow (default: off)',
+    )
+
+
+def add_data_flags(add: Add) -> None:
+    """Which data sets."""
+    add('--stage', type=int, choices=STAGES, help='stage of the training; see the table below')
+    add('--static_root', default='../static', help='static images, stage 0 (default: %(default)s)')
+    add('--bl_root', default='../BL30K', help='BL30K, stage 1 (default: %(default)s)')
+    add(
+        '--yv_root',
+        default='../YouTube',
+        help='YouTubeVOS, with train_480p; stages 2 and 3; none: without it (default: %(default)s)',
+    )
+    add(
+        '--davis_root',
+        default='../DAVIS',
+        help='DAVIS, with 2017/trainval; stages 2 and 3; none: without it (default: %(default)s)',
+    )
+    add(
+        '--video_root',
+        nargs='+',
+        default=[],
+        metavar='FOLDER',
+        help='videos of your own in FOLDER/JPEGImages/VIDEO and FOLDER/Annotations/VIDEO, beside what is there of '
+        'DAVIS and YouTubeVOS; stages 2 and 3; see docs/train.md (default: none)',
+    )
+    add('--video_list', metavar='FILE', help='names of the videos of --video_root to take, one a line (default: all)')
+    add(
+        '--video_repeat',
+        type=positive,
+        default=1,
+        metavar='N',
+        help='a video of --video_root is drawn N times as often as one of YouTubeVOS, where one of DAVIS is drawn '
+        '5 times as often (default: %(default)s)',
+    )
+    add(
+        '--synthetic_root',
+        metavar='FOLDER',
+        help='image and mask pairs: clips of several moving objects composed of '
+        'them stand in for BL30K (stage 1) and for half of the clips of stages 2 and 3 (default: none)',
+    )
+    add(
+        '--hold_aside',
+        nargs='+',
+        default=[],
+        metavar='VIDEO',
+        help='videos of DAVIS, YouTubeVOS or --video_root not to train on, for selection (default: none)',
+    )
+
+
+def add_sample_flags(add: Add) -> None:
+    """What is made of them."""
+    add(
+        '--crop_scale',
+        nargs=2,
+        type=float,
+        metavar=('MIN', 'MAX'),
+        help="area of the random crop of a video as a fraction of the frame's (default: 0.36 1; 0.25 1 in stage 1)",
+    )
+    add('--crop_size', type=positive, default=384, help='side of a training frame (default: %(default)s)')
+    add('--num_workers', type=int, default=8, help='that load data, for each process (default: %(default)s)')
+    add(
+        '--difficulty',
+        choices=('plain', 'hard'),
+        default='plain',
+        help='of the clips that --synthetic_root makes. hard: objects that look alike, more motion, objects that '
+        'vanish behind others and come back, blur (default: %(default)s)',
+    )
+    add(
+        '--clip_frames',
+        type=clip_length,
+        default=3,
+        metavar='N',
+        help='frames of a clip: each is segmented from all before it (default: %(default)s, as in the paper)',
+    )
+    add(
+        '--cache_stills',
+        metavar='FOLDER',
+        help='keep image and mask pairs decoded in it, up to 4 bytes a pixel (default: none)',
+    )
+    add('--seed', type=int, default=0, help='of samples and initial weights (default: %(default)s)')
+
+
+def add_validation_flags(add: Add) -> None:
+    """Videos to segment now and then."""
+    add(
+        '--evaluate_every',
+        type=positive,
+        metavar='N',
+        help='segment the videos of --hold_aside every N iterations, at the end, and at the beginning of a run with '
+        '--load_network: J and F go to the log and to '
+        'TensorBoard, the best network to best.pth. 250 frames of 854 x 480 with one object take about a minute on '
+        'two CPU cores with stcn_light (default: never)',
+    )
+    add(
+        '--evaluate_size',
+        type=not_negative,
+        default=480,
+        metavar='PIXELS',
+        help='largest shorter side at which the network works then; smaller frames, and all with 0, are taken as they '
+        'are (default: %(default)s, as in the data of the paper)',
+    )
+
+
+def add_network_flags(add: Add) -> None:
+    """What is trained, and from where."""
+    add('--arch', help='a name in model/variants.py (default: that of the file to start from, or stcn)')
+    add(
+        '--similarity',
+        choices=tuple(SIMILARITIES),
+        help='of the memory read (default: that of the file to start from, or of the variant)',
+    )
+    add(
+        '--load_network',
+        metavar='FILE',
+        help='start from these weights: a published file or our own; a stage 0 '
+        'network gets an input channel for the other objects (default: none)',
+    )
+    add(
+        '--load_model',
+        metavar='FILE',
+        help="continue this training checkpoint, ours or the release's, under a new --id (default: none)",
+    )
+    add(
+        '--backbone_weights',
+        nargs='+',
+        metavar='FILE',
+        help="ImageNet weights in torchvision's layout, for the "
+        "backbones that they fit; 'none': random weights (default: torchvision's IMAGENET1K_V1, downloaded once)",
+    )
+
+
+def add_optimization_flags(add: Add) -> None:
+    """What is different from the stage."""
+    add(
+        '-b',
+        '--batch_size',
+        type=positive,
+        help='samples an iteration, of all GPUs together. The published code '
+        'counted those of one GPU of two: its -b 8 is 16 here, its -b 4 is 8',
+    )
+    add('-i', '--iterations', type=positive, help='the iteration to end at; max-skip follows in percent of it')
+    add('--steps', type=int, nargs='*', help='iterations at which the rate is multiplied by --gamma')
+    add('--lr', type=float, help=f'learning rate ({STAGES[0].lr} in all stages)')
+    add('--gamma', type=float, help=f'see --steps ({STAGES[0].gamma} in all stages)')
+    add('--warmup', type=int, help='iterations in which the rate rises linearly (none in all stages)')
+    add(
+        '--bootstrap',
+        type=int,
+        nargs=2,
+        metavar=('FROM', 'TO'),
+        help='iterations between which the pixels that '
+        'count fall from all to the hardest 15%% ({} {} in all stages)'.format(*STAGES[0].bootstrap),
+    )
+    add('--clip_norm', type=float, help='largest norm of the gradient (default: no bound)')
+    add(
+        '--average',
+        type=decay,
+        metavar='DECAY',
+        help='keep an exponential moving average of the weights, in which the last 1 / (1 - DECAY) iterations count '
+        'most, 0.999 for instance; the final weights are then the average, and so is what the other scripts and '
+        '--load_network take from a checkpoint (default: none)',
+    )
+    add(
+        '--accumulation',
+        type=positive,
+        default=1,
+        help='parts that a batch is computed in, to save memory: the result is the same (default: %(default)s)',
+    )
+
+
+def add_device_flags(add: Add) -> None:
+    """How it is computed."""
+    add('--device', help='e.g. cuda:1 or cpu (default: the GPU, if there is one)')
+    add('--no_amp', action='store_true', help='float32 throughout (default: mixed precision on a GPU)')
+    add(
+        '--amp_dtype',
+        choices=('float16', 'bfloat16'),
+        help='mixed precision of this type, on a CPU, too (default: float16 on a GPU, none on a CPU)',
+    )
+    add(
+        '--recompute',
+        action='store_true',
+        help='keep no activations inside encoders and decoder for the backward '
+        'pass, compute them again: slower, with less memory (default: off)',
+    )
+    add(
+        '--compile',
+        action='store_true',
+        help='compile encoders and decoder with torch.compile, which takes minutes at first (default: off)',
+    )
+    add('--benchmark', action='store_true', help='let cuDNN try which algorithms are fastest (default: off)')
+
+
+def run_id(text: str) -> str:
+    if not re.fullmatch(r'[\w.-]*\w[\w.-]*', text):
+        raise argparse.ArgumentTypeError(f'expected letters, digits, dots, dashes and underscores, found {text!r}')
+    return text
+
+
+def clip_length(text: str) -> int:
+    if (frames := positive(text)) < 2:
+        raise argparse.ArgumentTypeError(f'expected two frames or more, found {text}')
+    return frames
+
+
+def decay(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f'expected a number from 0 to just below 1, found {text}')
+    return value

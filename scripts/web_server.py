@@ -1,0 +1,70 @@
+"""The server of the web page, for this computer only."""
+
+import logging
+import threading
+from urllib.parse import urlsplit
+
+import gradio as gr
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+
+from scripts.web_page import build
+from scripts.web_tabs import Tabs
+
+log = logging.getLogger(__name__)
+
+HOSTS = ('127.0.0.1', 'localhost')
+UNUSED = ('/process_recording', '/dev/reload')  # of what gradio serves; the first one starts FFmpeg
+
+
+class LocalOnly:
+    """ASGI middleware: refuses what other web pages have a browser ask of this server, to fetch from others, and what
+    the page does not need."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send) -> None:
+        answer = self.app
+        if scope['type'] == 'http':
+            headers = Headers(scope=scope)
+            host = headers.get('host', '')
+            foreign = urlsplit(f'//{host}').hostname not in HOSTS or headers.get('origin') not in (
+                None,
+                f'http://{host}',
+            )
+            if foreign or '=http' in scope['path'] or scope['path'].rstrip('/').endswith(UNUSED):
+                answer = PlainTextResponse('refused', 403)
+        await answer(scope, receive, send)
+
+
+def serve(tabs: Tabs, *, port: int) -> None:
+    """Show the page until interrupted."""
+    logging.getLogger('httpx').setLevel(logging.WARNING)
+    page = build(tabs)
+    page.queue(api_open=False)
+    page.launch(
+        server_name=HOSTS[0],
+        server_port=port,
+        share=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        inbrowser=False,
+        max_file_size=tabs.max_bytes,
+        allowed_paths=[],
+        run_history=False,
+        enable_monitoring=False,
+        footer_links=[],
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        app_kwargs={'middleware': [Middleware(LocalOnly)]},
+        theme=gr.themes.Default(font=('system-ui', 'sans-serif'), font_mono=('ui-monospace', 'monospace')),
+        css='#preview figure {margin: 0} #preview img {width: 100%}',
+    )
+    log.info('open %s in a browser; Ctrl-C stops', page.local_url)
+    try:
+        threading.Event().wait()
+    finally:
+        page.close(verbose=False)
