@@ -287,7 +287,7 @@ def test_cutouts_and_strip(run, tmp_path, spied_cores):
         )
         == 0
     )
-    assert spied_cores[0].memory.max_frames is None
+    assert spied_cores[0].memory.eviction.max_frames is None
     out = tmp_path / 'out'
     for number, labels in enumerate(written_masks(out)):
         image = read_image(FRAMES[number])
@@ -320,7 +320,7 @@ def test_a_strip_of_any_length_is_bounded_and_even(tmp_path):
 def test_the_memory_is_bounded(run, spied_cores):
     run('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay', '--mem_every', 1, '--max_memory_frames', 3)
     run('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay', '--mem_every', 1, '--overwrite')
-    assert [core.memory.max_frames for core in spied_cores] == [3, 64]
+    assert [core.memory.eviction.max_frames for core in spied_cores] == [3, 64]
     assert [core.memory.permanent for core in spied_cores] == [3, 11]  # the last frame need not go into it
 
 
