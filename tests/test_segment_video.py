@@ -287,7 +287,7 @@ def test_cutouts_and_strip(run, tmp_path, spied_cores):
         )
         == 0
     )
-    assert spied_cores[0].memory.eviction.max_frames is None
+    assert spied_cores[0].memory.eviction is None
     out = tmp_path / 'out'
     for number, labels in enumerate(written_masks(out)):
         image = read_image(FRAMES[number])
