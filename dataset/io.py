@@ -194,12 +194,16 @@ def _is_same_picture(size_hw: tuple[int, int], other_hw: tuple[int, int]) -> boo
     return abs(h - w * H / W) <= 1 or abs(w - h * W / H) <= 1 or max(abs(h - H), abs(w - W)) <= 1
 
 
-def write_mask(path: str | Path, mask: np.ndarray) -> None:
-    """Write uint8 labels [H, W] as a PNG with ``PALETTE``; whole or not at all. Folders are made."""
+def write_mask(path: str | Path, mask: np.ndarray, *, binary: bool = False) -> None:
+    """Write uint8 labels [H, W] as a PNG with ``PALETTE``; whole or not at all. Folders are made.
+
+    With ``binary`` every label is one object, 255 in grayscale.
+    """
     if mask.ndim != 2 or mask.dtype != np.uint8:
         raise ValueError(f'expected a uint8 mask [H, W], got {mask.dtype} {list(mask.shape)}')
-    image = Image.fromarray(mask)
-    image.putpalette(PALETTE.tobytes())
+    image = Image.fromarray(np.uint8(255) * (mask > 0) if binary else mask)
+    if not binary:
+        image.putpalette(PALETTE.tobytes())
     with atomic_path(path) as temporary:
         image.save(temporary, format='PNG')
 

@@ -47,12 +47,13 @@ class Output(ABC):
 
 
 class Masks(Output):
-    """Palette PNGs with the labels, ``folder/NAME.png``."""
+    """Palette PNGs with the labels, ``folder/NAME.png``; ``binary``: grayscale 0 and 255 in their place."""
 
     behind = 32
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, binary: bool = False):
         self.folder = folder
+        self.binary = binary
 
     def path(self, name: str) -> Path:
         return self.folder / f'{name}.png'
@@ -60,9 +61,8 @@ class Masks(Output):
     def job(self, frame: 'Segmented') -> Callable[[], None]:
         return partial(self.write, self.path(frame.name), frame.labels)
 
-    @staticmethod
-    def write(path: Path, labels: 'Tensor') -> None:
-        write_mask(path, labels.cpu().numpy())
+    def write(self, path: Path, labels: 'Tensor') -> None:
+        write_mask(path, labels.cpu().numpy(), binary=self.binary)
 
 
 class Probabilities(Output):
