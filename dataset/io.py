@@ -194,16 +194,25 @@ def _is_same_picture(size_hw: tuple[int, int], other_hw: tuple[int, int]) -> boo
     return abs(h - w * H / W) <= 1 or abs(w - h * W / H) <= 1 or max(abs(h - H), abs(w - W)) <= 1
 
 
-def write_mask(path: str | Path, mask: np.ndarray, *, binary: bool = False) -> None:
-    """Write uint8 labels [H, W] as a PNG with ``PALETTE``; whole or not at all. Folders are made.
+def write_mask(path: str | Path, mask: np.ndarray) -> None:
+    """Write uint8 labels [H, W] as a PNG with ``PALETTE``; whole or not at all. Folders are made."""
+    image = _image_of(mask)
+    image.putpalette(PALETTE.tobytes())
+    _write_png(path, image)
 
-    With ``binary`` every label is one object, 255 in grayscale.
-    """
+
+def write_binary_mask(path: str | Path, mask: np.ndarray) -> None:
+    """As :func:`write_mask`, in grayscale: every label is 255."""
+    _write_png(path, _image_of(mask).point(lambda label: 255 * (label > 0)))
+
+
+def _image_of(mask: np.ndarray) -> Image.Image:
     if mask.ndim != 2 or mask.dtype != np.uint8:
         raise ValueError(f'expected a uint8 mask [H, W], got {mask.dtype} {list(mask.shape)}')
-    image = Image.fromarray(np.uint8(255) * (mask > 0) if binary else mask)
-    if not binary:
-        image.putpalette(PALETTE.tobytes())
+    return Image.fromarray(mask)
+
+
+def _write_png(path: str | Path, image: Image.Image) -> None:
     with atomic_path(path) as temporary:
         image.save(temporary, format='PNG')
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from dataset.io import write_mask
+from dataset.io import write_binary_mask, write_mask
 from util.errors import DataError
 from util.files import atomic_path, check_writable
 from util.stop import Stopped
@@ -62,7 +62,7 @@ class Masks(Output):
         return partial(self.write, self.path(frame.name), frame.labels)
 
     def write(self, path: Path, labels: 'Tensor') -> None:
-        write_mask(path, labels.cpu().numpy(), binary=self.binary)
+        (write_binary_mask if self.binary else write_mask)(path, labels.cpu().numpy())
 
 
 class Probabilities(Output):

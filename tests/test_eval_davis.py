@@ -13,7 +13,7 @@ from PIL import Image
 
 import eval_davis
 from dataset.davis import DAVIS_2016_VAL, davis, davis_videos
-from dataset.io import PALETTE, DataError, read_mask, write_mask
+from dataset.io import PALETTE, DataError, read_mask, write_binary_mask, write_mask
 from inference import InferenceCore, outputs
 from inference.run import run_dataset
 from scripts.evaluate import evaluate as score
@@ -105,7 +105,7 @@ def test_no_folder_mixes_formats_of_2016(evaluate, tmp_path):
 def test_both_formats_of_2016_are_scored_alike(davis_root, tmp_path, binary):
     for path in (davis_root / 'trainval' / 'Annotations' / '480p').rglob('*.png'):
         mask = (read_mask(path) > 0).astype(np.uint8)
-        write_mask(tmp_path / 'out' / path.parent.name / path.name, mask, binary=binary)
+        (write_binary_mask if binary else write_mask)(tmp_path / 'out' / path.parent.name / path.name, mask)
     assert score(tmp_path / 'out', davis_root, dataset='davis2016')['J&F'] == 1
 
 
