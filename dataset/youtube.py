@@ -5,17 +5,24 @@
 """
 
 import json
+import logging
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
-from dataset.io import DataError, check_name, list_frames
+from dataset.io import DataError, check_name, list_frames, read_mask
 from dataset.sequence import Frame, Video
+from util.metrics import labels_in
+
+log = logging.getLogger(__name__)
 
 
 def youtube(root: str | Path, *, split: str = 'valid', output_all: bool = False) -> list[Video]:
     """The videos of a split to segment, each object from its first annotation on.
 
     An object's annotation is that of the first frame that ``meta.json`` lists for it; later ones, which
-    training videos have, are not read. Asked for are the frames listed for any object of the video, or
+    training videos have, are not read. An object that this annotation does not show begins where one does, with a
+    warning. Asked for are the frames listed for any object of the video, or
     with ``output_all`` all of them, from the first annotated one on.
 
     Raises:
@@ -35,6 +42,7 @@ def youtube(root: str | Path, *, split: str = 'valid', output_all: bool = False)
         missing = [frame for frame in listed if frame not in by_name]
         if missing:
             raise DataError(f'{images / name}: frames that meta.json lists are missing: {", ".join(missing)}')
+        first_frames = _first_masks(base / 'Annotations' / name, first_frames, list(by_name))
         order = {frame: position for position, frame in enumerate(by_name)}
         begin = min(order[frame] for frame in first_frames.values())
         wanted = by_name if output_all else listed
@@ -51,6 +59,32 @@ def youtube(root: str | Path, *, split: str = 'valid', output_all: bool = False)
             )
         videos.append(Video(name, f'Annotations/{name}', tuple(frames)))
     return videos
+
+
+def _first_masks(folder: Path, first_frames: dict[int, str], frames: list[str]) -> dict[int, str]:
+    """The first frame of every object; where its mask is, if ``meta.json`` says otherwise."""
+
+    @cache
+    def labels(frame: str) -> list[int]:
+        path = folder / f'{frame}.png'
+        with suppress(DataError):  # whoever comes to a frame that cannot be read complains
+            return labels_in(read_mask(path)) if path.is_file() else []
+        return list(first_frames)
+
+    found = dict(first_frames)
+    for label, listed in first_frames.items():
+        if label in labels(listed):
+            continue
+        there = (folder / f'{listed}.png').is_file()
+        # Where its file is not there, an earlier mask is no sign that ``meta.json`` is wrong: the file may be lost.
+        others = frames if there else frames[frames.index(listed) :]
+        shown = next((frame for frame in others if label in labels(frame)), None)
+        if shown is not None:
+            found[label] = shown
+            log.warning('%s: object %d begins at %s, where its mask is, not at %s', folder, label, shown, listed)
+        elif there:
+            log.warning('%s: no mask shows object %d, which meta.json lists from %s on', folder, label, listed)
+    return found
 
 
 def _read_meta(path: Path) -> list[tuple[str, dict[int, str], set[str]]]:
