@@ -251,9 +251,9 @@ def list_frames(folder: str | Path, *, suffixes: tuple[str, ...] = FRAME_SUFFIXE
     return sorted(frames.values(), key=natural_key)
 
 
-def some(names: Sequence[str]) -> str:
-    """The first few names, for a message; what would break its line is escaped."""
-    shown = [name if name.isprintable() else repr(name) for name in names[:SHOWN]]
+def some(names: Sequence[object]) -> str:
+    """The first few names or numbers, for a message; what would break its line is escaped."""
+    shown = [name if name.isprintable() else repr(name) for name in map(str, names[:SHOWN])]
     return ', '.join(shown) + (f' and {len(names) - SHOWN} more' if len(names) > SHOWN else '')
 
 
