@@ -2,12 +2,21 @@
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from scripts.evaluation import evaluate, evaluation_parser, parse
+from scripts.evaluation import evaluation_parser, parse, report, segment_videos
 from util.cli import run_main
+
+if TYPE_CHECKING:
+    from inference.run import Summary
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    return report(run(argv))
+
+
+def run(argv: Sequence[str] | None) -> 'Summary':
+    """What the command line asks for; ``scripts/ablate.py`` calls it for each of its rows."""
     parser = evaluation_parser(__doc__, size=0, dataset='davis')
     parser.add_argument(
         '--year', type=int, choices=(2016, 2017), default=2017, help='2016: every non-zero label is the one object'
@@ -25,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     args.davis_path = args.davis_path.replace('<year>', str(args.year))
     which = {'year': args.year, 'davis_path': os.path.realpath(args.davis_path), 'split': args.split}
-    return evaluate(args, davis(args.davis_path, year=args.year, split=args.split), which)
+    return segment_videos(args, davis(args.davis_path, year=args.year, split=args.split), which)
 
 
 if __name__ == '__main__':

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 
-from scripts.evaluation import evaluate, evaluation_parser, parse
+from scripts.evaluation import evaluation_parser, parse, report, segment_videos
 from util.cli import run_main
 
 
@@ -21,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from dataset.youtube import youtube
 
     which = {'yv_path': os.path.realpath(args.yv_path), 'split': args.split, 'output_all': args.output_all}
-    return evaluate(args, youtube(args.yv_path, split=args.split, output_all=args.output_all), which)
+    videos = youtube(args.yv_path, split=args.split, output_all=args.output_all)
+    return report(segment_videos(args, videos, which))
 
 
 if __name__ == '__main__':

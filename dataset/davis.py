@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 
 from dataset.io import DataError, check_name, list_frames
-from dataset.sequence import Frame, Video
+from dataset.sequence import Frame, GroundTruth, Video
 
 log = logging.getLogger(__name__)
 
@@ -118,3 +118,13 @@ def davis(root: str | Path, *, year: int = 2017, split: str = 'val') -> list[Vid
         frames += [Frame(image.stem, image) for image in images[1:]]
         videos.append(Video(name, name, tuple(frames), binary=year == 2016))
     return videos
+
+
+def davis_truth(root: str | Path, *, year: int = 2017, split: str = 'val') -> list[GroundTruth]:
+    """What the videos of a split are scored by: all frames but the first and the last.
+
+    Arguments and errors as of :func:`davis_videos`.
+    """
+    base, names = davis_videos(root, year=year, split=split)
+    masks = {name: tuple(list_frames(base / ANNOTATIONS / name)) for name in names}
+    return [GroundTruth(name, masks[name], skip_last=True, binary=year == 2016) for name in names]

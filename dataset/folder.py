@@ -9,7 +9,7 @@ import numpy as np
 
 from dataset.io import FRAME_SUFFIXES, DataError, check_path, image_size, list_frames, natural_key, some
 from dataset.mask_files import FrameMasks, list_masks
-from dataset.sequence import Frame, Video
+from dataset.sequence import Frame, GroundTruth, Video
 from dataset.user_masks import UserMasks
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,33 @@ def folder(root: str | Path, *, first_only: bool = False) -> list[FolderVideo]:
     return videos
 
 
-def ground_truth(root: str | Path) -> dict[str, dict[str, FrameMasks]]:
+@dataclass(frozen=True)
+class FolderTruth(GroundTruth):
+    """Ground truth whose masks are what :class:`UserMasks` takes."""
+
+    reader: UserMasks = field(kw_only=True)
+
+    def read(self, path: Path) -> np.ndarray:
+        labels = self.reader.read(path.stem)
+        assert labels is not None  # every path is one of the reader's
+        return labels
+
+
+def folder_truth(root: str | Path) -> list[FolderTruth]:
+    """What the videos of a folder are scored by: every mask from the first that shows an object on.
+
+    Raises:
+        DataError: there are no masks, two of a frame, or one that cannot be read or has no safe meaning.
+    """
+    videos = []
+    for name, given in _ground_truth(Path(root)).items():
+        masks = tuple(each.files[0] for each in given.values())
+        reader = UserMasks(list(given.values()), name=name, ground_truth=True)
+        videos.append(FolderTruth(name, masks, reader=reader).from_first_object())
+    return videos
+
+
+def _ground_truth(root: Path) -> dict[str, dict[str, FrameMasks]]:
     """The masks of every video in ``ROOT/Annotations`` by the names of their frames, without a look at them.
 
     Videos are found as :func:`folder` finds them. Where there is no ``ROOT/JPEGImages``, each folder is a video, and
@@ -81,7 +107,6 @@ def ground_truth(root: str | Path) -> dict[str, dict[str, FrameMasks]]:
     Raises:
         DataError: there are no masks, or two of a frame.
     """
-    root = Path(root)
     images, annotations = root / 'JPEGImages', root / 'Annotations'
     if not annotations.is_dir():
         raise DataError(f'{annotations}: expected ground truth as <video>/<frame>.png, found no folder')

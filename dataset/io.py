@@ -193,10 +193,23 @@ def _is_same_picture(size_hw: tuple[int, int], other_hw: tuple[int, int]) -> boo
 
 def write_mask(path: str | Path, mask: np.ndarray) -> None:
     """Write uint8 labels [H, W] as a PNG with ``PALETTE``; whole or not at all. Folders are made."""
+    image = _image_of(mask)
+    image.putpalette(PALETTE.tobytes())
+    _write_png(path, image)
+
+
+def write_binary_mask(path: str | Path, mask: np.ndarray) -> None:
+    """As :func:`write_mask`, in grayscale: every label is 255."""
+    _write_png(path, _image_of(mask).point(lambda label: 255 * (label > 0)))
+
+
+def _image_of(mask: np.ndarray) -> Image.Image:
     if mask.ndim != 2 or mask.dtype != np.uint8:
         raise ValueError(f'expected a uint8 mask [H, W], got {mask.dtype} {list(mask.shape)}')
-    image = Image.fromarray(mask)
-    image.putpalette(PALETTE.tobytes())
+    return Image.fromarray(mask)
+
+
+def _write_png(path: str | Path, image: Image.Image) -> None:
     with atomic_path(path) as temporary:
         image.save(temporary, format='PNG')
 
@@ -239,9 +252,9 @@ def list_frames(folder: str | Path, *, suffixes: tuple[str, ...] = FRAME_SUFFIXE
     return sorted(frames.values(), key=natural_key)
 
 
-def some(names: Sequence[str]) -> str:
-    """The first few names, for a message; what would break its line is escaped."""
-    shown = [name if name.isprintable() else repr(name) for name in names[:SHOWN]]
+def some(names: Sequence[object]) -> str:
+    """The first few names or numbers, for a message; what would break its line is escaped."""
+    shown = [name if name.isprintable() else repr(name) for name in map(str, names[:SHOWN])]
     return ', '.join(shown) + (f' and {len(names) - SHOWN} more' if len(names) > SHOWN else '')
 
 

@@ -1,7 +1,9 @@
-"""What every benchmark's reader yields: videos as lists of frames, read one frame at a time."""
+"""What every benchmark's reader yields: videos to segment and ground truth to score by, read one frame at a time."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -38,3 +40,23 @@ class Video:
             return None
         mask = fit_mask(read_mask(frame.mask), size, frame.mask)
         return (mask > 0).astype(np.uint8) if self.binary else mask
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """The ground-truth masks of a video, in frame order; a frame's name is its file's without the suffix."""
+
+    name: str
+    masks: tuple[Path, ...]
+    skip_last: bool = False  # the last frame is not scored
+    binary: bool = False  # every non-zero label is the one object, 1
+    categories: Mapping[int, str] = field(default_factory=dict)  # of objects, where they are known
+
+    def read(self, path: Path) -> np.ndarray:
+        """The labels in one of ``masks``, uint8 [H, W]. Raises :class:`dataset.io.DataError`."""
+        return read_mask(path)
+
+    def from_first_object(self) -> Self:
+        """Without the frames before the first object, of which a result has nothing to say, and may be absent."""
+        start = next((i for i, path in enumerate(self.masks) if self.read(path).any()), len(self.masks))
+        return replace(self, masks=self.masks[start:])

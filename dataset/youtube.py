@@ -5,17 +5,25 @@
 """
 
 import json
+import logging
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from dataset.io import DataError, check_name, list_frames
-from dataset.sequence import Frame, Video
+from dataset.io import DataError, check_name, list_frames, natural_key, read_mask
+from dataset.sequence import Frame, GroundTruth, Video
+from util.metrics import labels_in
+
+log = logging.getLogger(__name__)
 
 
 def youtube(root: str | Path, *, split: str = 'valid', output_all: bool = False) -> list[Video]:
     """The videos of a split to segment, each object from its first annotation on.
 
     An object's annotation is that of the first frame that ``meta.json`` lists for it; later ones, which
-    training videos have, are not read. Asked for are the frames listed for any object of the video, or
+    training videos have, are not read. An object that this annotation does not show begins where one does, with a
+    warning. Asked for are the frames listed for any object of the video, or
     with ``output_all`` all of them, from the first annotated one on.
 
     Raises:
@@ -30,11 +38,12 @@ def youtube(root: str | Path, *, split: str = 'valid', output_all: bool = False)
                 f'frames of the all-frames download in {images}'
             )
     videos = []
-    for name, first_frames, listed in _read_meta(base / 'meta.json'):
+    for name, first_frames, listed, _ in _read_meta(base / 'meta.json')[0]:
         by_name = {path.stem: path for path in list_frames(images / name)}
         missing = [frame for frame in listed if frame not in by_name]
         if missing:
             raise DataError(f'{images / name}: frames that meta.json lists are missing: {", ".join(missing)}')
+        first_frames = _first_masks(base / 'Annotations' / name, first_frames, list(by_name))
         order = {frame: position for position, frame in enumerate(by_name)}
         begin = min(order[frame] for frame in first_frames.values())
         wanted = by_name if output_all else listed
@@ -53,10 +62,88 @@ def youtube(root: str | Path, *, split: str = 'valid', output_all: bool = False)
     return videos
 
 
-def _read_meta(path: Path) -> list[tuple[str, dict[int, str], set[str]]]:
-    """Of each video its name, the first frame of every object, and all frames that are listed."""
+def _first_masks(folder: Path, first_frames: dict[int, str], frames: list[str]) -> dict[int, str]:
+    """The first frame of every object; where its mask is, if ``meta.json`` says otherwise."""
+
+    @cache
+    def labels(frame: str) -> list[int]:
+        path = folder / f'{frame}.png'
+        with suppress(DataError):  # whoever comes to a frame that cannot be read complains
+            return labels_in(read_mask(path)) if path.is_file() else []
+        return list(first_frames)
+
+    found = dict(first_frames)
+    for label, listed in first_frames.items():
+        if label in labels(listed):
+            continue
+        there = (folder / f'{listed}.png').is_file()
+        # Where its file is not there, an earlier mask is no sign that ``meta.json`` is wrong: the file may be lost.
+        others = frames if there else frames[frames.index(listed) :]
+        shown = next((frame for frame in others if label in labels(frame)), None)
+        if shown is not None:
+            found[label] = shown
+            log.warning('%s: object %d begins at %s, where its mask is, not at %s', folder, label, shown, listed)
+        elif there:
+            log.warning('%s: no mask shows object %d, which meta.json lists from %s on', folder, label, listed)
+    return found
+
+
+class Groups(NamedTuple):
+    """Categories that training has and has not seen, which ``meta.json`` may list; ``None``: all that are not."""
+
+    seen: list[str] | None
+    unseen: list[str] | None
+
+    def of(self, category: str) -> str:
+        """``'seen'`` or ``'unseen'``. Raises :class:`DataError` for a category that neither list has."""
+        if self.seen is not None and self.unseen is not None and category not in [*self.seen, *self.unseen]:
+            raise DataError(f'meta.json: the category {category!r} is neither in "seen" nor in "unseen". Add it.')
+        known = category in self.seen if self.seen is not None else category not in (self.unseen or ())
+        return 'seen' if known else 'unseen'
+
+
+def youtube_truth(root: str | Path, *, split: str = 'valid') -> tuple[list[GroundTruth], Groups | None]:
+    """What the videos of a split are scored by: all frames that ``meta.json`` lists for any object of the video.
+
+    Returns:
+        The videos, and which categories are seen and unseen, if ``meta.json`` says it.
+
+    Raises:
+        DataError: a ground-truth mask is missing, or ``meta.json`` has another form.
+    """
+    base = Path(root) / split
+    base = base if base.is_dir() else Path(root)
+    listed, meta = _read_meta(base / 'meta.json')
+    videos, missing = [], []
+    for video in listed:
+        masks = [base / 'Annotations' / video.name / f'{frame}.png' for frame in sorted(video.listed, key=natural_key)]
+        missing += [path for path in masks if not path.is_file()]
+        if not missing:
+            truth = GroundTruth(video.name, tuple(masks), categories=video.categories)
+            videos.append(truth.from_first_object())
+    if missing:
+        raise DataError(
+            f'{base}: expected ground truth for every frame in meta.json, found none for {len(missing)} frames '
+            f'({missing[0]} ...). The public validation set has first frames only: hold out training videos.'
+        )
+    groups = Groups(meta.get('seen'), meta.get('unseen'))
+    return videos, None if groups == (None, None) else groups
+
+
+class _Listed(NamedTuple):
+    """A video as ``meta.json`` has it."""
+
+    name: str
+    first_frames: dict[int, str]  # of every object
+    listed: set[str]  # the frames of all objects
+    categories: dict[int, str]  # of the objects
+
+
+def _read_meta(path: Path) -> tuple[list[_Listed], dict[str, Any]]:
+    """The videos by name, and everything that the file has."""
     try:
-        videos = json.loads(path.read_text(encoding='utf-8-sig'), object_pairs_hook=_once)['videos']
+        meta = json.loads(path.read_text(encoding='utf-8-sig'), object_pairs_hook=_once)
+        videos = meta['videos']
         found = []
         for name, video in sorted(videos.items()):
             listed = {
@@ -74,10 +161,11 @@ def _read_meta(path: Path) -> list[tuple[str, dict[int, str], set[str]]]:
                     f'least one frame, found {listed}'
                 )
             found.append(
-                (
+                _Listed(
                     check_name(name, path),
                     {label: frames[0] for label, frames in listed.items()},
                     {frame for frames in listed.values() for frame in frames},
+                    {int(label): thing.get('category', '') for label, thing in video['objects'].items()},
                 )
             )
     except OSError as error:
@@ -91,7 +179,7 @@ def _read_meta(path: Path) -> list[tuple[str, dict[int, str], set[str]]]:
         ) from error
     if not found:
         raise DataError(f'{path}: lists no videos')
-    return found
+    return found, meta
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from dataset.io import write_mask
+from dataset.io import write_binary_mask, write_mask
 from inference.video_file import VideoWriter
 from util.errors import DataError
 from util.files import atomic_path, check_writable
@@ -59,17 +59,20 @@ class FilePerFrame(Output):
 
 
 class Masks(FilePerFrame):
-    """Palette PNGs with the labels, ``folder/NAME.png``."""
+    """Palette PNGs with the labels, ``folder/NAME.png``; ``binary``: grayscale 0 and 255 in their place."""
 
     behind = 32
     suffix = '.png'
 
+    def __init__(self, folder: Path, *, binary: bool = False):
+        super().__init__(folder)
+        self.binary = binary
+
     def job(self, frame: 'Segmented') -> Callable[[], None]:
         return partial(self.write, self.path(frame.name), frame.labels)
 
-    @staticmethod
-    def write(path: Path, labels: 'Tensor') -> None:
-        write_mask(path, labels.cpu().numpy())
+    def write(self, path: Path, labels: 'Tensor') -> None:
+        (write_binary_mask if self.binary else write_mask)(path, labels.cpu().numpy())
 
 
 class Probabilities(FilePerFrame):

@@ -87,6 +87,8 @@ def run_dataset(
 ) -> Summary:
     """Segment videos and write a palette PNG for every wanted frame, ``output/folder/name.png``.
 
+    Of binary videos (DAVIS 2016) it is a grayscale PNG of 0 and 255, which their official evaluation takes.
+
     A video whose masks are all there is skipped. One that fails (unreadable frame, wrong mask) is
     reported and the others go on; an error while writing ends the run. SIGTERM and Ctrl-C end it after
     the frame, with what is finished kept. Under torchrun every process takes a share of the videos; the
@@ -111,13 +113,15 @@ def run_dataset(
     output = Path(output).resolve()
     device = networks[0].device
     config = config or recommended_config(networks)
-    masks = Masks(output)
+    binary = any(video.binary for video in videos)
+    masks = Masks(output, binary=binary)
+    settings = config.settings() | dict(settings) | ({'format': 'grayscale 0 and 255'} if binary else {})
     files: list[FilePerFrame] = [masks, Probabilities(output / PROBABILITIES)] if save_probs else [masks]
     archive_path = output.with_name(f'{output.name}.zip') if archive else None
     refusal = None
     if rank() == 0:  # one process, so that it does not see what the others begin to write
         try:
-            _claim(output, videos, config.settings() | dict(settings), overwrite=overwrite, archive=archive_path)
+            _claim(output, videos, settings, overwrite=overwrite, archive=archive_path)
         except (OutputError, OSError) as error:
             refusal = error
     [refusal, *_] = gather(refusal)

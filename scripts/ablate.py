@@ -3,7 +3,7 @@
     python scripts/ablate.py --root ../DAVIS/2017 --year 2016 --output ../results/ablation \\
         --networks 'STCN, L2=saves/stcn.pth' 'STM, dot=saves/stm.pth' --schedules every5+last every5 first --top 20 0
 
-Every row is a run of eval_davis.py and one of scripts/evaluate.py; the table has their command. The same command again
+Every row is a run of eval_davis.py, which is then scored; the table has its command. The same command again
 continues where it stopped. Writes table.md, table.csv and plot.png to the output folder.
 
 A schedule is every<N> (every N-th frame enters the memory) or first (the annotated frame alone), and +last for the
@@ -16,23 +16,33 @@ import io
 import itertools
 import json
 import logging
+import math
+import multiprocessing
 import re
 import shlex
-import subprocess
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import eval_davis
+from dataset.davis import davis_truth
+from inference.scoring import score_results
 from scripts.flags import FLAGS, add_inference_flag
 from scripts.plots import import_pyplot
-from util.cli import run_main
+from util.cli import cores, run_main, set_up_logging
+from util.errors import DataError
 from util.files import atomic_path
+
+if TYPE_CHECKING:
+    from inference.run import Summary
 
 log = logging.getLogger(__name__)
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 MARKERS = 'osD^v<>Pp*hX'
 COLUMNS = {
     'network': 'network',
@@ -110,20 +120,9 @@ def measure(args: argparse.Namespace, name: str, path: Path, memory: str, top: i
             log.info('%s: finished before', folder.name)
             return row
     log.info('%s', command)
-    printed = run(REPOSITORY / 'eval_davis.py', *arguments)
-    scores = folder.with_suffix(folder.suffix + '.scores.json')
-    run(
-        REPOSITORY / 'scripts' / 'evaluate.py',
-        '--results',
-        folder,
-        '--dataset',
-        f'davis{args.year}',
-        '--root',
-        args.root,
-        '--json',
-        scores,
-    )
-    total = json.loads(scores.read_text())
+    summary = segment(arguments)
+    truths = davis_truth(args.root, year=args.year)
+    total = score_results(truths, folder, num_workers=cores())
     row = Row(
         name,
         memory,
@@ -131,8 +130,9 @@ def measure(args: argparse.Namespace, name: str, path: Path, memory: str, top: i
         100 * total['J&F'],
         100 * total['J']['mean'],
         100 * total['F']['mean'],
-        fps=number(r'FPS \(propagation.*\): ([\d.]+)', printed),
-        peak=number(r'peak memory.*: ([\d.]+)', printed),
+        # Not known where all videos were finished before, by a run that was interrupted after that.
+        fps=summary.frames / summary.propagation if summary.frames else math.nan,
+        peak=summary.peak_memory / 2**20 if summary.frames else math.nan,
         command=command,
     )
     with atomic_path(finished) as temporary:
@@ -140,18 +140,22 @@ def measure(args: argparse.Namespace, name: str, path: Path, memory: str, top: i
     return row
 
 
-def run(*command: object) -> str:
-    """What a script of ours prints. Raises ``OSError`` where it fails; it has said why."""
-    done = subprocess.run([sys.executable, *map(str, command)], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise OSError(f'{Path(str(command[0])).name} ended with status {done.returncode}; the finished rows are kept')
-    return done.stdout
+def segment(arguments: Sequence[str]) -> 'Summary':
+    """A run of ``eval_davis.py`` in a process of its own, whose peak memory is then that of this run.
 
-
-def number(pattern: str, text: str) -> float:
-    """NaN where it is not printed: all videos were finished before, by a run that was interrupted after that."""
-    found = re.search(pattern, text)
-    return float(found.group(1)) if found else float('nan')
+    Raises:
+        DataError: some of the videos could not be segmented.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn'), initializer=set_up_logging) as pool:
+        try:
+            summary = pool.submit(eval_davis.run, arguments).result()
+        except BaseException:  # a signal, too: nothing waits for the rest of the run
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+    if summary.failures:
+        raise DataError(f'{summary}\nthe finished rows are kept')
+    return summary
 
 
 def cells(row: Row) -> list[str]:
@@ -199,7 +203,7 @@ def plot(rows: list[Row], path: Path) -> None:
     pyplot.close(figure)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add('--networks', nargs='+', type=network, required=True, metavar='NAME=FILE', help='checkpoints')
@@ -216,7 +220,7 @@ def main() -> int:
     add_inference_flag(parser, 'size', nargs=None, default=0, help='shorter side; 0: frames as they are (default: 0)')
     add('--flags', nargs=argparse.REMAINDER, default=[], help='for eval_davis.py, in all rows; the last flag')
     add('--output', type=Path, required=True, help='folder for masks, table and plot')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     import_pyplot()
 
     rows = [

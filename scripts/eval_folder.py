@@ -3,17 +3,18 @@
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.evaluation import evaluate, evaluation_parser, parse
+from scripts.evaluation import evaluation_parser, parse, report, segment_videos
 from util.cli import run_main
 
 log = logging.getLogger(__name__)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = evaluation_parser(__doc__, size=480, dataset='folder')
     parser.add_argument(
         '--root', required=True, help='with JPEGImages/VIDEO/ and Annotations/VIDEO/, or both without VIDEO/'
@@ -21,7 +22,7 @@ def main() -> int:
     parser.add_argument(
         '--first_only', action='store_true', help='of each object its first mask alone, to score the others'
     )
-    args = parse(parser)
+    args = parse(parser, argv)
 
     from dataset.folder import folder
 
@@ -30,7 +31,7 @@ def main() -> int:
     if int(os.environ.get('RANK', 0)) == 0:
         frames, all_frames = sum(map(len, given.values())), sum(len(video.frames) for video in videos)
         log.info('given to the network: the masks of %d of %d frames, which are not scored', frames, all_frames)
-    return evaluate(args, videos, {'root': os.path.realpath(args.root), 'given': given})
+    return report(segment_videos(args, videos, {'root': os.path.realpath(args.root), 'given': given}))
 
 
 if __name__ == '__main__':

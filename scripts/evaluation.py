@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from util.cli import HelpFormatter
 
 if TYPE_CHECKING:
     from dataset.sequence import Video
+    from inference.run import Summary
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +58,8 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
     return parse_flags(parser, lambda args: PRESETS[args.preset].flags if args.preset else {}, argv=argv)
 
 
-def evaluate(args: argparse.Namespace, videos: Sequence['Video'], dataset: Mapping[str, object]) -> int:
-    """Load the networks, segment the videos, print the summary. Returns the exit status.
-
-    ``dataset`` says which videos these are, for ``settings.json``.
-    """
+def segment_videos(args: argparse.Namespace, videos: Sequence['Video'], dataset: Mapping[str, object]) -> 'Summary':
+    """Load the networks and segment the videos; ``dataset`` says which these are, for ``settings.json``."""
     from inference.run import run_dataset
     from util.distributed import process_group, rank
 
@@ -68,7 +67,7 @@ def evaluate(args: argparse.Namespace, videos: Sequence['Video'], dataset: Mappi
         log_preset(args)
     networks = load_networks(args)
     with process_group('gloo'), naming_flags():
-        summary = run_dataset(
+        return run_dataset(
             networks,
             videos,
             args.output,
@@ -79,8 +78,12 @@ def evaluate(args: argparse.Namespace, videos: Sequence['Video'], dataset: Mappi
             save_probs=args.save_probs,
             archive=args.zip,
         )
-        if rank() == 0:
-            print(summary)
+
+
+def report(summary: 'Summary') -> int:
+    """Print what a run did, once if there are several processes. Returns the exit status."""
+    if int(os.environ.get('RANK', 0)) == 0:
+        print(summary)
     return 1 if summary.failures else 0
 
 

@@ -19,6 +19,7 @@ import logging
 import re
 import sys
 import time
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,8 +49,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def main() -> int:
-    args = parse()
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
     # Before anything heavy is loaded, all that can be wrong with the files.
     source = open_source(args.input, fps=args.fps)
     source.annotate(args.mask)
@@ -67,7 +68,7 @@ def main() -> int:
     return segment_video(core, source, outputs, args.output)
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     add = parser.add_argument
     add(
@@ -103,7 +104,7 @@ def parse() -> argparse.Namespace:
     add('--fps', type=frame_rate, default='25', help='of the overlay of a folder')
     add_inference_flags(parser, model=None, size=[480], max_memory_frames=64)
     add('--overwrite', action='store_true', help='delete what an earlier run wrote to OUTPUT; without, a run refuses')
-    return parse_flags(parser)
+    return parse_flags(parser, argv=argv)
 
 
 class Help(HelpFormatter, argparse.RawDescriptionHelpFormatter):

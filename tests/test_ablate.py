@@ -1,42 +1,28 @@
 """scripts/ablate.py: the grid, its table and plot, and that an interrupted one continues."""
 
 import csv
-import json
 import re
 import shlex
-import sys
 
 import pytest
 
-from dataset.io import read_image
+from dataset.io import DataError, read_image
+from inference.run import Summary
 from model import save_network
 from scripts import ablate
 from tests.conftest import REPOSITORY, make_small_network
 
 
 @pytest.fixture
-def grid(davis_root, small_checkpoint, tmp_path, monkeypatch):
+def grid(davis_root, small_checkpoint, tmp_path):
     """Runs the script in this process; returns the rows of table.csv."""
     dot = tmp_path / 'dot.pth'
     save_network(dot, make_small_network(similarity='dot'))
 
     def grid(*flags):
-        monkeypatch.setattr(
-            sys,
-            'argv',
-            [
-                'ablate.py',
-                '--networks',
-                f'STCN, L2={small_checkpoint}',
-                f'STCN, dot={dot}',
-                '--root',
-                str(davis_root),
-                '--output',
-                str(tmp_path / 'out'),
-                *map(str, flags),
-            ],
-        )
-        assert ablate.main() == 0
+        networks = (f'STCN, L2={small_checkpoint}', f'STCN, dot={dot}')
+        places = ('--root', davis_root, '--output', tmp_path / 'out')
+        assert ablate.main([*map(str, ('--networks', *networks, *places, *flags))]) == 0
         with open(tmp_path / 'out' / 'table.csv', newline='') as file:
             return list(csv.DictReader(file))
 
@@ -63,37 +49,42 @@ def test_a_grid_and_its_continuation(grid, tmp_path, monkeypatch):
 
     asked = []
 
-    def remember(script, *arguments):
-        asked.append(script.name)
+    def remember(arguments):
+        asked.append(arguments)
         raise OSError('stopped here')
 
-    monkeypatch.setattr(ablate, 'run', remember)
+    monkeypatch.setattr(ablate, 'segment', remember)
     again = grid('--schedules', 'first', '--top', 0, '--flags', '--device', 'cpu')
     assert again == rows
     assert asked == []
     with pytest.raises(OSError, match='stopped here'):  # other flags are another run
         grid('--schedules', 'first', '--top', 0, '--flags', '--device', 'cpu', '--flip')
-    assert asked == ['eval_davis.py']
+    assert [arguments[-1] for arguments in asked] == ['--flip']
 
 
 def test_rows_have_the_scores_of_the_evaluation(grid, tmp_path, monkeypatch):
     pytest.importorskip('matplotlib')
 
-    def stand_in(script, *arguments):
-        if script.name == 'evaluate.py':
-            place = arguments[arguments.index('--json') + 1]
-            place.write_text(json.dumps({'J&F': 0.5, 'J': {'mean': 0.4}, 'F': {'mean': 0.6}}))
-            return ''
-        return 'FPS (propagation only, of one process): 3.25\npeak memory (of one process): 1024 MiB'
-
     (tmp_path / 'out').mkdir()
-    monkeypatch.setattr(ablate, 'run', stand_in)
+    summary = Summary(videos=1, frames=13, propagation=4.0, peak_memory=2**30)
+    monkeypatch.setattr(ablate, 'segment', lambda arguments: summary)
+    numbers = {'J&F': 0.5, 'J': {'mean': 0.4}, 'F': {'mean': 0.6}}
+    monkeypatch.setattr(ablate, 'score_results', lambda truths, folder, num_workers: numbers)
     rows = grid('--schedules', 'every5', 'every3+last', '--top', 20, 0)
     assert len(rows) == 8
     assert {(row['J&F'], row['J'], row['F'], row['FPS'], row['peak MiB']) for row in rows} == {
         ('50.0', '40.0', '60.0', '3.25', '1024')
     }
     assert sum('--mem_every 3 --include_last' in row['command'] for row in rows) == 4
+
+
+def test_a_run_that_fails_ends_the_grid(grid, tmp_path, davis_root):
+    pytest.importorskip('matplotlib')
+    frame = next(davis_root.rglob('JPEGImages/480p/dog/00001.png'))
+    frame.write_bytes(frame.read_bytes()[:100])
+    with pytest.raises(DataError, match=r'1 failed(.|\n)*00001\.png'):
+        grid('--schedules', 'first', '--flags', '--device', 'cpu')
+    assert not list((tmp_path / 'out').glob('*.json'))
 
 
 @pytest.mark.parametrize(

@@ -134,12 +134,12 @@ class Evil:
     [
         (lambda path: None, 'no such checkpoint file'),
         (lambda path: path.write_bytes(b''), 'unreadable'),
-        (lambda path: path.write_text('<html>quota exceeded</html>'), 'not a checkpoint'),
+        (lambda path: path.write_text('<html>quota exceeded</html>'), 'found a web page'),
         (
             lambda path: path.write_bytes(pickle.dumps(Evil(), protocol=2)),
             'not a checkpoint that can be loaded safely',
         ),
-        (lambda path: torch.save({'network': Evil()}, path), 'not a checkpoint that can be loaded safely'),
+        (lambda path: torch.save({'network': Evil()}, path), 'objects other than tensors'),
         (lambda path: torch.save([1, 2], path), 'expected a dictionary'),
         (lambda path: torch.save({'it': 3}, path), 'no tensors'),
         (lambda path: torch.save({'network': 5}, path), 'expected a state dict'),

@@ -13,9 +13,10 @@ from PIL import Image
 
 import eval_davis
 from dataset.davis import DAVIS_2016_VAL, davis, davis_videos
-from dataset.io import PALETTE, DataError, read_mask
+from dataset.io import PALETTE, DataError, read_mask, write_binary_mask, write_mask
 from inference import InferenceCore, outputs
 from inference.run import run_dataset
+from scripts.evaluate import evaluate as score
 from tests.conftest import REPOSITORY, tree
 from util.cli import sha256
 
@@ -81,9 +82,31 @@ def test_2016_merges_the_objects(evaluate, davis_root, tmp_path):
     assert status == 0
     assert len(masks_of(files)) == 12
     for name in masks_of(files):
-        assert set(np.unique(read_mask(tmp_path / 'out' / name))) <= {0, 1}
+        with Image.open(tmp_path / 'out' / name) as image:
+            assert image.mode == 'L'  # the official evaluation takes pixels above 128
+            assert set(np.unique(image)) <= {0, 255}
     first = read_mask(davis_root / 'trainval' / 'Annotations' / '480p' / 'dog' / '00000.png')
     assert np.array_equal(read_mask(tmp_path / 'out' / 'dog' / '00000.png'), first > 0)
+
+
+def test_no_folder_mixes_formats_of_2016(evaluate, tmp_path):
+    """One of before has palettes of 0 and 1, and no word of it."""
+    out = tmp_path / 'out'
+    evaluate(out, '--year', '2016')
+    settings = json.loads((out / 'settings.json').read_text())
+    assert settings.pop('format') == 'grayscale 0 and 255'
+    (out / 'settings.json').write_text(json.dumps(settings))
+    with pytest.raises(DataError, match=r'other settings .*format was None, is grayscale'):
+        evaluate(out, '--year', '2016')
+    assert 'format' not in json.loads(evaluate(tmp_path / 'out2017')[1]['settings.json'])
+
+
+@pytest.mark.parametrize('binary', [False, True])
+def test_both_formats_of_2016_are_scored_alike(davis_root, tmp_path, binary):
+    for path in (davis_root / 'trainval' / 'Annotations' / '480p').rglob('*.png'):
+        mask = (read_mask(path) > 0).astype(np.uint8)
+        (write_binary_mask if binary else write_mask)(tmp_path / 'out' / path.parent.name / path.name, mask)
+    assert score(tmp_path / 'out', davis_root, dataset='davis2016')['J&F'] == 1
 
 
 def test_2016_root_gives_the_same(evaluate, davis_root, tmp_path):

@@ -249,6 +249,32 @@ def test_incomplete_roots(youtube_root, damage, message):
         youtube(youtube_root)
 
 
+@pytest.mark.parametrize('listed', ['00000', '00004', '00014'])
+def test_an_object_begins_where_its_mask_is(youtube_root, caplog, listed):
+    """Whether ``meta.json`` says a frame whose mask does not show it, or one without a mask, before or after."""
+    expected = [(frame.name, frame.objects) for frame in youtube(youtube_root)[0].frames if frame.mask]
+    label, first = next((label, first) for label, first in APPEARING.items() if first)
+    path = youtube_root / 'valid' / 'meta.json'
+    meta = json.loads(path.read_text())
+    meta['videos']['0a1b']['objects'][str(label)]['frames'].insert(0, listed)
+    path.write_text(json.dumps(meta))
+    [video, _] = youtube(youtube_root)
+    assert [(frame.name, frame.objects) for frame in video.frames if frame.mask] == expected
+    assert caplog.messages == [
+        f'{youtube_root}/valid/Annotations/0a1b: object {label} begins at {2 * first:05d}, where its mask is, '
+        f'not at {listed}'
+    ]
+
+
+def test_an_object_that_no_mask_shows(youtube_root, caplog):
+    path = youtube_root / 'valid' / 'meta.json'
+    meta = json.loads(path.read_text())
+    meta['videos']['0a1b']['objects']['77'] = {'frames': ['00000']}
+    path.write_text(json.dumps(meta))
+    assert 77 in youtube(youtube_root)[0].frames[0].objects
+    assert 'no mask shows object 77, which meta.json lists from 00000 on' in caplog.text
+
+
 def run_folder(root, output, checkpoint, *flags):
     return subprocess.run(
         [

@@ -59,6 +59,11 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
+def set_up_logging() -> None:
+    """Plain lines on stderr."""
+    logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stderr)
+
+
 def run_main(main) -> None:
     """Call ``main() -> exit status``; what the user can mend becomes one line and status 1 or 2.
 
@@ -66,7 +71,7 @@ def run_main(main) -> None:
     """
     # Older launchers, torch.distributed.launch among them, also give as a flag what they say in LOCAL_RANK.
     sys.argv[1:] = [each for each in sys.argv[1:] if not re.fullmatch(r'--local[-_]rank=\d+', each)]
-    logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stderr)
+    set_up_logging()
     stop_on_sigterm()
     try:
         sys.exit(main())

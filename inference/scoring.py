@@ -1,0 +1,206 @@
+"""J and F of the masks that a run wrote, against ground truth: of frames, objects, videos and the whole data set."""
+
+import json
+import logging
+import multiprocessing
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from dataset.io import DataError, is_black_and_white, read_mask, some
+from dataset.sequence import GroundTruth
+from dataset.user_masks import VOID
+from dataset.youtube import Groups
+from inference.outputs import SETTINGS_FILE
+from util.metrics import MEASURES, Scores, labels_in, score_frame, statistics
+
+log = logging.getLogger(__name__)
+
+STATISTICS = ('mean', 'recall', 'decay')
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The ground truth of a video, and where the masks to be scored have to be."""
+
+    truth: GroundTruth
+    results: Path  # a folder of <frame>.png
+    given: Mapping[str, list[int]] = field(default_factory=dict)  # of frames, the objects that the network was given
+
+    def files(self) -> list[tuple[Path, Path]]:
+        """Ground truth and result of every frame."""
+        return [(mask, self.results / f'{mask.stem}.png') for mask in self.truth.masks]
+
+
+def score_results(
+    truths: Sequence[GroundTruth],
+    results: Path,
+    *,
+    groups: Groups | None = None,
+    single: str | None = None,
+    num_workers: int = 1,
+) -> dict:
+    """All numbers, from the data set down to single frames; fractions, not percent.
+
+    Args:
+        truths: of the videos to be scored.
+        results: masks as ``<video>/<frame>.png``, or with the layout of a YouTubeVOS submission. Masks that the
+            network was given, as the run's settings say, are not scored.
+        groups: of categories, which get means of their own, and ``G``, the mean of these.
+        single: the name of a video whose masks may lie directly in ``results``.
+        num_workers: processes; they do not change the numbers.
+
+    Raises:
+        DataError: ground truth or results are incomplete, unreadable or do not match, or nothing is left to score.
+    """
+    if (results / 'Annotations').is_dir():
+        results = results / 'Annotations'
+    given = _given(results)
+    pairs = []
+    for truth in truths:
+        direct = truth.name == single and not (results / truth.name).is_dir()
+        pairs.append(Pair(truth, results if direct else results / truth.name, given.get(truth.name, {})))
+    check_complete(pairs)
+
+    tables, short = {}, []
+    for pair, scores in zip(pairs, _score_all(pairs, num_workers=num_workers), strict=True):
+        if any(measures['J'] for measures in scores.values()):
+            entries = _object_entries(pair.truth, scores)
+            tables[pair.truth.name] = {**average(list(entries.values())), 'objects': entries}
+        else:
+            short.append(_too_short(pair))
+    if not tables:
+        why = 'Is the ground truth of this split public?'
+        if pairs[0].given:
+            why = 'A run with the first mask of each object alone leaves the others to be scored.'
+        raise DataError(f'{short[0]}. There is nothing to score. {why}')
+    for line in short:
+        log.warning('%s; not scored', line)
+
+    every = [entry for table in tables.values() for entry in table['objects'].values()]
+    numbers = {**average(every), 'sequences': tables}
+    if groups is not None:
+        members: dict[str, list[dict]] = {'seen': [], 'unseen': []}
+        for entry in every:
+            members[groups.of(entry.get('category', ''))].append(entry)
+        means = {name: average(entries) for name, entries in members.items() if entries}
+        numbers = {'G': float(np.mean([mean['J&F'] for mean in means.values()])), **means, **numbers}
+    return numbers
+
+
+def _given(results: Path) -> dict[str, dict[str, list[int]]]:
+    """Video -> frame -> objects that a run of ours was given; nothing where that is not known."""
+    for folder in (results, results.parent):  # above, where these are the results of a single video
+        with suppress(OSError, ValueError, AttributeError):
+            if given := json.loads((folder / SETTINGS_FILE).read_text(encoding='utf-8')).get('given'):
+                return given
+    return {}
+
+
+def check_complete(pairs: Sequence[Pair]) -> None:
+    """Raises a DataError that lists all that the results lack, before anything is scored."""
+    lines = ['expected a result <frame>.png for every ground-truth frame, missing are']
+    for pair in pairs:
+        missing = [result.stem for _, result in pair.files() if not result.is_file()]
+        if missing:
+            lines.append(f'  {pair.results}: {len(missing)} of {len(pair.truth.masks)} frames: {some(missing)}')
+    if len(lines) > 1:
+        raise DataError('\n'.join(lines))
+
+
+def score(pair: Pair) -> Scores:
+    """J and F of every object of a video in every frame that counts; no values where none does.
+
+    Raises:
+        DataError: sizes differ, or the result has objects that the ground truth lacks.
+    """
+    import cv2  # scripts/evaluate.py --help must not wait for it
+
+    cv2.setNumThreads(1)  # the processes are the parallelism
+    scores, found = _score(pair, void=False)
+    if VOID in scores and len(scores) > 1 and not pair.truth.binary:  # rare: who has none is spared a second look
+        scores, found = _score(pair, void=True)
+    extra = sorted(found.keys() - scores.keys())
+    if extra:
+        raise DataError(
+            f'{found[extra[0]]}: expected the labels of the ground truth ({some(sorted(scores))}), found also '
+            f'{some(extra)}. Does the result belong to this video, and were its labels kept?'
+        )
+    if len(scores) > 1 and found.keys() == {1} and is_black_and_white(found[1]):
+        raise DataError(
+            f'{found[1]}: expected the labels of the ground truth ({some(sorted(scores))}), found black and white, '
+            'which does not say which object is which. Write the label of each object, as a palette or grayscale PNG.'
+        )
+    for frame, labels in pair.given.items():
+        for label in labels:
+            for values in scores.get(label, {}).values():
+                values.pop(frame, None)
+    return dict(sorted(scores.items()))
+
+
+def _score(pair: Pair, *, void: bool) -> tuple[Scores, dict[int, Path]]:
+    """The scores, and of each label in the results the first file that has it; ``void``: of 255."""
+    scores: Scores = {}
+    found: dict[int, Path] = {}
+    for i, (truth_path, result_path) in enumerate(pair.files()):
+        truth, result = pair.truth.read(truth_path), read_mask(result_path)
+        if truth.shape != result.shape:
+            raise DataError(
+                f'{result_path}: expected {truth.shape[1]} x {truth.shape[0]} pixels as in the ground truth, '
+                f'found {result.shape[1]} x {result.shape[0]}. Write results at the size of the original frames.'
+            )
+        if pair.truth.binary:
+            truth, result = (truth > 0).astype(np.uint8), (result > 0).astype(np.uint8)
+        if void:
+            result[(truth == VOID) | (result == VOID)] = 0
+            truth[truth == VOID] = 0
+        found |= {label: found.get(label, result_path) for label in labels_in(result)}
+        is_last = i == len(pair.truth.masks) - 1
+        score_frame(scores, truth_path.stem, truth, result, counts=not (is_last and pair.truth.skip_last))
+    return scores, found
+
+
+def _score_all(pairs: Sequence[Pair], *, num_workers: int) -> list[Scores]:
+    """The scores of every video, in order."""
+    bar = {'total': len(pairs), 'unit': 'video', 'disable': None}  # None: only on a terminal
+    if num_workers <= 1 or len(pairs) == 1:
+        return list(tqdm(map(score, pairs), **bar))
+    workers = min(num_workers, len(pairs))
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn')) as pool:
+        return list(tqdm(pool.map(score, pairs), **bar))
+
+
+def _too_short(pair: Pair) -> str:
+    last = ' and before the last one' if pair.truth.skip_last else ''
+    known = f', {len(pair.given)} of them given to the network' if pair.given else ''
+    return (
+        f'{pair.truth.name}: expected ground truth after the first annotated frame{last}, found '
+        f'{len(pair.truth.masks)} masks in all{known}'
+    )
+
+
+def average(entries: list[dict]) -> dict:
+    """The means over objects of every statistic."""
+    means = {m: {s: float(np.mean([entry[m][s] for entry in entries])) for s in STATISTICS} for m in MEASURES}
+    return {'J&F': (means['J']['mean'] + means['F']['mean']) / 2, **means}
+
+
+def _object_entries(truth: GroundTruth, scores: Scores) -> dict[str, dict]:
+    """Label -> J&F, J and F with their statistics and frames."""
+    entries = {}
+    for label, measures in scores.items():
+        if not measures['J']:
+            log.warning('%s: object %d has no frame to score after its first one; left out', truth.name, label)
+            continue
+        entry = average([{name: statistics(list(frames.values())) for name, frames in measures.items()}])
+        for name, frames in measures.items():
+            entry[name]['frames'] = frames
+        if category := truth.categories.get(label):
+            entry['category'] = category
+        entries[str(label)] = entry
+    return entries
