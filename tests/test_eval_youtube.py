@@ -82,7 +82,7 @@ def test_frames_labels_and_first_frames(evaluate, youtube_root, tmp_path):
 
 def test_default_size_is_480(evaluate, youtube_root, tmp_path, monkeypatch):
     shapes = []
-    original = eval_youtube.evaluate
+    original = eval_youtube.segment_videos
 
     def evaluate_spied(args, videos, dataset):
         from model.stcn import STCN
@@ -93,7 +93,7 @@ def test_default_size_is_480(evaluate, youtube_root, tmp_path, monkeypatch):
         )
         return original(args, [video for video in videos if video.name == 'ff02'], dataset)
 
-    monkeypatch.setattr(eval_youtube, 'evaluate', evaluate_spied)
+    monkeypatch.setattr(eval_youtube, 'segment_videos', evaluate_spied)
     evaluate(tmp_path / 'out', size=())
     # 263 x 150 upright: the longer side is floor(480 * 263 / 150) = 841, padded to multiples of 16.
     assert set(shapes) == {(848, 480)}
