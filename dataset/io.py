@@ -402,8 +402,8 @@ def _labels_of_colours(values: np.ndarray, path: str | Path) -> np.ndarray:
         except DataError as error:
             raise _soft_mask(path, found) from error
         raise DataError(
-            f'{path}: expected labels, or the colours that stand for them, found {found}: which object is which? Save '
-            'the labels as a palette or grayscale PNG.'
+            f'{path}: expected a mask of labels, or of colours that stand for them, found {found}: which object is '
+            'which? Save the labels as a palette or grayscale PNG.'
         )
     return labels.astype(np.uint8)
 
