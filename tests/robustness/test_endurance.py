@@ -21,7 +21,7 @@ from model.checkpoint import read_checkpoint
 from scripts import segment_video, web_tabs
 from tests import long_run
 from tests.conftest import FRAMES, GOLDEN, REPOSITORY, tree
-from tests.test_web import needs_gradio
+from tests.web_server import needs_gradio
 from training import loop
 from util import cli
 

@@ -22,6 +22,7 @@ from inference.outputs import Probabilities
 from inference.run import share
 from scripts.evaluate import evaluate as score
 from tests.conftest import APPEARING, REPOSITORY, tree
+from tests.helpers import change_meta
 
 SIZE = 96  # works faster than 480
 
@@ -204,13 +205,6 @@ def test_shares_are_balanced_and_complete(youtube_root):
     assert sorted(id(video) for taken in shares for video in taken) == sorted(map(id, videos))
     assert [sum(len(video.frames) for video in taken) for taken in shares] == [50, 29, 30]
     assert share(videos, 0, 1) != []
-
-
-def change_meta(root, change):
-    path = root / 'valid' / 'meta.json'
-    meta = json.loads(path.read_text())
-    change(meta['videos'])
-    path.write_text(json.dumps(meta))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """Augmentation: torchvision's conventions, distributions, alignment of image and mask, no aliasing."""
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
@@ -13,8 +11,9 @@ from torchvision import transforms
 from dataset import augment
 from dataset.augment import FILL, Warp, affine_about, recolour, scaling, spline_map, thin_plate_spline, translation
 from dataset.io import read_image
+from tests.conftest import GOLDEN
 
-ROOT = Path(__file__).parent
+ROOT = GOLDEN.parent
 DRAWS = 4000
 BILINEAR = transforms.InterpolationMode.BILINEAR
 JITTER = {'brightness': 0.1, 'contrast': 0.05, 'saturation': 0.05, 'hue': 0.05}

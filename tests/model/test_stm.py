@@ -15,7 +15,7 @@ from model.losses import clip_loss
 from model.modules import ASPP
 from model.variants import config_from
 from tests.conftest import GOLDEN, golden, state_dict
-from tests.test_golden import assert_close
+from tests.helpers import assert_close
 from training.state import initial_network
 
 RANDOM = ['none']  # backbone weights

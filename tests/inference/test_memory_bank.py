@@ -1,33 +1,13 @@
 """The memory bank against the equations written out for the whole memory at once."""
 
-import math
-
 import pytest
 import torch
 
 from inference.memory_bank import MemoryBank
 from model.memory import top_k_weights
+from tests.helpers import dense_read
 
 Ck, Cv, h, w = 8, 12, 3, 4
-
-
-def dense_read(keys, values, query, top_k, metric='l2', sigma=None):
-    """One object: keys [T, Ck, h, w], values [T, Cv, h, w], query [Ck, h, w] -> [Cv, h, w]."""
-    scale = math.sqrt(len(query))
-    keys, values = (x.double().flatten(2).transpose(0, 1).flatten(1) for x in (keys, values))  # [C, N]
-    q = query.double().flatten(1)
-    if metric == 'l2':
-        S = -(keys[:, :, None] - q[:, None]).square().sum(0) / scale
-    else:
-        S = keys.T @ q / scale
-    E = (S - S.amax(0)).exp()
-    if sigma:
-        grid = torch.cartesian_prod(*(torch.arange(size) for size in query.shape[1:])).double()
-        E = E * (-torch.cdist(grid[S.argmax(1)], grid).square() / (2 * sigma**2)).exp()
-    if top_k:
-        threshold = E.topk(min(top_k, len(E)), dim=0).values[-1]
-        E = E.masked_fill(E < threshold, 0)
-    return (values @ (E / E.sum(0))).unflatten(1, query.shape[1:]).float()
 
 
 def random_frames(T, K, *, shared):

@@ -14,6 +14,7 @@ from PIL import Image
 
 from dataset.io import DataError
 from inference.video_file import OLDEST_AV, VideoReader, VideoWriter
+from tests.conftest import REPOSITORY
 from util.errors import MissingPackageError
 
 av = pytest.importorskip('av')
@@ -394,7 +395,7 @@ def test_a_package_that_is_too_old(tmp_path, monkeypatch, version):
 
 
 def test_the_oldest_package_is_the_one_of_the_requirements():
-    requirements = Path(__file__).parents[1] / 'requirements-extras.txt'
+    requirements = REPOSITORY / 'requirements-extras.txt'
     assert f'av>={OLDEST_AV}.0' in requirements.read_text().splitlines()
 
 

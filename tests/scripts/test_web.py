@@ -4,17 +4,11 @@ import importlib.util
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -23,10 +17,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.io import PALETTE, list_frames, read_image, read_mask
+from dataset.io import PALETTE, list_frames, read_mask
 from inference.session import Session, import_clip
 from scripts.web_tabs import OBJECTS, SHOWN_ALPHA, labels_of, layer_of
 from tests.conftest import REPOSITORY
+from tests.web_server import PATIENCE, SWAN, Server, needs_gradio, until, zip_of_frames
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 ARGUMENTS = [
@@ -38,11 +33,7 @@ ARGUMENTS = [
     '--disable-component-update',
     '--disable-sync',
 ]
-PATIENCE = 300  # seconds; for machines that do other things as well
-SWAN = REPOSITORY / 'examples' / 'blackswan'
 W, H = 214, 120  # of the clip in the browser
-
-needs_gradio = pytest.mark.skipif(importlib.util.find_spec('gradio') is None, reason='gradio is not installed')
 
 
 def test_layer_and_back():
@@ -95,58 +86,6 @@ def test_without_gradio_it_says_what_to_install(tmp_path):
     )
     assert result.returncode == 1
     assert result.stderr == 'error: the page needs gradio: pip install -r requirements-extras.txt\n'
-
-
-class Server:
-    """A running ``scripts/web.py``, its temporary files below a folder of ours."""
-
-    def __init__(self, folder: Path, *arguments: str):
-        self.folder = folder
-        with socket.socket() as free:
-            free.bind(('127.0.0.1', 0))
-            self.port = free.getsockname()[1]
-        self.url = f'http://127.0.0.1:{self.port}/'
-        # Settings that would open it, which it has to ignore.
-        opening = {'GRADIO_SHARE': 'True', 'GRADIO_SERVER_NAME': '0.0.0.0', 'GRADIO_ALLOWED_PATHS': '/'}
-        command = [sys.executable, 'scripts/web.py', '--port', str(self.port), '--num_threads', '1', *arguments]
-        self.log = folder / 'log'
-        with open(self.log, 'w') as log:
-            self.process = subprocess.Popen(
-                command,
-                cwd=REPOSITORY,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **opening, 'TMPDIR': str(folder)},
-                # Tests that were started with nohup ignore the signal, and so would the server.
-                preexec_fn=partial(signal.signal, signal.SIGHUP, signal.SIG_DFL),
-            )
-        try:
-            until(lambda: self.url in self.log.read_text() or self.process.poll() is not None)
-            assert self.process.poll() is None, self.log.read_text()
-        except AssertionError:
-            self.process.kill()
-            raise
-
-    def clips(self) -> list[Path]:
-        """The folders of the sessions that are open."""
-        return list(self.folder.glob('stcn_web_*/clips/*'))
-
-    def status(self, path: str, **headers: str) -> int:
-        try:
-            return urllib.request.urlopen(urllib.request.Request(self.url + path, headers=headers)).status
-        except urllib.error.HTTPError as error:
-            return error.code
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(PATIENCE)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() - start < PATIENCE, 'waited too long'
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope='module')
@@ -319,18 +258,6 @@ def visit(browser, server) -> Iterator[Callable[..., Visitor]]:
 def clip(tmp_path_factory) -> Path:
     """8 frames of the black swan, small, in a zip."""
     return zip_of_frames(tmp_path_factory.mktemp('clip') / 'swan.zip', 8, (W, H))
-
-
-def zip_of_frames(path: Path, number: int, size: tuple[int, int]) -> Path:
-    frames = [
-        cv2.resize(read_image(frame), size, interpolation=cv2.INTER_AREA)
-        for frame in list_frames(SWAN / 'JPEGImages')[: min(number, 8)]
-    ]
-    with zipfile.ZipFile(path, 'w') as archive:
-        for index in range(number):
-            coded = cv2.imencode('.png', frames[index % len(frames)][..., ::-1])[1]
-            archive.writestr(f'swan/{index:05d}.png', coded.tobytes())
-    return path
 
 
 def read_masks(path: Path, folder: Path) -> list[np.ndarray]:

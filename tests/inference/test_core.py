@@ -13,7 +13,7 @@ from model.aggregate import aggregate
 from model.network import Network, Query
 from model.variants import STCNConfig
 from tests.conftest import ROUNDING, make_small_network
-from tests.test_memory_bank import dense_read
+from tests.helpers import dense_read
 
 
 class PerObjectKeys(Network):

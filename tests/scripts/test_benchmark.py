@@ -14,7 +14,7 @@ from scripts.benchmarks import loader, measures, memory, memory_model, speed, tr
 from scripts.benchmarks.baseline import ConcatenatedMemory, StraightforwardSTCN
 from scripts.benchmarks.roofline import Allocations, Work
 from tests.conftest import golden, state_dict
-from tests.test_golden import _unpadded, assert_close, assert_same_objects, normalised
+from tests.helpers import assert_close, assert_same_objects, normalised, unpadded_pixels
 from tests.tiny import TINY
 from tests.trees import make_roots
 from util.errors import MissingPackageError
@@ -42,7 +42,7 @@ def test_baseline_is_the_published_network(straightforward, clip, first_mask):
 
 
 def test_baseline_propagates_as_published(straightforward, clip, first_mask):
-    expected = _unpadded(golden('propagation')['prob_3obj_every5_nolast'])
+    expected = unpadded_pixels(golden('propagation')['prob_3obj_every5_nolast'])
     core = InferenceCore(straightforward)
     core.memory = ConcatenatedMemory(top_k=20)
     for t, image in enumerate(clip):

@@ -1,6 +1,5 @@
 import io
 import logging
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,6 +16,7 @@ from dataset.io import (
     read_mask,
     write_mask,
 )
+from tests.conftest import GOLDEN
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
 
 
 def test_jpegs_are_read_as_pil_reads_them(tmp_path):
-    with Image.open(Path(__file__).parent / 'golden' / 'clip' / '00000.png') as image:
+    with Image.open(GOLDEN / 'clip' / '00000.png') as image:
         photo = image.convert('RGB')
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -90,7 +90,7 @@ def test_jpegs_are_read_as_pil_reads_them(tmp_path):
 @pytest.mark.parametrize('name', ['a.jpg', 'turned.jpg', 'gray.jpg', 'a.png'])
 def test_reduced_images(tmp_path, name, reduction):
     """1 / reduction of the size, rounded up, whatever the format: means of blocks, or nearly."""
-    with Image.open(Path(__file__).parent / 'golden' / 'clip' / '00000.png') as image:
+    with Image.open(GOLDEN / 'clip' / '00000.png') as image:
         photo = image.convert('L' if name == 'gray.jpg' else 'RGB').resize((151, 99))
     exif = Image.Exif()
     if name == 'turned.jpg':

@@ -1,7 +1,5 @@
 """Parity with the published model: every number in ``tests/golden`` within its stated tolerance."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -10,33 +8,10 @@ from dataset.io import read_mask
 from inference.core import InferenceCore
 from inference.memory_bank import MemoryBank
 from model import memory
-from model.aggregate import aggregate
-from model.image import IMAGE_MEAN, IMAGE_STD
-from tests.conftest import GOLDEN, golden
+from tests.conftest import GOLDEN, REPOSITORY, golden
+from tests.helpers import assert_close, assert_same_objects, normalised, unpadded_pixels
 
-SHARED = Path(__file__).parents[2] / 'shared' / 'golden' / 'data'
-
-
-def assert_close(found, expected, tolerance=1e-4):
-    torch.testing.assert_close(found, torch.from_numpy(expected).reshape(found.shape), atol=tolerance, rtol=0)
-
-
-def assert_same_objects(prob, expected):
-    """Each object's probability ``prob [1, 3, H, W]``, and what aggregation makes of all three.
-
-    It takes ``p / (1 - p)``, which multiplies the rounding of a probability near 1 by thousands. So it is compared
-    strictly where it is given the published probabilities, and loosely where it is given ours.
-    """
-    assert_close(prob[0, :, ::2, ::2], expected['object_prob'])
-    given = torch.from_numpy(expected['object_prob']).transpose(0, 1)
-    assert_close(aggregate(given).softmax(dim=1), expected['aggregated'])
-    assert_close(aggregate(prob).softmax(dim=1)[0, :, ::2, ::2], expected['aggregated'], tolerance=5e-3)
-
-
-def normalised(frame):
-    return ((frame.float() / 255 - torch.tensor(IMAGE_MEAN)[:, None, None]) / torch.tensor(IMAGE_STD)[:, None, None])[
-        None, :, :96, :176
-    ]
+SHARED = REPOSITORY.parent / 'shared' / 'golden' / 'data'
 
 
 @torch.inference_mode()
@@ -110,7 +85,7 @@ def test_training_read():
     'name', ['prob_1obj_every5_nolast', 'prob_3obj_every5_nolast', 'prob_2obj_every3_nolast', 'prob_2obj_every5_last']
 )
 def test_propagation(golden_network, clip, first_mask, name):
-    expected = _unpadded(golden('propagation')[name])
+    expected = unpadded_pixels(golden('propagation')[name])
     core = InferenceCore(
         golden_network, mem_every=int(name.split('every')[1][0]), include_last=not name.endswith('nolast')
     )
@@ -122,7 +97,7 @@ def test_propagation(golden_network, clip, first_mask, name):
 
 @pytest.mark.parametrize('name', ['prob_every5', 'prob_every3', 'prob_every3_last', 'prob_every3_req0-4-7-9-11'])
 def test_appearing(golden_network, clip, name):
-    expected = _unpadded(golden('appearing')[name])
+    expected = unpadded_pixels(golden('appearing')[name])
     wanted = [int(t) for t in name.split('req')[1].split('-')] if 'req' in name else range(12)
     core = InferenceCore(golden_network, mem_every=int(name[len('prob_every')]), include_last='last' in name)
     seen = []
@@ -135,11 +110,6 @@ def test_appearing(golden_network, clip, name):
             assert_close(prob[:, 1::2, 1::2], expected[: len(prob), t], tolerance=5e-3)
     assert core.objects == [2, 5, 9]
     assert seen == list(wanted)
-
-
-def _unpadded(prob):
-    """Every second pixel of 112 x 192, from (0, 0) -> those within the frame, which begins at (1, 5)."""
-    return prob[..., 1:56, 3:94].astype(np.float32)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason='needs the full golden arrays, which are not shipped')

@@ -15,6 +15,7 @@ from PIL import Image
 from dataset.io import PALETTE, DataError, read_mask, write_mask
 from dataset.mask_files import FrameMasks
 from dataset.user_masks import UserMasks
+from tests.conftest import GOLDEN
 
 H, W = 40, 60
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
@@ -502,7 +503,7 @@ def test_exact_colours_are_not_blamed_on_anti_aliasing(save):
 @pytest.mark.parametrize('name', ['a.png', 'a.gif', 'a.jpg', 'a.webp'])
 @pytest.mark.parametrize('mode', ['RGB', 'L', 'P'])
 def test_a_photograph_is_refused(save, name, mode):
-    photo = Image.open(Path(__file__).parent / 'golden' / 'clip' / '00000.png').convert(mode)
+    photo = Image.open(GOLDEN / 'clip' / '00000.png').convert(mode)
     if name == 'a.jpg' and mode == 'P':
         photo = photo.convert('RGB')
     with pytest.raises(DataError, match=rf'{name}: expected a (JPEG )?mask'):

@@ -45,10 +45,9 @@ from scripts.sources import DownloadError, Source, read_sources
 from scripts.unpack import ArchiveError, install, unpack
 from scripts.web_tabs import Tabs
 from tests.conftest import FRAMES, GOLDEN, REPOSITORY, tree
-from tests.test_data_scripts import everything, hostile_source, make_zip, tar_with, zip_with
-from tests.test_eval_youtube import change_meta
-from tests.test_web import Server, needs_gradio, until, zip_of_frames
+from tests.helpers import change_meta, everything, hostile_source, make_zip, tar_with, zip_with
 from tests.tiny import TINY
+from tests.web_server import Server, needs_gradio, until, zip_of_frames
 from training.run import Run
 
 pytestmark = pytest.mark.usefixtures('one_thread')

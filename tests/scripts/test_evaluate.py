@@ -12,9 +12,9 @@ from PIL import Image
 
 from dataset.io import DataError, read_mask, write_mask
 from scripts.evaluate import evaluate
+from tests.conftest import REPOSITORY
 from util.metrics import boundary, boundary_accuracy, region_similarity, statistics
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / 'shared' / 'data'
 
 

@@ -14,14 +14,12 @@ import tarfile
 import tempfile
 import threading
 import time
-import zipfile
 from collections import namedtuple
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, tree
 from PIL import Image
 
 from dataset.io import PALETTE, DataError, read_image, read_mask
@@ -29,8 +27,10 @@ from dataset.static import find_pairs
 from dataset.video import find_videos
 from scripts import check_data, convert, download
 from scripts.fetch import ATTEMPTS
-from scripts.sources import Source, file_size, read_sources
+from scripts.sources import file_size, read_sources
 from scripts.unpack import ArchiveError, install
+from tests.conftest import REPOSITORY, tree
+from tests.helpers import everything, hostile_source, make_zip, tar_with, zip_with
 from tests.trees import write_video
 
 TIMEOUT = 60  # seconds, of anything that should take one
@@ -126,14 +126,6 @@ VIDEOS = {
     'Annotations/480p/bear/00000.png': os.urandom(9_000),
     'ImageSets/2017/train.txt': b'bear\n',
 }
-
-
-def make_zip(files: dict[str, bytes], *, inside: str = '') -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, 'w', zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(inside + name, content)
-    return stream.getvalue()
 
 
 def make_tar(files: dict[str, bytes], *, inside: str = '') -> bytes:
@@ -442,33 +434,6 @@ def test_shipped_sources():
 # Hostile archives
 
 
-def zip_with(*members: tuple[str, bytes], mode: int = 0, **changes) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, 'w', zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members:
-            info = zipfile.ZipInfo('x')
-            info.filename = name  # past the constructor, which mends some names
-            info.compress_type = zipfile.ZIP_DEFLATED
-            info.external_attr = mode << 16
-            for key, value in changes.items():
-                setattr(info, key, value)
-            archive.writestr(info, content)
-    return stream.getvalue()
-
-
-def tar_with(*members: dict) -> bytes:
-    """Header by header, as tarfile would not write some of them."""
-    data = b''
-    for member in members:
-        info = tarfile.TarInfo(member['name'])
-        content = member.get('content', b'')
-        info.size = len(content)
-        for key in member.keys() - {'name', 'content'}:
-            setattr(info, key, member[key])
-        data += info.tobuf(tarfile.PAX_FORMAT) + content + bytes(-len(content) % 512)
-    return data + bytes(10_240)
-
-
 def encrypted(data: bytes) -> bytes:
     """The flag of encryption set in both headers of a zip with one member."""
     data = bytearray(data)
@@ -589,27 +554,6 @@ def test_hostile_archive(tmp_path, suffix, name):
         install(source)
     assert everything(tmp_path) == before
     assert not ABSOLUTE.exists()
-
-
-def hostile_source(folder: Path, content: bytes, suffix: str) -> Source:
-    """An archive in ``folder/inside``, and files beside that are none of its business."""
-    (folder / 'outside').mkdir()
-    (folder / 'outside' / 'precious').write_bytes(b'precious')
-    target = folder / 'inside'
-    target.mkdir()
-    (target / f'evil{suffix}').write_bytes(content)
-    return Source('evil', 'http://a', 'http://a', target, target / f'evil{suffix}', holds=('JPEGImages',))
-
-
-def everything(folder: Path) -> dict[str, tuple]:
-    return {
-        str(path): (
-            stat.S_IFMT(path.lstat().st_mode),
-            path.lstat().st_nlink,
-            path.read_bytes() if path.is_file() else b'',
-        )
-        for path in folder.rglob('*')
-    }
 
 
 def test_mutated_archives_do_nothing_outside(tmp_path):

@@ -1,20 +1,19 @@
 """The loss against the published numbers, and what must not make a difference to it."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from model.losses import bootstrapped_cross_entropy, clip_loss, hardest_fraction, intersection_and_union, iou
+from tests.conftest import GOLDEN
 
 ITERATIONS = (0, 20_000, 45_000, 70_000, 100_000)
 
 
 @pytest.fixture(scope='module')
 def published():
-    with np.load(Path(__file__).parent / 'golden' / 'training.npz') as arrays:
+    with np.load(GOLDEN / 'training.npz') as arrays:
         return {name: torch.from_numpy(array) for name, array in arrays.items() if 'gradnorm' not in name}
 
 
