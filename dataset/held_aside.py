@@ -1,7 +1,7 @@
 """Videos held aside from training, with the ground truth that scores their segmentation."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from dataset.io import DataError, fit_mask, list_frames, read_image, read_mask
 from dataset.sequence import Frame, Video
 from dataset.video import DAVIS_FOLDER, YOUTUBE_FOLDER
-from util.metrics import labels_in
+from util.metrics import VOID, labels_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,8 @@ class HeldAside(Video):
     """Name of a frame -> its annotation."""
     size: tuple[int, int]
     """(H, W) of its frames."""
+    void: bool
+    """Whether label 255 is no object, but marks pixels that do not count: where there are other labels."""
 
     def read_truth(self, frame: Frame) -> np.ndarray:
         """uint8 [H, W], the labels of an annotated frame. Raises ``DataError``."""
@@ -79,9 +81,17 @@ def open_video(images: Path, masks: Path) -> HeldAside:
         if known:
             mask = annotation if new else None
             frames.append(Frame(path.stem, path, mask=mask, objects=new or None, wanted=annotation is not None))
+    void = VOID in known and len(known) > 1
+    if void:
+        frames = [_without_void(frame) for frame in frames]
     if size is None or not scored:
         raise DataError(
             f'{masks}: expected annotations to score, of frames in {images} after the first that shows an object, '
             'found none'
         )
-    return HeldAside(images.name, images.name, tuple(frames), truth=annotations, size=size)
+    return HeldAside(images.name, images.name, tuple(frames), truth=annotations, size=size, void=void)
+
+
+def _without_void(frame: Frame) -> Frame:
+    objects = tuple(label for label in frame.objects or () if label != VOID) or None
+    return replace(frame, objects=objects, mask=frame.mask if objects else None)

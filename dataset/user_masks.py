@@ -28,12 +28,12 @@ from dataset.io import (
     some,
 )
 from dataset.mask_files import FrameMasks, Key
+from util.metrics import VOID
 
 log = logging.getLogger(__name__)
 
 MASK_FORMATS = (*FORMATS, 'GIF')
 MAX_LABEL = 255
-VOID = 255  # beside other labels: pixels that belong to nothing, says VOC
 
 # Colours are numbers, 0xRRGGBB.
 BLACK, WHITE = 0x000000, 0xFFFFFF

@@ -14,10 +14,9 @@ from tqdm import tqdm
 
 from dataset.io import DataError, is_black_and_white, read_mask, some
 from dataset.sequence import GroundTruth
-from dataset.user_masks import VOID
 from dataset.youtube import Groups
 from inference.outputs import SETTINGS_FILE
-from util.metrics import MEASURES, Scores, labels_in, score_frame, statistics
+from util.metrics import MEASURES, VOID, Scores, clear_void, labels_in, score_frame, statistics
 
 log = logging.getLogger(__name__)
 
@@ -157,8 +156,7 @@ def _score(pair: Pair, *, void: bool) -> tuple[Scores, dict[int, Path]]:
         if pair.truth.binary:
             truth, result = (truth > 0).astype(np.uint8), (result > 0).astype(np.uint8)
         if void:
-            result[(truth == VOID) | (result == VOID)] = 0
-            truth[truth == VOID] = 0
+            clear_void(truth, result)
         found |= {label: found.get(label, result_path) for label in labels_in(result)}
         is_last = i == len(pair.truth.masks) - 1
         score_frame(scores, truth_path.stem, truth, result, counts=not (is_last and pair.truth.skip_last))

@@ -19,7 +19,7 @@ from training.run import Run
 from training.state import TrainingState
 from util.distributed import gather, rank, world_size
 from util.errors import cause_of
-from util.metrics import MEASURES, Scores, score_frame, statistics
+from util.metrics import MEASURES, Scores, clear_void, score_frame, statistics
 from util.stop import StopRequest
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,10 @@ def score_video(network: Network, video: HeldAside, *, size: int, stop: StopRequ
                 if stop.signal:
                     break
                 if found.wanted:
-                    score_frame(scores, frame.name, video.read_truth(frame), found.labels.cpu().numpy())
+                    truth, result = video.read_truth(frame), found.labels.cpu().numpy()
+                    if video.void:
+                        clear_void(truth, result)
+                    score_frame(scores, frame.name, truth, result)
     except TooLittleMemoryError as error:
         raise MemoryError(
             f'out of GPU memory while {video.name} was evaluated; a smaller --evaluate_size takes less. --resume '

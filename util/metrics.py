@@ -58,6 +58,9 @@ def boundary(mask: np.ndarray) -> np.ndarray:
     return edges.view(np.uint8)
 
 
+VOID = 255
+"""Beside other labels of a video's ground truth: pixels that belong to nothing and do not count, as in VOC."""
+
 MEASURES = {'J': region_similarity, 'F': boundary_accuracy}
 
 
@@ -76,6 +79,13 @@ def score_frame(scores: Scores, name: str, truth: np.ndarray, result: np.ndarray
             for measure, function in MEASURES.items():
                 measures[measure][name] = function(truth == label, result == label)
     scores |= {label: {measure: {} for measure in MEASURES} for label in labels_in(truth) if label not in scores}
+
+
+def clear_void(truth: np.ndarray, result: np.ndarray) -> None:
+    """Make void pixels background in both masks, uint8 [H, W], in place; the result keeps no label 255, either."""
+    void = truth == VOID
+    result[void | (result == VOID)] = 0
+    truth[void] = 0
 
 
 def labels_in(mask: np.ndarray) -> list[int]:

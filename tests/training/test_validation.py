@@ -11,7 +11,7 @@ import torch
 
 from dataset.folder import folder
 from dataset.held_aside import HeldAside, find_held_aside, open_video
-from dataset.io import DataError
+from dataset.io import DataError, read_mask
 from dataset.video import read_split
 from inference import InferenceCore, load_model
 from inference.run import run_dataset
@@ -98,6 +98,22 @@ def test_scores_are_those_of_the_scripts(appearing, tmp_path):
     found = mean_over_objects([scores])
     assert found == {'J': expected['J']['mean'], 'F': expected['F']['mean'], 'J&F': expected['J&F']}
     assert 0.1 < found['J'] < 0.9
+
+
+def test_void_pixels_do_not_count(appearing, tmp_path):
+    """Label 255 beside others is no object, neither given nor scored."""
+    without = score_video(load_model(device='cpu'), appearing, size=480, stop=StopRequest())
+    for path in (tmp_path / 'masks' / 'clip').iterdir():
+        mask = read_mask(path)
+        mask[:10] = 255
+        write(path, mask, palette=True)
+    video = open_video(tmp_path / 'images' / 'clip', tmp_path / 'masks' / 'clip')
+    assert video.void
+    assert [frame.objects for frame in video.frames if frame.objects] == [(2,), (5,)]
+    found = score_video(load_model(device='cpu'), video, size=480, stop=StopRequest())
+    assert found.keys() == without.keys() == {2, 5}
+    assert found[2]['J'].keys() == without[2]['J'].keys()
+    assert mean_over_objects([found])['J'] == pytest.approx(mean_over_objects([without])['J'], abs=0.05)
 
 
 def test_all_objects_count_alike():
