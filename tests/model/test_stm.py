@@ -81,7 +81,7 @@ def test_memory_of_the_first_frame(network, clip, first_mask):
     core = InferenceCore(network)
     image, padding = core._to_network(clip[0])
     query = network.encode_query(image)
-    masks = core._merge(None, first_mask, [1, 2], [1, 2], padding)[None, 1:]
+    masks = core._merge(torch.ones(1, *image.shape[-2:]), first_mask, [1, 2], [1, 2], padding)[None, 1:]
     for object_chunk in (None, 1):
         key, value = network.encode_memory(image, query, masks, object_chunk=object_chunk)
         assert_close(key[0], expected['memory_key'])

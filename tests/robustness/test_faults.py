@@ -645,7 +645,7 @@ def test_files_that_a_loader_cannot_read_are_named_in_one_line(learn, roots, tmp
 
 @pytest.mark.parametrize('flag', ['--json', '--csv'])
 def test_scores_that_cannot_be_written_are_refused_before_scoring(run, videos, tmp_path, monkeypatch, flag):
-    monkeypatch.setattr(evaluate, 'score', None)
+    monkeypatch.setattr(evaluate, 'score_results', None)
     (tmp_path / 'file').touch()
     status, message = run(
         evaluate,
