@@ -18,6 +18,7 @@ from inference.outputs import (
     BackgroundWriter,
     Masks,
     Probabilities,
+    archive_of,
     claim,
     write_archive,
 )
@@ -92,7 +93,7 @@ def merge(folders: Sequence[Path], output: Path, *, overwrite: bool = False, arc
     frames = results[0].frames
     settings = merged_settings(results)
     masks = Masks(output, binary='format' in settings)
-    archive_path = output.with_name(f'{output.name}.zip') if archive else None
+    archive_path = archive_of(output) if archive else None
     videos = sorted({output / Path(frame).parent for frame in frames})
     claim(
         output,
