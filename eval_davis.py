@@ -34,7 +34,8 @@ def run(argv: Sequence[str] | None) -> 'Summary':
 
     args.davis_path = args.davis_path.replace('<year>', str(args.year))
     which = {'year': args.year, 'davis_path': os.path.realpath(args.davis_path), 'split': args.split}
-    return segment_videos(args, davis(args.davis_path, year=args.year, split=args.split), which)
+    videos = davis(args.davis_path, year=args.year, split=args.split)
+    return segment_videos(args, videos, which, server=args.split == 'testdev')
 
 
 if __name__ == '__main__':

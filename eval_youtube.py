@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     which = {'yv_path': os.path.realpath(args.yv_path), 'split': args.split, 'output_all': args.output_all}
     videos = youtube(args.yv_path, split=args.split, output_all=args.output_all)
-    return report(segment_videos(args, videos, which))
+    return report(segment_videos(args, videos, which, server=not args.output_all))
 
 
 if __name__ == '__main__':

@@ -217,6 +217,7 @@ def learn(
             log_every=1 if args.debug else args.log_every,
             images_every=args.images_every,
             save_every=args.save_every,
+            keep_every=args.keep_every,
         )
 
 

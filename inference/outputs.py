@@ -244,6 +244,12 @@ class BackgroundWriter:
                 future.result()
 
 
+def archive_of(folder: Path) -> Path:
+    """Where the archive of an output folder is: beside it."""
+    folder = folder.resolve()
+    return folder.with_name(f'{folder.name}.zip')
+
+
 def write_archive(path: Path, masks: Masks, names: Iterable[str]) -> None:
     """A zip of masks as a server takes them: ``<video>/<frame>.png`` (DAVIS) or below Annotations."""
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, 'w') as archive:

@@ -20,6 +20,7 @@ from inference.outputs import (
     OutputError,
     Outputs,
     Probabilities,
+    archive_of,
     claim,
     write_archive,
 )
@@ -46,6 +47,7 @@ class Summary:
     skipped: int = 0  # videos that were finished before
     peak_memory: int = 0  # bytes, of the GPU or else of the process
     failures: dict[str, str] = field(default_factory=dict)  # video -> cause
+    refusals: list[str] = field(default_factory=list)  # why a server would not take the masks, if that was asked
 
     def __str__(self) -> str:
         lines = [f'videos: {self.videos} segmented, {self.skipped} finished before, {len(self.failures)} failed']
@@ -57,6 +59,7 @@ class Summary:
                 f'peak memory (of one process): {self.peak_memory / 2**20:.0f} MiB',
             ]
         lines += [f'failed: {name}: {cause}' for name, cause in self.failures.items()]
+        lines += [f'a server would not take the masks: {cause}' for cause in self.refusals]
         return '\n'.join(lines)
 
     @classmethod
@@ -117,7 +120,7 @@ def run_dataset(
     masks = Masks(output, binary=binary)
     settings = config.settings() | dict(settings) | ({'format': 'grayscale 0 and 255'} if binary else {})
     files: list[FilePerFrame] = [masks, Probabilities(output / PROBABILITIES)] if save_probs else [masks]
-    archive_path = output.with_name(f'{output.name}.zip') if archive else None
+    archive_path = archive_of(output) if archive else None
     refusal = None
     if rank() == 0:  # one process, so that it does not see what the others begin to write
         try:

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scripts.flags import (
@@ -58,16 +59,23 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
     return parse_flags(parser, lambda args: PRESETS[args.preset].flags if args.preset else {}, argv=argv)
 
 
-def segment_videos(args: argparse.Namespace, videos: Sequence['Video'], dataset: Mapping[str, object]) -> 'Summary':
-    """Load the networks and segment the videos; ``dataset`` says which these are, for ``settings.json``."""
+def segment_videos(
+    args: argparse.Namespace, videos: Sequence['Video'], dataset: Mapping[str, object], *, server: bool = False
+) -> 'Summary':
+    """Load the networks and segment the videos; ``dataset`` says which these are, for ``settings.json``.
+
+    ``server``: one scores these masks, and the summary says whether it would take them.
+    """
+    from inference.outputs import archive_of
     from inference.run import run_dataset
+    from inference.submission import check_submission
     from util.distributed import process_group, rank
 
     if args.preset and rank() == 0:
         log_preset(args)
     networks = load_networks(args)
     with process_group('gloo'), naming_flags():
-        return run_dataset(
+        summary = run_dataset(
             networks,
             videos,
             args.output,
@@ -78,13 +86,17 @@ def segment_videos(args: argparse.Namespace, videos: Sequence['Video'], dataset:
             save_probs=args.save_probs,
             archive=args.zip,
         )
+    if server and rank() == 0 and not summary.failures:
+        output = Path(args.output)
+        summary.refusals = check_submission(archive_of(output) if args.zip else output, videos, every_label=False)
+    return summary
 
 
 def report(summary: 'Summary') -> int:
     """Print what a run did, once if there are several processes. Returns the exit status."""
     if int(os.environ.get('RANK', 0)) == 0:
         print(summary)
-    return 1 if summary.failures else 0
+    return 1 if summary.failures or summary.refusals else 0
 
 
 def log_preset(args: argparse.Namespace) -> None:

@@ -50,7 +50,14 @@ def add_run_flags(add: Add) -> None:
         '--save_every',
         type=positive,
         default=1000,
-        help='iterations between checkpoints, of which 3 are kept (default: %(default)s)',
+        help='iterations between checkpoints, of which the newest 3 stay (default: %(default)s)',
+    )
+    add(
+        '--keep_every',
+        type=positive,
+        metavar='N',
+        help='iterations between checkpoints that stay for good, kept_<iteration>.pth; the published code had 50000 '
+        '(default: none stays)',
     )
     add(
         '--log_every',

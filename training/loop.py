@@ -35,6 +35,7 @@ def train(
     log_every: int = 50,
     images_every: int = 500,
     save_every: int = 1000,
+    keep_every: int | None = None,
 ) -> int:
     """Train from ``state.iteration`` to the end of the stage; checkpoints go to ``run``, losses to ``report``.
 
@@ -44,6 +45,8 @@ def train(
         clip_norm: largest norm of the gradient of all weights together; ``None`` for no bound.
         recompute: see :func:`model.clip.segment_clip`; slower, for less memory.
         validation: what evaluates the state now and then; a checkpoint is written before each evaluation.
+        save_every: iterations between checkpoints, of which the newest ones stay.
+        keep_every: iterations between checkpoints that stay for good; ``None``: there are none.
 
     Returns:
         0, or the signal (SIGTERM or SIGINT) to any process that ended the training early, with its state saved.
@@ -87,7 +90,8 @@ def train(
             last, stopping = state.iteration == stage.iterations, any_process(stop.signal > 0)
             log_now = last or state.iteration % log_every == 0
             evaluate_now = validation is not None and validation.due(state.iteration, last=last)
-            save_now = last or stopping or evaluate_now or state.iteration % save_every == 0
+            keep_now = keep_every is not None and state.iteration % keep_every == 0
+            save_now = last or stopping or evaluate_now or keep_now or state.iteration % save_every == 0
             report.bar.update()
             if log_now or save_now:
                 check_finite(state, run, report)
@@ -97,7 +101,7 @@ def train(
             if state.iteration % images_every == 0:
                 report.images(state.iteration, batch['rgb'], batch['target'], logits)
             if save_now:
-                run.save(state.content())
+                run.save(state.content(), for_good=keep_now)
             if validation and evaluate_now and not stopping:
                 stopping = validation.run(state, run, report, stop)
     return max(gather(stop.signal))

@@ -30,7 +30,9 @@ OUT_OF_MEMORY = (
 
 
 class Run:
-    """``saves/<id>``: ``config.json``, ``checkpoint_<iteration>.pth``, ``best.pth``, in the end ``<id>.pth``.
+    """``saves/<id>``: ``config.json``, checkpoints, ``best.pth``, in the end ``<id>.pth``.
+
+    A checkpoint is ``checkpoint_<iteration>.pth``, which newer ones replace, or ``kept_<iteration>.pth``, which stays.
 
     Without a folder nothing is written and nothing is found: that is ``--id NULL``.
     """
@@ -87,12 +89,12 @@ class Run:
         """By iteration, the newest first. They were complete when they got their names."""
         if self.folder is None or not self.folder.is_dir():
             return []
-        found = {
-            int(match[1]): path
+        found = [
+            (int(match[1]), path)
             for path in self.folder.iterdir()
-            if (match := re.fullmatch(r'checkpoint_(\d+)\.pth', path.name))
-        }
-        return [found[iteration] for iteration in sorted(found, reverse=True)]
+            if (match := re.fullmatch(r'(?:checkpoint|kept)_(\d+)\.pth', path.name))
+        ]
+        return [path for _, path in sorted(found, reverse=True)]
 
     def newest(self) -> tuple[dict, Path] | None:
         """The newest checkpoint that can be read. One that a failing disk has damaged is passed over."""
@@ -103,15 +105,20 @@ class Run:
                 log.warning('%s; taking the one before', error)
         return None
 
-    def save(self, content: dict) -> None:
-        """A checkpoint under its iteration; the oldest ones go once the new one is complete."""
+    def save(self, content: dict, *, for_good: bool = False) -> None:
+        """A checkpoint under its iteration; the oldest ones that are not for good go once it is complete.
+
+        The name says what is for good, so that a later start with other flags does not delete it.
+        """
         if self.folder is None:
             return
-        with atomic_path(self.folder / f'checkpoint_{content["iteration"]:08d}.pth') as temporary:
+        name = 'kept' if for_good else 'checkpoint'
+        with atomic_path(self.folder / f'{name}_{content["iteration"]:08d}.pth') as temporary:
             torch.save(content, temporary)
-        for old in self.checkpoints()[KEPT:]:
+        passing = [path for path in self.checkpoints() if path.name.startswith('checkpoint_')]
+        for old in passing[KEPT:]:
             old.unlink()
-        for part in self.folder.glob('.checkpoint_*.part'):  # of a killed process
+        for part in self.folder.glob('.*_*.pth.part'):  # of a killed process
             part.unlink()
 
     def save_broken(self, content: dict) -> str:

@@ -85,14 +85,14 @@ def test_default_size_is_480(evaluate, youtube_root, tmp_path, monkeypatch):
     shapes = []
     original = eval_youtube.segment_videos
 
-    def evaluate_spied(args, videos, dataset):
+    def evaluate_spied(args, videos, dataset, **options):
         from model.stcn import STCN
 
         encode = STCN.encode_query
         monkeypatch.setattr(
             STCN, 'encode_query', lambda self, image: shapes.append(tuple(image.shape[2:])) or encode(self, image)
         )
-        return original(args, [video for video in videos if video.name == 'ff02'], dataset)
+        return original(args, [video for video in videos if video.name == 'ff02'], dataset, **options)
 
     monkeypatch.setattr(eval_youtube, 'segment_videos', evaluate_spied)
     evaluate(tmp_path / 'out', size=())

@@ -78,6 +78,26 @@ def test_every_stage_from_disk_to_weights(run, tmp_path, stage):
     assert config['flags']['stage'] == stage
 
 
+def test_some_checkpoints_stay_for_good(run, tmp_path):
+    """They need not be multiples of the others' period, and resuming with another period deletes none."""
+    folder = tmp_path / 'saves' / 'a'
+    flags = ('--stage', 3, '--id', 'a', '--save_every', 2)
+    assert run(*flags, '-i', 3, '--keep_every', 3) == 0
+    assert [path.name for path in Run(folder).checkpoints()] == ['kept_00000003.pth', 'checkpoint_00000002.pth']
+    (folder / '.kept_00000006.pth.part').write_bytes(b'half')
+    assert run(*flags, '-i', 12, '--keep_every', 5, '--resume') == 0  # from the one that is kept
+    assert [path.name for path in Run(folder).checkpoints()] == [
+        'checkpoint_00000012.pth',
+        'kept_00000010.pth',
+        'checkpoint_00000008.pth',
+        'checkpoint_00000006.pth',
+        'kept_00000005.pth',
+        'kept_00000003.pth',
+    ]
+    assert not (folder / '.kept_00000006.pth.part').exists()
+    assert load_network(folder / 'kept_00000005.pth', widen=None).config.arch == 'stcn'
+
+
 def test_null_is_kept_nowhere(run, tmp_path):
     assert run('--stage', 3, '--id', 'NULL', '-i', 2, '--save_every', 1, '--log_every', 1, '--images_every', 1) == 0
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,199 @@
+"""The mean of probabilities that runs on their own have saved: an ensemble without one process and one GPU."""
+
+import json
+import logging
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from dataset.io import some, write_binary_mask, write_mask
+from inference.outputs import (
+    PROBABILITIES,
+    SETTINGS_FILE,
+    BackgroundWriter,
+    Masks,
+    Probabilities,
+    archive_of,
+    claim,
+    write_archive,
+)
+from util.errors import DataError, foreign_call
+
+log = logging.getLogger(__name__)
+
+WAITING = 4  # frames; of each there are the sum and one run's probabilities
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left that saved its probabilities."""
+
+    folder: Path
+    settings: dict  # of its settings.json
+    frames: tuple[str, ...]  # <video>/<frame>, sorted
+
+    @classmethod
+    def of(cls, folder: Path) -> 'Result':
+        """Raises ``DataError`` where there are no probabilities, or not the run's settings beside them."""
+        record, probabilities = folder / SETTINGS_FILE, folder / PROBABILITIES
+        try:
+            settings = json.loads(record.read_text(encoding='utf-8'))
+        except (OSError, ValueError) as error:
+            raise DataError(f'{record}: expected the settings of a run, cannot read it ({error})') from error
+        if not isinstance(settings, dict):
+            raise DataError(f'{record}: expected settings, found {settings!r}')
+        suffix = Probabilities.suffix
+        paths = [path.relative_to(probabilities) for path in probabilities.rglob(f'*{suffix}')]
+        if not paths:
+            raise DataError(
+                f'{probabilities}: expected <video>/<frame>{suffix}, found none. Did the run save probabilities?'
+            )
+        return cls(folder, settings, tuple(sorted(path.with_suffix('').as_posix() for path in paths)))
+
+    def path(self, frame: str) -> Path:
+        return Probabilities(self.folder / PROBABILITIES).path(frame)
+
+
+class Content(NamedTuple):
+    """What the file of a frame is about."""
+
+    size: tuple[int, int]  # H, W
+    objects: tuple[int, ...]  # labels, in the order of the channels
+
+
+def merge(folders: Sequence[Path], output: Path, *, overwrite: bool = False, archive: bool = False) -> int:
+    """Write the masks of the mean of several runs' probabilities, in the format of the runs' own masks.
+
+    Every run counts the same. Each has filled its memory from its own probabilities, as each core of an
+    :class:`inference.ensemble.Ensemble` does, so that the mean is the ensemble's but for the rounding of the files to
+    float16. A frame whose mask is there is skipped.
+
+    Args:
+        folders: the output folders of the runs, of the same frames, objects and sizes.
+        output: where the masks go, as ``output/<video>/<frame>.png``.
+        overwrite: merge again what is finished.
+        archive: in the end put the masks into ``output.zip``.
+
+    Returns:
+        How many frames were merged.
+
+    Raises:
+        DataError: the runs do not go together, or a file cannot be read.
+        OutputError: ``output`` holds the masks of other settings and ``overwrite`` is false.
+        OSError: a mask cannot be written.
+    """
+    output = output.resolve()
+    results = [Result.of(folder.resolve()) for folder in folders]
+    check_alike(results)
+    frames = results[0].frames
+    settings = merged_settings(results)
+    masks = Masks(output, binary='format' in settings)
+    archive_path = archive_of(output) if archive else None
+    videos = sorted({output / Path(frame).parent for frame in frames})
+    claim(
+        output,
+        settings,
+        places=[output],
+        inputs=[result.folder for result in results],
+        files=lambda: [path for video in videos for path in video.glob(f'*{masks.suffix}')],
+        overwrite=overwrite,
+        resume=True,
+        archive=archive_path,
+    )
+    left = [frame for frame in frames if not masks.path(frame).exists()]
+    if len(left) < len(frames):
+        log.info('%d of %d frames were merged before', len(frames) - len(left), len(frames))
+    with BackgroundWriter(WAITING) as writer:
+        for frame in tqdm(left, unit='frame', disable=None):
+            writer.submit(_merge_frame, [result.path(frame) for result in results], masks.path(frame), masks.binary)
+    if archive_path is not None:
+        write_archive(archive_path, masks, frames)
+        log.info('archive: %s', archive_path)
+    return len(left)
+
+
+def check_alike(results: Sequence[Result]) -> None:
+    """Raise a ``DataError``, before anything is merged, unless the runs are of the same frames, objects and sizes.
+
+    Of the files only the headers are read.
+    """
+    first = results[0]
+    folders = [result.folder for result in results]
+    if len(set(folders)) < len(folders):
+        twice = next(folder for folder in folders if folders.count(folder) > 1)
+        raise DataError(f'{twice}: expected every run once, found it twice')
+    for other in results[1:]:
+        for has, lacks in ((first, other), (other, first)):
+            if missing := sorted({*has.frames} - {*lacks.frames}):
+                raise DataError(
+                    f'{lacks.folder / PROBABILITIES}: expected the {len(has.frames)} frames of {has.folder}, '
+                    f'{len(missing)} are missing: {some(missing)}'
+                )
+        for name in ('format', 'given'):
+            if first.settings.get(name) != other.settings.get(name):
+                raise DataError(
+                    f'{other.folder / SETTINGS_FILE}: expected the masks of {first.folder}, found another "{name}": '
+                    'the runs are not of the same dataset'
+                )
+    for frame in first.frames:
+        expected = read_content(first.path(frame))
+        for other in results[1:]:
+            found = read_content(other.path(frame))
+            if found != expected:
+                raise DataError(
+                    f'{other.path(frame)}: expected {_words(expected)} as in {first.path(frame)}, '
+                    f'found {_words(found)}'
+                )
+
+
+def merged_settings(results: Sequence[Result]) -> dict[str, object]:
+    """Those of all runs; the format of the masks, and what the networks were given, are those of each."""
+    shared = {name: results[0].settings[name] for name in ('format', 'given') if name in results[0].settings}
+    runs = [{name: value for name, value in each.settings.items() if name not in shared} for each in results]
+    return {'merged': runs} | shared
+
+
+def read_content(path: Path) -> Content:
+    """Objects and size, without the probabilities. Raises ``DataError``."""
+    with _reading(path), zipfile.ZipFile(path) as file:
+        with file.open('objects.npy') as member:
+            objects = np.lib.format.read_array(member, allow_pickle=False)
+        with file.open('prob.npy') as member:
+            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape = read_header[np.lib.format.read_magic(member)](member)[0]
+        if objects.ndim != 1 or len(shape) != 3 or shape[0] != 1 + len(objects):
+            raise ValueError(f'prob {list(shape)} and objects {list(objects.shape)}')
+        return Content((shape[1], shape[2]), tuple(objects.tolist()))
+
+
+def read_probabilities(path: Path) -> np.ndarray:
+    """``[1 + K, H, W]``. Raises ``DataError``."""
+    with _reading(path), np.load(path, allow_pickle=False) as arrays:
+        return arrays['prob']
+
+
+def _reading(path: Path):
+    return foreign_call(
+        DataError,
+        f'{path}: expected prob [1 + K, H, W] and objects [K], cannot read them',
+        '. Delete the file and run again what wrote it.',
+    )
+
+
+def _merge_frame(paths: Sequence[Path], output: Path, binary: bool) -> None:
+    """Write the labels of the largest mean; the sum has the same."""
+    total = read_probabilities(paths[0]).astype(np.float32)
+    for path in paths[1:]:
+        total += read_probabilities(path)
+    labels = np.array([0, *read_content(paths[0]).objects], np.uint8)[total.argmax(axis=0)]
+    (write_binary_mask if binary else write_mask)(output, labels)
+
+
+def _words(content: Content) -> str:
+    height, width = content.size
+    return f'{width} x {height} pixels with the objects {some(content.objects) or "none"}'

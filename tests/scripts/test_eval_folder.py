@@ -1,0 +1,102 @@
+"""scripts/eval_folder.py on the folders of MOSE and LVOS, from their trees to the archive that is handed in."""
+
+import json
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset.io import read_mask, write_mask
+from scripts import check_submission, eval_folder
+from tests.conftest import APPEARING, FRAMES, GOLDEN
+
+
+@pytest.fixture
+def mose_root(tmp_path):
+    """Two videos whose objects are all in the first frame, with the one mask that the validation set has."""
+    root = tmp_path / 'MOSE' / 'valid'
+    for video, frames in (('0a1b2c3d', FRAMES[:4]), ('ff00ff00', FRAMES[5:8])):
+        for number, path in enumerate(frames):
+            image = root / 'JPEGImages' / video / f'{number:05d}.jpg'
+            image.parent.mkdir(parents=True, exist_ok=True)
+            Image.open(path).convert('RGB').save(image, quality=95)
+        write_mask(root / 'Annotations' / video / '00000.png', read_mask(GOLDEN / 'first_mask.png'))
+    return root
+
+
+@pytest.fixture
+def lvos_root(tmp_path):
+    """A video with frames from 1 on, whose objects appear one after the other, each with a mask at its first frame.
+
+    The later masks also show the objects of before, elsewhere; the list of first frames lies beside.
+    """
+    root = tmp_path / 'LVOS' / 'valid'
+    meta = {}
+    for number, path in enumerate(FRAMES[:10], 1):
+        image = root / 'JPEGImages' / 'long' / f'{number:08d}.jpg'
+        image.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).convert('RGB').save(image, quality=95)
+    for label, first in APPEARING.items():
+        mask = read_mask(GOLDEN / 'appearing' / f'{first:05d}.png')
+        for strip, known in enumerate(meta):
+            mask[100 + 4 * strip : 104 + 4 * strip] = known
+        write_mask(root / 'Annotations' / 'long' / f'{first + 1:08d}.png', mask)
+        meta[label] = {'frame_range': {'start': f'{first + 1:08d}'}}
+    (root / 'valid_meta.json').write_text(json.dumps({'videos': {'long': {'objects': meta}}}))
+    return root
+
+
+@pytest.fixture
+def evaluate(small_checkpoint, tmp_path):
+    """Runs the documented command on a root; returns the archive's masks."""
+
+    def evaluate(root, name='out'):
+        output = tmp_path / name
+        words = ['--model', small_checkpoint, '--device', 'cpu', '--size', 96, '--root', root, '--output', output]
+        assert eval_folder.main([*map(str, words), '--first_only', '--zip']) == 0
+        assert check_submission.main([f'{output}.zip', '--dataset', 'folder', '--root', str(root)]) == 0
+        with zipfile.ZipFile(f'{output}.zip') as archive:
+            masks = {}
+            for entry in archive.namelist():
+                with archive.open(entry) as file, Image.open(file) as image:
+                    assert (image.mode, image.size) == ('P', (182, 110))
+                    masks[entry] = np.array(image)
+        return masks
+
+    return evaluate
+
+
+def test_mose(mose_root, evaluate):
+    masks = evaluate(mose_root)
+    assert sorted(masks) == (
+        [f'0a1b2c3d/{number:05d}.png' for number in range(4)] + [f'ff00ff00/{number:05d}.png' for number in range(3)]
+    )
+    assert set(np.unique(np.stack(list(masks.values())))) <= {0, 1, 2, 3}
+    given = read_mask(GOLDEN / 'first_mask.png')
+    assert (masks['0a1b2c3d/00000.png'] == given).mean() > 0.97
+
+
+def test_lvos(lvos_root, evaluate):
+    masks = evaluate(lvos_root)
+    assert sorted(masks) == [f'long/{number:08d}.png' for number in range(1, 11)]
+    for name, mask in masks.items():
+        begun = {label for label, first in APPEARING.items() if first + 1 <= int(name[5:13])}
+        assert set(np.unique(mask)) <= {0} | begun
+    for label, first in APPEARING.items():
+        given = read_mask(lvos_root / 'Annotations/long' / f'{first + 1:08d}.png')
+        found = masks[f'long/{first + 1:08d}.png']
+        assert ((found == label) == (given == label)).mean() > 0.97
+
+
+def test_later_masks_of_an_object_are_not_read(lvos_root, evaluate):
+    masks = evaluate(lvos_root)
+    for first in sorted(APPEARING.values())[1:]:
+        path = lvos_root / 'Annotations/long' / f'{first + 1:08d}.png'
+        mask = read_mask(path)
+        mask[100:] = 0  # the objects of before
+        write_mask(path, mask)
+    shutil.copy(lvos_root / 'Annotations/long/00000001.png', lvos_root / 'Annotations/long/00000003.png')
+    again = evaluate(lvos_root, 'again')
+    assert all(np.array_equal(again[name], mask) for name, mask in masks.items())
