@@ -41,6 +41,7 @@ stage 2 light_s012 light_s01 --crop_size 256 --crop_scale 0.15 1 -b 4 -i 2250 --
 "$python" - <<'END'
 import torch
 from model import load_network, save_network
-save_network('saves/light_s012/stcn_light.pth', load_network('saves/light_s012/light_s012.pth'), dtype=torch.half)
+network = load_network('saves/light_s012/light_s012.pth')
+save_network('saves/light_s012/stcn_light.pth', network, dtype=torch.half, recommended={'mem_every': 2})
 END
 echo "finished: saves/light_s012/stcn_light.pth" >&2
