@@ -157,10 +157,12 @@ def save_network(
 ) -> None:
     """Weights and the configuration that rebuilds the network, atomically; ``dtype`` converts the weights.
 
-    ``recommended`` are values of ``RECOMMENDED`` that inference takes unless it is told otherwise;
+    ``recommended`` are values of ``RECOMMENDED`` that inference takes unless it is told otherwise, by default those of
+    the file that the network came from;
     ``save_network(path, load_network(path), recommended={'mem_every': 3, 'size': 360})`` puts them into a file.
     ``notes`` are plain values to be kept beside them; loading the network does not look at them.
     """
+    recommended = network.recommended if recommended is None else recommended
     if recommended:
         notes['recommended'] = dict(_check_recommended(recommended, path))
     state = {

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from dataset.held_aside import HeldAside
-from inference import InferenceConfig, InferenceCore
+from inference import InferenceCore
+from inference.config import recommended_config
 from inference.run import share
 from inference.sources import DatasetSource
 from inference.stream import TooLittleMemoryError, propagate
@@ -28,11 +29,12 @@ log = logging.getLogger(__name__)
 class Validation:
     """Segments the videos held aside from time to time, scores them, and keeps the best network of the run.
 
-    The core segments each video with its default settings, and each object from its first annotation on. J and F are
-    those of ``scripts/evaluate.py --dataset folder``: all annotated frames after an object's first one count, the last
-    one of a video, too; a video has the mean of its objects, all videos together have the mean of all objects. A copy
-    of the network does it, with the averaged weights if there are some: the network in training is not touched, and no
-    random number is drawn. Under torchrun the processes share the videos.
+    The core segments each video with its default settings, or with those that the checkpoint recommends which the
+    training began with, and each object from its first annotation on. J and F are those of ``scripts/evaluate.py
+    --dataset folder``: all annotated frames after an object's first one count, the last one of a video, too; a video
+    has the mean of its objects, all videos together have the mean of all objects. A copy of the network does it, with
+    the averaged weights if there are some: the network in training is not touched, and no random number is drawn.
+    Under torchrun the processes share the videos.
 
     Args:
         every: iterations from one evaluation to the next; the last iteration is evaluated, too.
@@ -106,7 +108,7 @@ class Validation:
 @torch.inference_mode()
 def score_video(network: Network, video: HeldAside, *, size: int, stop: StopRequest) -> Scores:
     """J and F of every object of a video in every annotated frame after its first one; fewer after a signal."""
-    config = InferenceConfig(size=size or None, enlarge=False)
+    config = recommended_config([network], size=size or None, enlarge=False)
     core = InferenceCore(network, config, num_frames=len(video.frames))
     scores: Scores = {}
     try:

@@ -42,6 +42,7 @@ class TrainingState:
             'network': self.network.state_dict(),
             'optimizer': self.optimizer.state_dict(),
             'scaler': self.scaler.state_dict(),
+            'recommended': dict(self.network.recommended),
         }
         if self.average:
             content |= {

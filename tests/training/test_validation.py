@@ -15,7 +15,7 @@ from dataset.io import DataError, read_mask
 from dataset.video import read_split
 from inference import InferenceCore, load_model
 from inference.run import run_dataset
-from model import load_network
+from model import load_network, save_network
 from model.checkpoint import read_checkpoint
 from scripts.evaluate import evaluate
 from tests.conftest import FRAMES
@@ -308,3 +308,27 @@ def test_the_network_to_start_from_is_evaluated_first(learn, scored, caplog):
     assert (best('b')['evaluation']['iteration'], best('b')['evaluation']['J']) == (0, 0.8)
     kept, first = load_network('saves/b/best.pth').state_dict(), load_network('saves/a/a.pth').state_dict()
     assert all(torch.equal(kept[name], first[name]) for name in first)
+
+
+def test_what_the_start_recommends_is_kept(learn, scored, appearing):
+    """In checkpoints, a run that is continued and the finished file, and validation follows it."""
+    assert learn('--stage', 3, '--id', 'a', '-i', 1) == 0
+    save_network('recommending.pth', load_network('saves/a/a.pth'), recommended={'mem_every': 2})
+    flags = ('--load_network', 'recommending.pth', '--evaluate_every', 5, *HELD)
+    scored(*[0.5] * 8)
+    assert learn('--stage', 3, '--id', 'b', '-i', 1, *flags) == 0
+    assert learn('--stage', 3, '--id', 'b', '-i', 2, '--resume') == 0
+    for file in ('checkpoint_00000001.pth', 'checkpoint_00000002.pth', 'b.pth', 'best.pth'):
+        assert load_network(f'saves/b/{file}').recommended == {'mem_every': 2}
+
+
+def test_validation_follows_what_is_recommended(small_network, appearing, monkeypatch):
+    configs = []
+    monkeypatch.setattr(
+        evaluation,
+        'InferenceCore',
+        lambda network, config, **_: configs.append(config) or InferenceCore(network, config),
+    )
+    monkeypatch.setattr(small_network, 'recommended', {'mem_every': 2})
+    score_video(small_network, appearing, size=64, stop=StopRequest())
+    assert (configs[0].mem_every, configs[0].size) == (2, 64)
