@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(argv: Sequence[str] | None) -> 'Summary':
-    """What the command line asks for; ``scripts/ablate.py`` calls it for each of its rows."""
+    """What the command line asks for; ``scripts/runs.py`` calls it for rows of tables."""
     parser = evaluation_parser(__doc__, size=0, dataset='davis')
     parser.add_argument(
         '--year', type=int, choices=(2016, 2017), default=2017, help='2016: every non-zero label is the one object'

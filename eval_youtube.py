@@ -2,12 +2,21 @@
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from scripts.evaluation import evaluation_parser, parse, report, segment_videos
 from util.cli import run_main
 
+if TYPE_CHECKING:
+    from inference.run import Summary
+
 
 def main(argv: Sequence[str] | None = None) -> int:
+    return report(run(argv))
+
+
+def run(argv: Sequence[str] | None) -> 'Summary':
+    """What the command line asks for; ``scripts/runs.py`` calls it for rows of tables."""
     parser = evaluation_parser(__doc__, size=480, dataset='youtube')
     parser.add_argument(
         '--yv_path', default='../YouTube', help='with SPLIT/ and all_frames/SPLIT_all_frames/; 2018: ../YouTube2018'
@@ -22,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     which = {'yv_path': os.path.realpath(args.yv_path), 'split': args.split, 'output_all': args.output_all}
     videos = youtube(args.yv_path, split=args.split, output_all=args.output_all)
-    return report(segment_videos(args, videos, which, server=not args.output_all))
+    return segment_videos(args, videos, which, server=not args.output_all)
 
 
 if __name__ == '__main__':

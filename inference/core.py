@@ -118,6 +118,8 @@ class InferenceCore(Core):
             the defaults of :class:`InferenceConfig`.
         object_chunk: objects to encode and decode at a time, to bound the memory of many; ``None``: all.
         num_frames: length of the video, if it is known, to reserve the memory once.
+        mirrored: the network sees the video mirrored, left to right. Frames, masks and probabilities are not: they are
+            mirrored inside, at the size at which the network works.
         options: fields of :class:`InferenceConfig` that change it: ``InferenceCore(network, top_k=50, size=480)``.
 
     Raises:
@@ -132,6 +134,7 @@ class InferenceCore(Core):
         *,
         object_chunk: int | None = None,
         num_frames: int | None = None,
+        mirrored: bool = False,
         **options,
     ):
         config = recommended_config([network], **options) if config is None else replace(config, **options)
@@ -143,6 +146,7 @@ class InferenceCore(Core):
         self.network = network
         self.config = config
         self.object_chunk = object_chunk
+        self._mirrored = mirrored
         self._device = network.device
         self._schedule = Schedule(config.mem_every, config.include_last)
         self._objects: list[int] = []
@@ -282,12 +286,13 @@ class InferenceCore(Core):
         )
 
     def _to_network(self, image: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
-        """``[3, H, W] -> [1, 3, H', W']``: normalised, resized, padded to multiples of 16."""
+        """``[3, H, W] -> [1, 3, H', W']``: normalised, resized, mirrored, padded to multiples of 16."""
         image = image.to(self.device, non_blocking=True)
         image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
         image = ((image - self._mean) / self._std).unsqueeze(0)
         if (shape := self._working_shape(image.shape[-2:])) is not None:
             image = F.interpolate(image, shape, mode='bicubic', align_corners=False)
+        image = self._mirror(image)
         padding = padding_of(*image.shape[-2:])
         # After the normalisation, so that zero is the mean colour.
         if self._outside is None:
@@ -303,9 +308,13 @@ class InferenceCore(Core):
             return size, size * W // H
         return size * H // W, size
 
+    def _mirror(self, picture: Tensor) -> Tensor:
+        """``[..., W]`` as the network sees it, and back. After resizing: nearest neighbours have no mirror image."""
+        return picture.flip(-1) if self._mirrored else picture
+
     def _to_frame(self, prob: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
         """Probabilities without the padding, at the frame's own size."""
-        prob = unpadded(prob, padding)
+        prob = self._mirror(unpadded(prob, padding))
         if prob.shape[1:] != self._frame_shape:
             prob = F.interpolate(prob[None], self._frame_shape, mode='bilinear', align_corners=False)[0]
         return prob
@@ -329,7 +338,7 @@ class InferenceCore(Core):
         mask = mask.to(self.device, torch.uint8)
         if (shape := self._working_shape(mask.shape)) is not None:
             mask = F.interpolate(mask[None, None].float(), shape, mode='nearest')[0, 0]
-        mask = F.pad(mask, padding)
+        mask = F.pad(self._mirror(mask), padding)
         merged = torch.zeros(len(known), *mask.shape, device=self.device)
         labels = torch.tensor(objects, device=self.device)[:, None, None]
         given = mask == labels

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from functools import reduce
 
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ class Ensemble(Core):
     """Segments a video with several cores; its probabilities are the mean of theirs (supplementary E).
 
     Each core has a memory of its own, filled from its own probabilities; the mean is taken at the frame's size, frame
-    by frame, so that an ensemble of N holds N memories and two sums. One of a single member gives what its core gives.
+    by frame, so that an ensemble of N holds N memories and one sum. One of a single member gives what its core gives.
 
     Args:
         members: networks, sizes and flips; all networks on one device.
@@ -55,6 +54,7 @@ class Ensemble(Core):
                 replace(config, **options, size=member.size, kernel_sigma=member.kernel_sigma, flip=False),
                 object_chunk=object_chunk,
                 num_frames=num_frames,
+                mirrored=member.flip,
             )
             for member in members
         ]
@@ -104,21 +104,9 @@ class Ensemble(Core):
             picture.to(self.device, non_blocking=True) if isinstance(picture, Tensor) else picture
             for picture in (image, mask)
         )
-        sums: dict[bool, Tensor] = {}  # by flip; mirrored probabilities are added up as they are
-        for core, member in zip(self.cores, self.members, strict=True):
-            its_image, its_mask = (
-                _mirrored(picture) if member.flip and isinstance(picture, Tensor) else picture
-                for picture in (image, mask)
-            )
-            prob = core.step(its_image, its_mask, objects, wanted=wanted, last=last)
+        total = None
+        for core in self.cores:
+            prob = core.step(image, mask, objects, wanted=wanted, last=last)
             if prob is not None:
-                sums[member.flip] = sums[member.flip].add_(prob) if member.flip in sums else prob
-        if not wanted:
-            return None
-        total = reduce(torch.add, [_mirrored(each) if flip else each for flip, each in sums.items()])
-        return total.div_(len(self.cores))
-
-
-def _mirrored(picture: Tensor) -> Tensor:
-    """``[..., W]``, left to right."""
-    return picture.flip(-1)
+                total = prob if total is None else total.add_(prob)
+        return None if total is None else total.div_(len(self.cores))

@@ -62,7 +62,8 @@ class STCN(Network):
             weights=weights.get(config.value_backbone),
         )
         # Inside the value encoder, for that is where the published layout has it.
-        self.value_encoder.add_module('fuser', FeatureFusion(value16, key16, config.value_dim))
+        fuser = FeatureFusion(value16, key16, config.value_dim, attention=config.fusion_attention)
+        self.value_encoder.add_module('fuser', fuser)
         self.key_proj = KeyProjection(key16, config.key_dim)
         self.key_comp = nn.Conv2d(key16, config.value_dim, 3, padding=1)
         self.decoder = Decoder(value_dim=config.value_dim, skip_channels=(key8, key4), widths=config.decoder_widths)

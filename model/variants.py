@@ -18,6 +18,7 @@ class STCNConfig:
     single_object: bool = False  # stage 0: no channel for the other objects' masks
     similarity: str = 'l2'  # or 'dot', the ablation
     aspp_dim: int | None = None  # channels of an ASPP after the key backbone; None: no ASPP
+    fusion_attention: bool = True  # CBAM between the two ResBlocks of the feature fusion
     arch: str = field(default='stcn', init=False)
 
     def __post_init__(self):
@@ -56,6 +57,7 @@ class STMConfig:
 VARIANTS: dict[str, STCNConfig | STMConfig] = {
     'stcn': STCNConfig(),
     'stcn_s0': STCNConfig(single_object=True),
+    'stcn_no_attention': STCNConfig(fusion_attention=False),
     'stcn_light': STCNConfig(
         key_backbone='mobilenet_v2', value_backbone='mobilenet_v2', value_dim=192, decoder_widths=(192, 64)
     ),

@@ -14,34 +14,21 @@ import argparse
 import csv
 import io
 import itertools
-import json
-import logging
-import math
-import multiprocessing
 import re
-import shlex
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import eval_davis
 from dataset.davis import davis_truth
-from inference.scoring import score_results
 from scripts.flags import FLAGS, add_inference_flag
 from scripts.plots import import_pyplot
-from util.cli import cores, run_main, set_up_logging
-from util.errors import DataError
+from scripts.runs import Measurement, measure
+from util.cli import run_main
 from util.files import atomic_path
-
-if TYPE_CHECKING:
-    from inference.run import Summary
-
-log = logging.getLogger(__name__)
 
 MARKERS = 'osD^v<>Pp*hX'
 COLUMNS = {
@@ -58,17 +45,12 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Row:
-    """A finished run. ``jf``, ``j``, ``f`` in percent, ``peak`` in MiB, ``top`` 0 for the whole memory."""
+    """A finished run. ``top`` is 0 for the whole memory."""
 
     network: str
     schedule: str
     top: int
-    jf: float
-    j: float
-    f: float
-    fps: float
-    peak: float
-    command: str
+    measured: Measurement
 
 
 def network(text: str) -> tuple[str, Path]:
@@ -93,7 +75,7 @@ def schedule_flags(text: str) -> list[str]:
     return ['--mem_every', every, *(['--include_last'] if last else [])]
 
 
-def measure(args: argparse.Namespace, name: str, path: Path, memory: str, top: int) -> Row:
+def run_cell(args: argparse.Namespace, name: str, path: Path, memory: str, top: int) -> Row:
     """Run a cell of the grid, or take it from an earlier run of the same command."""
     folder = args.output / re.sub(r'[^\w.+-]+', '_', f'{name}-{memory}-top{top}')
     arguments = [
@@ -108,58 +90,13 @@ def measure(args: argparse.Namespace, name: str, path: Path, memory: str, top: i
         str(top),
         '--size',
         str(args.size),
-        '--output',
-        str(folder),
-        *args.flags,
     ]
-    command = shlex.join(['python', 'eval_davis.py', *arguments])
-    finished = folder.with_suffix(folder.suffix + '.json')
-    if finished.exists():
-        row = Row(**json.loads(finished.read_text()))
-        if row.command == command:
-            log.info('%s: finished before', folder.name)
-            return row
-    log.info('%s', command)
-    summary = segment(arguments)
-    truths = davis_truth(args.root, year=args.year)
-    total = score_results(truths, folder, num_workers=cores())
-    row = Row(
-        name,
-        memory,
-        top,
-        100 * total['J&F'],
-        100 * total['J']['mean'],
-        100 * total['F']['mean'],
-        # Not known where all videos were finished before, by a run that was interrupted after that.
-        fps=summary.frames / summary.propagation if summary.frames else math.nan,
-        peak=summary.peak_memory / 2**20 if summary.frames else math.nan,
-        command=command,
-    )
-    with atomic_path(finished) as temporary:
-        temporary.write_text(json.dumps(asdict(row), indent=2) + '\n')
-    return row
-
-
-def segment(arguments: Sequence[str]) -> 'Summary':
-    """A run of ``eval_davis.py`` in a process of its own, whose peak memory is then that of this run.
-
-    Raises:
-        DataError: some of the videos could not be segmented.
-    """
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn'), initializer=set_up_logging) as pool:
-        try:
-            summary = pool.submit(eval_davis.run, arguments).result()
-        except BaseException:  # a signal, too: nothing waits for the rest of the run
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
-    if summary.failures:
-        raise DataError(f'{summary}\nthe finished rows are kept')
-    return summary
+    truths = partial(davis_truth, args.root, year=args.year)
+    return Row(name, memory, top, measure('eval_davis.py', arguments, folder, flags=args.flags, truths=truths))
 
 
 def cells(row: Row) -> list[str]:
-    values = asdict(row) | {'top': row.top or 'all'}
+    values = asdict(row.measured) | {'network': row.network, 'schedule': row.schedule, 'top': row.top or 'all'}
     digits = {'jf': 1, 'j': 1, 'f': 1, 'fps': 2, 'peak': 0}
     return [f'{values[name]:.{digits[name]}f}' if name in digits else str(values[name]) for name in COLUMNS]
 
@@ -169,7 +106,7 @@ def markdown(rows: list[Row]) -> str:
         '| ' + ' | '.join([*COLUMNS.values(), 'command']) + ' |',
         '|---|---|' + '---:|' * (len(COLUMNS) - 2) + '---|',
     ]
-    lines += ['| ' + ' | '.join([*cells(row), f'`{row.command}`']) + ' |' for row in rows]
+    lines += ['| ' + ' | '.join([*cells(row), f'`{row.measured.command}`']) + ' |' for row in rows]
     return '\n'.join(lines) + '\n'
 
 
@@ -177,7 +114,7 @@ def comma_separated(rows: list[Row]) -> str:
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow([*COLUMNS.values(), 'command'])
-    writer.writerows([*cells(row), row.command] for row in rows)
+    writer.writerows([*cells(row), row.measured.command] for row in rows)
     return text.getvalue()
 
 
@@ -189,7 +126,7 @@ def plot(rows: list[Row], path: Path) -> None:
     settings = list(dict.fromkeys((row.schedule, row.top) for row in rows))
     for row in rows:
         marker = MARKERS[settings.index((row.schedule, row.top)) % len(MARKERS)]
-        axes.scatter(row.fps, row.jf, color=f'C{names.index(row.network)}', marker=marker)
+        axes.scatter(row.measured.fps, row.measured.jf, color=f'C{names.index(row.network)}', marker=marker)
     handles = [axes.scatter([], [], color=f'C{index}', label=name) for index, name in enumerate(names)]
     handles += [
         axes.scatter([], [], color='gray', marker=MARKERS[index % len(MARKERS)], label=f'{memory}, top {top or "all"}')
@@ -224,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import_pyplot()
 
     rows = [
-        measure(args, name, path, memory, top)
+        run_cell(args, name, path, memory, top)
         for (name, path), memory, top in itertools.product(args.networks, args.schedules, args.top)
     ]
     for name, content in (('table.md', markdown(rows)), ('table.csv', comma_separated(rows))):

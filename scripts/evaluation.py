@@ -15,7 +15,7 @@ from scripts.flags import (
     network_settings,
     parse_flags,
 )
-from scripts.presets import PRESETS, flags_text, presets_text
+from scripts.presets import PRESETS, flags_text, presets_of, presets_text
 from util.cli import HelpFormatter
 
 if TYPE_CHECKING:
@@ -32,20 +32,25 @@ class _EvaluationHelp(HelpFormatter, argparse.RawDescriptionHelpFormatter):
 def evaluation_parser(description: str, *, size: int, dataset: str) -> argparse.ArgumentParser:
     """A parser with the options of every evaluation script; each adds those of its dataset, then calls ``parse``.
 
-    ``dataset`` is the one whose presets it takes, ``size`` its default shorter side.
+    ``dataset`` is the one whose presets it takes, if there are any, ``size`` its default shorter side.
     """
+    presets = presets_of(dataset)
+    notes = [presets_text(dataset)] if presets else []
+    notes.append('several GPUs or processes: torchrun --nproc_per_node=N SCRIPT FLAGS')
     parser = argparse.ArgumentParser(
         description=description,
         formatter_class=_EvaluationHelp,
-        epilog=f'{presets_text(dataset)}\n\nseveral GPUs or processes: torchrun --nproc_per_node=N SCRIPT FLAGS',
+        epilog='\n\n'.join(notes),
     )
     add = parser.add_argument
-    add(
-        '--preset',
-        choices=[name for name, preset in PRESETS.items() if dataset in preset.datasets],
-        metavar='NAME',
-        help="settings of one of the paper's rows (see below); flags change them",
-    )
+    parser.set_defaults(preset=None)
+    if presets:
+        add(
+            '--preset',
+            choices=list(presets),
+            metavar='NAME',
+            help="settings of one of the paper's rows (see below); flags change them",
+        )
     add('--output', required=True, help='folder for the masks; a second run continues there')
     add_inference_flags(parser, model=['saves/stcn.pth'], size=[size])
     add('--save_probs', action='store_true', help='also write probabilities/.../FRAME.npz')

@@ -9,7 +9,7 @@ class Preset:
     """Values of flags. Network and data make the rest of a row: ``--model``, where none is said here, and the root."""
 
     rows: str  # of the paper that it gives
-    datasets: tuple[str, ...]  # whose scripts take it
+    dataset: str  # whose script takes it
     flags: Mapping[str, object] = field(default_factory=dict)
 
     def changes(self, values: Mapping[str, object]) -> dict[str, object]:
@@ -23,43 +23,51 @@ PLAIN = {'kernel_sigma': [0], 'flip': False}
 MULTI_SCALE = {'kernel_sigma': [0, 7], 'flip': True}
 ENSEMBLE = ['saves/stcn.pth', 'saves/stcn_wide.pth', 'saves/stcn_wide_aspp.pth']
 
-DAVIS, YOUTUBE, ALL = ('davis',), ('youtube', 'folder'), ('davis', 'youtube', 'folder')
+VAL = {'year': 2017, 'split': 'val', 'size': [0]}
+TESTDEV = VAL | {'split': 'testdev'}
+WITHOUT_BL30K = {'model': ['saves/stcn_s03.pth']}
 
 PRESETS = {
     'paper-val': Preset(
         'Table 1, STCN, every 5th only: 85.4 J&F (dot product: 84.1)',
-        DAVIS,
-        {'split': 'val', 'size': [0], **PLAIN, **SCHEDULE},
+        'davis',
+        {**WITHOUT_BL30K, **VAL, **PLAIN, **SCHEDULE},
     ),
     'paper-val-last': Preset(
         'Table 1, STCN, every 5th + last: 83.1 J&F (dot product: 84.3)',
-        DAVIS,
-        {'split': 'val', 'size': [0], **PLAIN, **SCHEDULE, 'include_last': True},
+        'davis',
+        {**WITHOUT_BL30K, **VAL, **PLAIN, **SCHEDULE, 'include_last': True},
     ),
     'paper-val-ms': Preset(
         "Table 3's multi-scale testing on DAVIS; not in the tables",
-        DAVIS,
-        {'split': 'val', 'size': [480, 600], **MULTI_SCALE, **SCHEDULE},
+        'davis',
+        {**VAL, 'size': [480, 600], **MULTI_SCALE, **SCHEDULE},
     ),
     'paper-testdev': Preset(
-        'Table 2, Ours: 76.1 J&F (trained with BL30K, too: 77.8)',
-        DAVIS,
-        {'split': 'testdev', 'size': [0], **PLAIN, **SCHEDULE},
+        'Table 2, Ours: 76.1 J&F (--model saves/stcn.pth, trained with BL30K, too: 77.8)',
+        'davis',
+        {**WITHOUT_BL30K, **TESTDEV, **PLAIN, **SCHEDULE},
     ),
     'paper-testdev-m3': Preset(
-        'Table 2, Ours, M3: 76.5 J&F (trained with BL30K, too: 79.9)',
-        DAVIS,
-        {'split': 'testdev', 'size': [0], **PLAIN, **SCHEDULE, 'mem_every': 3},
+        'Table 2, Ours, M3: 76.5 J&F (--model saves/stcn.pth, trained with BL30K, too: 79.9)',
+        'davis',
+        {**WITHOUT_BL30K, **TESTDEV, **PLAIN, **SCHEDULE, 'mem_every': 3},
     ),
-    'paper-youtube': Preset('Table 3, Ours: 84.2 G', YOUTUBE, {'size': [480], **PLAIN, **SCHEDULE}),
-    'paper-youtube-ms': Preset('Table 3, Ours, MS: 85.2 G', YOUTUBE, {'size': [480, 600], **MULTI_SCALE, **SCHEDULE}),
+    'paper-youtube': Preset('Table 3, Ours: 84.2 G', 'youtube', {'size': [480], **PLAIN, **SCHEDULE}),
+    'paper-youtube-ms': Preset(
+        'Table 3, Ours, MS: 85.2 G', 'youtube', {'size': [480, 600], **MULTI_SCALE, **SCHEDULE}
+    ),
     'paper-youtube-ensemble': Preset(
         'Table 3, Ours, MS and ensemble: 86.7 G',
-        YOUTUBE,
+        'youtube',
         {'model': ENSEMBLE, 'size': [480, 600], **MULTI_SCALE, **SCHEDULE},
     ),
-    'stm': Preset('Table 1, STM, every 5th + last: 83.3 J&F (L2: 82.7)', ALL, {**STM, 'include_last': True}),
-    'stm-every5': Preset('Table 1, STM, every 5th only: 81.3 J&F (L2: 81.0)', ALL, {**STM, 'include_last': False}),
+    'stm': Preset(
+        'Table 1, STM, every 5th + last: 83.3 J&F (L2: 82.7)', 'davis', {**STM, **VAL, **PLAIN, 'include_last': True}
+    ),
+    'stm-every5': Preset(
+        'Table 1, STM, every 5th only: 81.3 J&F (L2: 81.0)', 'davis', {**STM, **VAL, **PLAIN, 'include_last': False}
+    ),
 }
 
 
@@ -77,6 +85,11 @@ def flags_text(flags: Mapping[str, object]) -> str:
     return ' '.join(words)
 
 
+def presets_of(dataset: str) -> dict[str, Preset]:
+    """The presets that belong to a data set, by name."""
+    return {name: preset for name, preset in PRESETS.items() if preset.dataset == dataset}
+
+
 def presets_text(dataset: str) -> str:
     """The presets of a dataset, for a help text."""
     return '\n'.join(
@@ -84,8 +97,7 @@ def presets_text(dataset: str) -> str:
             'presets, and the flags that they stand for:',
             *(
                 f'  {name}: {preset.rows}\n      {flags_text(preset.flags)}'
-                for name, preset in PRESETS.items()
-                if dataset in preset.datasets
+                for name, preset in presets_of(dataset).items()
             ),
         ]
     )

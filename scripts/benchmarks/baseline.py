@@ -33,7 +33,7 @@ class StraightforwardSTCN(STCN):
         f16, _, _ = self.value_encoder(objects)
         fuser = self.value_encoder.fuser
         x = fuser.block1(torch.cat([f16, self._of_every_object(query.f16, masks)], dim=1))
-        x = fuser.block2(x + fuser.attention(x))
+        x = fuser.block2(x if fuser.attention is None else x + fuser.attention(x))
         return query.key.unsqueeze(1), x.unflatten(0, masks.shape[:2])
 
     def decode(self, readout: Tensor, query: Query) -> Tensor:

@@ -193,6 +193,51 @@ def test_video_frames_share_crop_and_flip_and_turn_about_their_centre(rng):
     assert all(warp.spline is None for warp in drawn.warps)
 
 
+def draw_davis(rng, height, width, *, size):
+    return augment.draw_video(rng, height, width, size=size, crop_scale=(0.36, 1.0))
+
+
+def draw_bl30k(rng, height, width, *, size):
+    return augment.draw_video(rng, height, width, size=size, crop_scale=(0.25, 1.0))
+
+
+@pytest.mark.parametrize(
+    ('draw', 'height', 'width', 'composed', 'sequence'),
+    [
+        (augment.draw_static, 321, 481, 0.044, 0.083),
+        (augment.draw_static, 400, 400, 0.064, 0.123),
+        (draw_davis, 480, 854, 0.011, 0.059),
+        (draw_bl30k, 512, 768, 0.008, 0.059),
+    ],
+)
+def test_share_of_filled_pixels(rng, monkeypatch, draw, height, width, composed, sequence):
+    """The figures in docs/paper.md: of one resampling, and of transforms one after the other."""
+    affine, drawn, size = augment.random_affine, [], 384
+    monkeypatch.setattr(augment, 'random_affine', lambda *a, **o: drawn.append(affine(*a, **o)) or drawn[-1])
+    y, x = np.mgrid[4:size:8, 4:size:8].reshape(2, -1)
+    frame = np.stack([x + 0.5, y + 0.5, np.ones(len(x))])
+
+    def inside(points, height, width):
+        return (points[:2] >= 0).all(0) & (points[0] < width) & (points[1] < height)
+
+    filled = []
+    for _ in range(300):
+        drawn.clear()
+        warps = draw(rng, height, width, size=size).warps
+        for warp, own in zip(warps, drawn[-3:], strict=True):
+            look = frame if warp.spline is None else np.vstack([warp.spline[y, x].T, frame[2:]])
+            source = np.linalg.inv(warp.matrix) @ look
+            known = inside(source, height, width)
+            # Between the transforms: the spline sees the crop; the affine map the zoomed image, or the resized crop.
+            kept = known & inside(look, size, size)
+            if draw is augment.draw_static:
+                kept &= inside(drawn[0] @ source, height, width)
+            else:
+                kept &= inside(np.linalg.inv(own) @ look, size, size)
+            filled.append((1 - known.mean(), 1 - kept.mean()))
+    assert np.mean(filled, axis=0) == pytest.approx([composed, sequence], abs=0.004)
+
+
 # Thin-plate spline
 
 

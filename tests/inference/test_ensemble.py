@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from inference.core import InferenceCore, InputError
 from inference.ensemble import Ensemble, Member
 from model import STM, Network, STMConfig
-from tests.conftest import make_small_network
+from tests.conftest import ROUNDING, make_small_network
 
 FRAMES = 6
 
@@ -53,11 +54,28 @@ def mean(*runs):
     return [sum(probs) / len(probs) for probs in zip(*runs, strict=True)]
 
 
-@pytest.mark.parametrize('size', [None, 48, 35])
-def test_flip_of_a_mirrored_video_is_the_plain_run(small_network, clip, masks, size):
-    expected = run(InferenceCore(small_network, size=size), clip, masks)
-    found = run(Ensemble([Member(small_network, size=size, flip=True)]), *mirrored(clip, masks))
+def test_flip_of_a_mirrored_video_is_the_plain_run(small_network, clip, masks):
+    expected = run(InferenceCore(small_network), clip, masks)
+    found = run(Ensemble([Member(small_network, flip=True)]), *mirrored(clip, masks))
     assert_equal([prob.flip(-1) for prob in found], expected)
+
+
+@pytest.mark.parametrize('size', [48, 35])
+def test_the_resized_frame_is_mirrored(small_network, clip, masks, size):
+    """Not the other way round: of a mirrored mask other pixels are the nearest ones."""
+    shape = (size, size * 182 // 110)
+    frames = [F.interpolate(image[None] / 255, shape, mode='bicubic')[0] for image in clip]
+    small = {
+        t: F.interpolate(mask[None, None].float(), shape, mode='nearest')[0, 0].byte() for t, mask in masks.items()
+    }
+    other = F.interpolate(masks[0].flip(-1)[None, None].float(), shape, mode='nearest')[0, 0].byte()
+    assert not torch.equal(small[0].flip(-1), other)
+
+    expected = run(InferenceCore(small_network), *mirrored(frames, small))
+    found = run(Ensemble([Member(small_network, size=size, flip=True)]), clip, masks)
+    for prob, at_its_size in zip(found, expected, strict=True):
+        resized = F.interpolate(at_its_size.flip(-1)[None], prob.shape[1:], mode='bilinear')[0]
+        torch.testing.assert_close(prob, resized, **ROUNDING)
 
 
 def test_a_network_twice_is_itself(small_network, clip, masks):
@@ -84,9 +102,8 @@ def test_sizes_flips_and_networks_are_averaged(small_network, other_network, sma
     ]
     runs = []
     for member in members:
-        core = InferenceCore(member.network, size=member.size, mem_every=2, **options)
-        alone = run(core, *(mirrored(clip, masks) if member.flip else (clip, masks)))
-        runs.append([prob.flip(-1) for prob in alone] if member.flip else alone)
+        core = InferenceCore(member.network, size=member.size, mem_every=2, mirrored=member.flip, **options)
+        runs.append(run(core, clip, masks))
     ensemble = Ensemble(members, mem_every=2, **options)
     found = run(ensemble, clip, masks)
     assert_equal(found, mean(*runs), atol=1e-6, rtol=0)

@@ -93,6 +93,23 @@ def test_files_from_before_other_architectures(tmp_path):
     assert_same(loaded, network.state_dict())
 
 
+def test_a_network_without_attention_is_recognised_by_what_it_lacks(tmp_path, published):
+    state = {name: value for name, value in published.items() if 'attention' not in name}
+    assert 0 < len(state) < len(published)
+    network = load_network(save(tmp_path, {f'module.{name}': value for name, value in state.items()}))
+    assert network.config == VARIANTS['stcn_no_attention']
+    assert_same(network, state)
+
+
+def test_a_network_without_attention_and_its_file(tmp_path):
+    network = make_small_network(fusion_attention=False)
+    assert not any('attention' in name for name in network.state_dict())
+    save_network(tmp_path / 'own.pth', network)
+    loaded = load_network(tmp_path / 'own.pth')
+    assert loaded.config == network.config
+    assert_same(loaded, network.state_dict())
+
+
 def test_half_precision_file_gives_a_float32_network(tmp_path):
     network = make_small_network()
     save_network(tmp_path / 'full.pth', network)

@@ -9,7 +9,7 @@ import pytest
 from dataset.io import DataError, read_image
 from inference.run import Summary
 from model import save_network
-from scripts import ablate
+from scripts import ablate, runs
 from tests.conftest import REPOSITORY, make_small_network
 
 
@@ -49,11 +49,11 @@ def test_a_grid_and_its_continuation(grid, tmp_path, monkeypatch):
 
     asked = []
 
-    def remember(arguments):
+    def remember(script, arguments):
         asked.append(arguments)
         raise OSError('stopped here')
 
-    monkeypatch.setattr(ablate, 'segment', remember)
+    monkeypatch.setattr(runs, 'segment', remember)
     again = grid('--schedules', 'first', '--top', 0, '--flags', '--device', 'cpu')
     assert again == rows
     assert asked == []
@@ -67,9 +67,9 @@ def test_rows_have_the_scores_of_the_evaluation(grid, tmp_path, monkeypatch):
 
     (tmp_path / 'out').mkdir()
     summary = Summary(videos=1, frames=13, propagation=4.0, peak_memory=2**30)
-    monkeypatch.setattr(ablate, 'segment', lambda arguments: summary)
+    monkeypatch.setattr(runs, 'segment', lambda script, arguments: summary)
     numbers = {'J&F': 0.5, 'J': {'mean': 0.4}, 'F': {'mean': 0.6}}
-    monkeypatch.setattr(ablate, 'score_results', lambda truths, folder, num_workers: numbers)
+    monkeypatch.setattr(runs, 'score_results', lambda truths, folder, num_workers: numbers)
     rows = grid('--schedules', 'every5', 'every3+last', '--top', 20, 0)
     assert len(rows) == 8
     assert {(row['J&F'], row['J'], row['F'], row['FPS'], row['peak MiB']) for row in rows} == {

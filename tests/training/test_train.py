@@ -1,6 +1,7 @@
 """train.py as users meet it: every stage from disk, starting, continuing, stopping, and what it refuses."""
 
 import collections
+import dataclasses
 import itertools
 import json
 import os
@@ -17,7 +18,7 @@ import torch
 import train
 from dataset.sampling import Address
 from dataset.training import open_training_set
-from model import CheckpointError, load_network
+from model import VARIANTS, CheckpointError, load_network
 from model.checkpoint import read_checkpoint
 from model.clip import segment_clip
 from model.losses import intersection_and_union, iou
@@ -96,6 +97,14 @@ def test_some_checkpoints_stay_for_good(run, tmp_path):
     ]
     assert not (folder / '.kept_00000006.pth.part').exists()
     assert load_network(folder / 'kept_00000005.pth', widen=None).config.arch == 'stcn'
+
+
+def test_a_network_without_attention_learns(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(VARIANTS, 'tiny', dataclasses.replace(TINY, fusion_attention=False))
+    assert run('--stage', 3, '--id', 'a', '-i', 1) == 0
+    network = load_network(tmp_path / 'saves' / 'a' / 'a.pth')
+    assert not network.config.fusion_attention
+    assert not any('attention' in name for name in network.state_dict())
 
 
 def test_null_is_kept_nowhere(run, tmp_path):

@@ -1,0 +1,160 @@
+"""Every command that README and docs show is one that its script understands."""
+
+import argparse
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from scripts import flags
+from tests.conftest import REPOSITORY
+
+PAGES = sorted(path for pattern in ('*.md', '*/*.md') for path in REPOSITORY.glob(pattern))
+
+RECORD = """
+record() { printf '%s\\0' "$@" >&3; printf '\\n\\0' >&3; }
+python() { record python "$@"; }
+torchrun() { record torchrun "$@"; }
+export -f record python torchrun
+# The chain is a shell script, whose commands are recorded in turn.
+scripts/train_chain.sh() { PATH=/usr/bin:/bin bash "$REPOSITORY/scripts/train_chain.sh" "$@"; }
+scripts/train_light.sh() { record scripts/train_light.sh "$@"; }
+command_not_found_handle() { record "$@"; }
+PATH=/nowhere
+"""
+
+
+class Command(NamedTuple):
+    page: str
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f'{self.page}: {" ".join(self.words)}'
+
+
+def shown(page: Path) -> list[str]:
+    """The shell code on a page: its blocks, and what stands in a line of text."""
+    text = page.read_text()
+    blocks = re.findall(r'^```bash\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
+    text = re.sub(r'^```.*?^```', '', text, flags=re.MULTILINE | re.DOTALL)
+    inline = re.findall(r'`((?:\w+=\S+ )*(?:python|torchrun|scripts/\w+\.sh)\s[^`]+)`', text)
+    return blocks + [command.replace('\n', ' ') for command in inline]
+
+
+def recorded(code: str, folder: Path) -> list[tuple[str, ...]]:
+    """The commands that bash would run: loops, variables and quotes are its business. It runs none of them."""
+    (folder / 'commands').touch()
+    subprocess.run(
+        [shutil.which('bash'), '-c', f'exec 3>>"$0"\n{RECORD}{code}', str(folder / 'commands')],
+        cwd=folder,
+        env={'REPOSITORY': str(REPOSITORY), 'HOME': str(folder)},
+        check=True,
+        timeout=60,
+    )
+    words = (folder / 'commands').read_text().split('\0')[:-1]
+    (folder / 'commands').unlink()
+    commands, command = [], []
+    for word in words:
+        if word == '\n':
+            commands.append(tuple(command))
+            command = []
+        else:
+            command.append(word)
+    return commands
+
+
+@pytest.fixture(scope='module')
+def commands(tmp_path_factory) -> list[Command]:
+    folder = tmp_path_factory.mktemp('shell')
+    return [
+        Command(str(page.relative_to(REPOSITORY)), words)
+        for page in PAGES
+        for code in shown(page)
+        for words in recorded(code, folder)
+    ]
+
+
+class Understood(Exception):
+    """The script has parsed its command line."""
+
+
+@pytest.fixture
+def understand(monkeypatch, tmp_path):
+    """Calls the script of a command up to the end of its arguments; files that it names are there."""
+    (tmp_path / 'checkout').mkdir()
+    monkeypatch.chdir(tmp_path / 'checkout')
+    parse_args, inference_config = argparse.ArgumentParser.parse_args, flags.inference_config
+
+    def end_of_arguments(*args):
+        parse_args(*args)
+        raise Understood
+
+    def end_of_flags(*args):
+        inference_config(*args)
+        raise Understood
+
+    def understand(script: str, *words: str) -> None:
+        for name in (word.rpartition('=')[2] for word in words):
+            if name.endswith('.pth'):
+                Path(name).parent.mkdir(parents=True, exist_ok=True)
+                Path(name).touch()
+        module = importlib.import_module(script.removesuffix('.py').replace('/', '.'))
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, 'argv', [script, *words])
+            # These look at what they have parsed before they go on: which flags go together.
+            if {'parse_flags', 'evaluation_parser'} & set(vars(module)):
+                patch.setattr(flags, 'inference_config', end_of_flags)
+            else:
+                patch.setattr(argparse.ArgumentParser, 'parse_args', end_of_arguments)
+            with pytest.raises(Understood):
+                module.main()
+
+    return understand
+
+
+def test_scripts_understand_their_commands(commands, understand, capsys):
+    wrong, seen = [], set()
+    for command in commands:
+        words = command.words
+        if words[0] not in ('python', 'torchrun'):
+            continue
+        number = next((i for i, word in enumerate(words) if word.endswith('.py')), None)
+        if number is None:
+            assert '-m' in words, str(command)  # of another package
+            continue
+        script = Path(words[number]).resolve()
+        script = script.relative_to(REPOSITORY) if script.is_relative_to(REPOSITORY) else Path(words[number])
+        seen.add(script.as_posix())
+        if '--help' in words:
+            continue
+        try:
+            understand(script.as_posix(), *words[number + 1 :])
+        except SystemExit:
+            wrong.append(f'{command}\n    {capsys.readouterr().err.strip().splitlines()[-1]}')
+    assert not wrong, '\n'.join(wrong)
+    assert {'train.py', 'eval_davis.py', 'eval_youtube.py', 'scripts/eval_folder.py', 'scripts/ablate.py'} <= seen
+    assert len(seen) >= 18
+
+
+def test_files_of_the_repository_that_commands_name_are_there(commands):
+    for command in commands:
+        if command.words[0] in ('bash', 'scripts/train_light.sh'):
+            for word in command.words:
+                if word.startswith(('scripts/', 'tests/')):
+                    assert (REPOSITORY / word).exists(), str(command)
+
+
+def test_the_shell_code_is_run_by_nobody(tmp_path):
+    code = 'for a in 1 "2 3"; do\n  python x.py --a $a --b "$a" \\\n --c  # what\ndone\ntouch file && rm -r /nowhere'
+    assert recorded(code, tmp_path) == [
+        ('python', 'x.py', '--a', '1', '--b', '1', '--c'),
+        ('python', 'x.py', '--a', '2', '3', '--b', '2 3', '--c'),
+        ('touch', 'file'),
+        ('rm', '-r', '/nowhere'),
+    ]
+    assert not list(tmp_path.iterdir())
