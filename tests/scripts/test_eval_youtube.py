@@ -166,12 +166,12 @@ def test_flags_reach_the_core(evaluate, tmp_path, monkeypatch):
         '--amp',
         '--half_memory',
     )
-    assert seen[0] == (InferenceConfig(size=SIZE), {'num_frames': 12, 'object_chunk': None})
+    assert seen[0] == (InferenceConfig(size=SIZE), {'num_frames': 12, 'object_chunk': None, 'mirrored': False})
     assert seen[-1] == (
         InferenceConfig(
             top_k=7, mem_every=3, include_last=True, max_memory_frames=2, amp=True, half_memory=True, size=SIZE
         ),
-        {'num_frames': 8, 'object_chunk': 1},
+        {'num_frames': 8, 'object_chunk': 1, 'mirrored': False},
     )
     seen.clear()
     evaluate(tmp_path / 'everything', '--top', '0', '--mem_every', 'none', '--kernel_sigma', '7')
