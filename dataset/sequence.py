@@ -30,6 +30,15 @@ class Video:
     frames: tuple[Frame, ...]
     binary: bool = False  # every non-zero label is the one object
 
+    def output_name(self, frame: Frame) -> str:
+        """That of the frame's output files, below their folder and without a suffix."""
+        return f'{self.folder}/{frame.name}'
+
+    @property
+    def wanted(self) -> list[str]:
+        """The output names of the frames whose segmentation is asked for."""
+        return [self.output_name(frame) for frame in self.frames if frame.wanted]
+
     def read_image(self, frame: Frame) -> np.ndarray:
         """``[H, W, 3]`` uint8 RGB. Raises :class:`dataset.io.DataError`."""
         return read_image(frame.image)
@@ -57,6 +66,6 @@ class GroundTruth:
         return read_mask(path)
 
     def from_first_object(self) -> Self:
-        """Without the frames before the first object, of which a result has nothing to say, and may be absent."""
+        """Leave out the frames before the first object: a result need not have masks of them."""
         start = next((i for i, path in enumerate(self.masks) if self.read(path).any()), len(self.masks))
         return replace(self, masks=self.masks[start:])

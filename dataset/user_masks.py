@@ -27,13 +27,12 @@ from dataset.io import (
     open_image,
     some,
 )
-from dataset.mask_files import FrameMasks, Key
+from dataset.mask_files import MAX_LABEL, FrameMasks, Key
 from util.metrics import VOID
 
 log = logging.getLogger(__name__)
 
 MASK_FORMATS = (*FORMATS, 'GIF')
-MAX_LABEL = 255
 
 # Colours are numbers, 0xRRGGBB.
 BLACK, WHITE = 0x000000, 0xFFFFFF

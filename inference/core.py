@@ -360,7 +360,7 @@ def load_model(path: str | Path = LIGHT_WEIGHTS, *, device: str | torch.device |
     Raises:
         CheckpointError: the file is missing or unusable.
     """
-    return load_network(path, device=choose_device(None if device is None else str(device))).optimize_()
+    return load_network(path, device=choose_device(device)).optimize_()
 
 
 def _described(found: object) -> str:

@@ -137,7 +137,7 @@ def run_dataset(
     finished: list[DatasetSource] = []
     mine: list[DatasetSource] = []
     for source in map(DatasetSource, share(videos, rank(), world_size())):
-        done = all(each.path(name).exists() for name in source.wanted for each in files)
+        done = all(each.path(name).exists() for name in source.video.wanted for each in files)
         (finished if done else mine).append(source)
     summary.skipped = len(finished)
     total = sum(source.frames for source in mine)
@@ -172,7 +172,7 @@ def run_dataset(
         if summary.failures:
             log.error('no archive, since videos failed')
         else:
-            write_archive(archive_path, masks, (name for video in videos for name in DatasetSource(video).wanted))
+            write_archive(archive_path, masks, (name for video in videos for name in video.wanted))
             log.info('archive: %s', archive_path)
     return summary
 

@@ -74,15 +74,10 @@ class DatasetSource(Source):
         self.name = video.name
         self.frames = len(video.frames)
 
-    @property
-    def wanted(self) -> list[str]:
-        """The names of the frames whose segmentation is asked for."""
-        return [self._name(frame) for frame in self.video.frames if frame.wanted]
-
     def __iter__(self) -> Iterator[Upcoming]:
         for position, frame in enumerate(self.video.frames, 1):
             yield Upcoming(
-                self._name(frame),
+                self.video.output_name(frame),
                 partial(self._read, frame),
                 annotated=frame.mask is not None,
                 objects=frame.objects,
@@ -90,9 +85,6 @@ class DatasetSource(Source):
                 last=position == self.frames,
                 origin=str(frame.image),
             )
-
-    def _name(self, frame: Frame) -> str:
-        return f'{self.video.folder}/{frame.name}'
 
     def _read(self, frame: Frame) -> Picture:
         image = self.video.read_image(frame)

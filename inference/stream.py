@@ -101,7 +101,7 @@ Read = tuple[Picture | None, Tensor | None, Tensor | None]  # and its image and 
 
 
 def _read_ahead(core: Core, source: Source) -> Generator[tuple[Upcoming, *Read], None, None]:
-    """The frames of a source in their order, of which the next READ_AHEAD are being read."""
+    """The frames of a source in their order. Meanwhile the next READ_AHEAD frames are being read."""
     plan = core.schedule.copy()
     pending: deque[tuple[Upcoming, Future[Read] | None]] = deque()
     with ThreadPoolExecutor(source.readers, initializer=use_device, initargs=(core.device,)) as readers:

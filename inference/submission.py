@@ -182,7 +182,7 @@ def _top_of(names: Sequence[str], top: str, wanted: set[str]) -> str:
 
 def _wanted(video: Video) -> list[str]:
     """The names of the masks that are asked for."""
-    return [f'{video.folder}/{frame.name}{Masks.suffix}' for frame in video.frames if frame.wanted]
+    return [f'{name}{Masks.suffix}' for name in video.wanted]
 
 
 def _count(names: Sequence[object], noun: str) -> str:

@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.evaluation import evaluation_parser, parse, report, segment_videos
 from util.cli import run_main
+from util.ranks import rank
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     videos = folder(args.root, first_only=args.first_only)
     given = {video.name: video.given for video in videos}
-    if int(os.environ.get('RANK', 0)) == 0:
+    if rank() == 0:
         frames, all_frames = sum(map(len, given.values())), sum(len(video.frames) for video in videos)
         log.info('given to the network: the masks of %d of %d frames, which are not scored', frames, all_frames)
     return report(segment_videos(args, videos, {'root': os.path.realpath(args.root), 'given': given}))

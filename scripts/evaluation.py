@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from scripts.flags import (
 )
 from scripts.presets import PRESETS, flags_text, presets_of, presets_text
 from util.cli import HelpFormatter
+from util.ranks import rank
 
 if TYPE_CHECKING:
     from dataset.sequence import Video
@@ -74,7 +74,7 @@ def segment_videos(
     from inference.outputs import archive_of
     from inference.run import run_dataset
     from inference.submission import check_submission
-    from util.distributed import process_group, rank
+    from util.distributed import process_group
 
     if args.preset and rank() == 0:
         log_preset(args)
@@ -99,7 +99,7 @@ def segment_videos(
 
 def report(summary: 'Summary') -> int:
     """Print what a run did, once if there are several processes. Returns the exit status."""
-    if int(os.environ.get('RANK', 0)) == 0:
+    if rank() == 0:
         print(summary)
     return 1 if summary.failures or summary.refusals else 0
 

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from inference.config import LIGHT_WEIGHTS, InferenceConfig, recommendation, rec
 from inference.outputs import OutputError
 from scripts.presets import flags_text
 from util.cli import cores, not_negative, period, positive, sha256, sigma
+from util.ranks import rank
 
 if TYPE_CHECKING:
     from model import Network
@@ -155,7 +155,7 @@ def inference_config(args: argparse.Namespace, networks: Sequence['Network'] = (
         ValueError: the flags do not go together.
     """
     recommended = {name: value for name, value in recommendation(networks).items() if name not in args.given}
-    if recommended and int(os.environ.get('RANK', 0)) == 0:
+    if recommended and rank() == 0:
         log.info('recommended by the checkpoint: %s', flags_text(recommended))
     fields = {}
     for name in args.inference_flags:

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add('--overwrite', action='store_true', help='merge again what is finished')
     args = parser.parse_args(argv)
     if len(args.results) < 2:
-        parser.error('expected two RESULTS or more, of which to take the mean')
+        parser.error('expected two RESULTS or more to average')
 
     from inference.merge import merge
     from scripts.flags import naming_flags

@@ -50,7 +50,7 @@ def add_run_flags(add: Add) -> None:
         '--save_every',
         type=positive,
         default=1000,
-        help='iterations between checkpoints, of which the newest 3 stay (default: %(default)s)',
+        help='iterations between checkpoints; the newest 3 are kept (default: %(default)s)',
     )
     add(
         '--keep_every',

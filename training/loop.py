@@ -45,7 +45,7 @@ def train(
         clip_norm: largest norm of the gradient of all weights together; ``None`` for no bound.
         recompute: see :func:`model.clip.segment_clip`; slower, for less memory.
         validation: what evaluates the state now and then; a checkpoint is written before each evaluation.
-        save_every: iterations between checkpoints, of which the newest ones stay.
+        save_every: iterations between checkpoints; the newest ones are kept.
         keep_every: iterations between checkpoints that stay for good; ``None``: there are none.
 
     Returns:

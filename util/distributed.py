@@ -12,17 +12,11 @@ import torch
 import torch.distributed as dist
 
 from util.errors import UserError
+from util.ranks import rank as rank
+from util.ranks import world_size as world_size
 
 
-def rank() -> int:
-    return int(os.environ.get('RANK', 0))
-
-
-def world_size() -> int:
-    return int(os.environ.get('WORLD_SIZE', 1))
-
-
-def choose_device(name: str | None) -> torch.device:
+def choose_device(name: str | torch.device | None) -> torch.device:
     """A device of this computer, made this thread's own.
 
     Without a name this process's GPU, or the CPU where there is none; plain ``cuda`` is this process's GPU, too.
@@ -30,6 +24,7 @@ def choose_device(name: str | None) -> torch.device:
     Raises:
         UserError: it is not there, or PyTorch cannot use it.
     """
+    name = None if name is None else str(name)
     if name == 'cuda' or (name is None and torch.cuda.is_available()):
         name = f'cuda:{os.environ.get("LOCAL_RANK", 0)}'
     name = name or 'cpu'

@@ -30,7 +30,6 @@ from dataset.video import VideoDataset
 from inference import InferenceCore, outputs
 from inference import run as run_module
 from inference.outputs import BackgroundWriter, Masks, Probabilities, write_archive
-from inference.sources import DatasetSource
 from inference.video_file import VideoWriter
 from model import VARIANTS, STCNConfig, build_network, save_network
 from scripts import check_data, conversions, convert, evaluate
@@ -146,7 +145,7 @@ def write_masks_archive(path):
         make_davis(root, 'cat')
     if not output.exists():
         output.symlink_to(root / 'trainval' / 'Annotations' / '480p')
-    names = [name for video in davis(root) for name in DatasetSource(video).wanted]
+    names = [name for video in davis(root) for name in video.wanted]
     write_archive(path, Masks(output), names)
 
 

@@ -1,4 +1,4 @@
-"""scripts/merge.py: runs on their own, of which the mean is the ensemble of one process."""
+"""scripts/merge.py: the mean of separate runs is the ensemble that one process would give."""
 
 import json
 import shutil
