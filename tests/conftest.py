@@ -15,15 +15,18 @@ from PIL import Image
 from torch import Tensor
 
 from dataset.io import read_image, read_mask
+from inference.config import LIGHT_WEIGHTS
 from model import STCN, VARIANTS, STCNConfig, save_network
 
 REPOSITORY = Path(__file__).parents[1]
+EXAMPLES = REPOSITORY / 'examples'
 GOLDEN = Path(__file__).parent / 'golden'
 FRAMES = sorted((GOLDEN / 'clip').iterdir())
 APPEARING = {2: 0, 5: 4, 9: 7}  # label -> frame, of GOLDEN / 'appearing'
 # How far probabilities may differ that were computed in two ways, such as frames one by one and in a batch: sums are
 # added up in another order, which depends on the processor. Tests that take the same way twice ask for equal bits.
 ROUNDING = {'atol': 1e-4, 'rtol': 0}
+needs_weights = pytest.mark.skipif(not LIGHT_WEIGHTS.exists(), reason='weights/stcn_light.pth is not there')
 sys.path.insert(0, str(GOLDEN))
 from procedural_weights import make_state_dict  # noqa: E402
 

@@ -1,12 +1,9 @@
 """The light network that the project ships: what it costs, what it finds, and the ways to it."""
 
-import re
-import shutil
 import subprocess
 import sys
 
 import numpy as np
-import pytest
 import torch
 
 import hubconf
@@ -16,12 +13,8 @@ from inference.config import LIGHT_WEIGHTS, InferenceConfig
 from model import VARIANTS
 from scripts.benchmarks.harness import Case
 from scripts.benchmarks.measures import measure_cost
-from tests.conftest import REPOSITORY
+from tests.conftest import EXAMPLES, REPOSITORY, needs_weights
 from util.metrics import region_similarity
-
-EXAMPLES = REPOSITORY / 'examples'
-
-needs_weights = pytest.mark.skipif(not LIGHT_WEIGHTS.exists(), reason='weights/stcn_light.pth is not there')
 
 
 def test_it_is_light():
@@ -64,20 +57,6 @@ def test_identities_survive_a_crossing():
     """The rider enters the swan's outline at frame 6 and has left most of it at frame 33."""
     scores = segment(EXAMPLES / 'crossing', frames=40)
     assert scores[-7:].mean(axis=0).min() > 0.6
-
-
-@needs_weights
-def test_the_readmes_lines(tmp_path, monkeypatch):
-    for folder, count in (('JPEGImages', 4), ('Annotations', 1)):
-        (tmp_path / 'examples' / 'blackswan' / folder).mkdir(parents=True)
-        for path in list_frames(EXAMPLES / 'blackswan' / folder)[:count]:
-            shutil.copy(path, tmp_path / path.relative_to(REPOSITORY))
-    monkeypatch.chdir(tmp_path)
-    [program] = re.findall('```python\n(.*?)```', (REPOSITORY / 'README.md').read_text(), re.DOTALL)
-    exec(program, {})
-    for path in list_frames(tmp_path / 'output' / 'swan'):
-        truth = read_mask(EXAMPLES / 'blackswan' / 'truth' / 'Annotations' / path.name)
-        assert region_similarity(read_mask(path) == 1, truth == 1) > 0.85
 
 
 @needs_weights

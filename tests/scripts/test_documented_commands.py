@@ -1,4 +1,4 @@
-"""Every command that README and docs show is one that its script understands."""
+"""README and docs: their commands are understood by the scripts, their Python runs, their links lead somewhere."""
 
 import argparse
 import importlib
@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
+from dataset.io import list_frames, read_mask
 from scripts import flags
-from tests.conftest import REPOSITORY
+from tests.conftest import EXAMPLES, REPOSITORY, needs_weights
 
 PAGES = sorted(path for pattern in ('*.md', '*/*.md') for path in REPOSITORY.glob(pattern))
 
@@ -20,6 +22,7 @@ RECORD = """
 record() { printf '%s\\0' "$@" >&3; printf '\\n\\0' >&3; }
 python() { record python "$@"; }
 torchrun() { record torchrun "$@"; }
+source() { record source "$@"; }
 export -f record python torchrun
 # The chain is a shell script, whose commands are recorded in turn.
 scripts/train_chain.sh() { PATH=/usr/bin:/bin bash "$REPOSITORY/scripts/train_chain.sh" "$@"; }
@@ -158,3 +161,69 @@ def test_the_shell_code_is_run_by_nobody(tmp_path):
         ('rm', '-r', '/nowhere'),
     ]
     assert not list(tmp_path.iterdir())
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page, as GitHub makes them of its headings."""
+    text = re.sub(r'^```.*?^```', '', page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r'^#+ (.*)$', text, re.MULTILINE)
+    return {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in titles}
+
+
+def test_links_lead_to_files_and_headings():
+    wrong, seen = [], 0
+    for page in PAGES:
+        text = re.sub(r'^```.*?^```', '', page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        for target in re.findall(r'\]\(([^)\s]+)\)', text):
+            if target.startswith(('http://', 'https://')):
+                continue
+            seen += 1
+            path, _, anchor = target.partition('#')
+            file = (page.parent / path).resolve() if path else page
+            if not file.exists() or (anchor and anchor not in headings(file)):
+                wrong.append(f'{page.relative_to(REPOSITORY)}: {target}')
+    assert not wrong, '\n'.join(wrong)
+    assert seen > 40
+
+
+def test_the_readme_is_short_and_has_a_picture():
+    text = (REPOSITORY / 'README.md').read_text()
+    assert len(text.split()) <= 900
+    [picture] = re.findall(r'!\[[^]]+\]\((.*?)\)', text)
+    assert text.index(picture) < text.index('\n## ')
+    assert (REPOSITORY / picture).stat().st_size <= 200_000
+
+
+def test_every_page_can_be_found():
+    """The README or a page that it leads to has a link to each page of docs."""
+    linked = {
+        (page.parent / target).resolve()
+        for page in PAGES
+        for target in re.findall(r'\]\(([^)#\s]+)[^)]*\)', page.read_text())
+    }
+    assert {page for page in PAGES if page.parent.name == 'docs'} <= linked
+
+
+@needs_weights
+@pytest.mark.parametrize('page', ['README.md', 'docs/python.md'])
+def test_python_runs(page, tmp_path, monkeypatch):
+    """All blocks of a page, in a folder with the beginning of the clips, beside a checkout named stcn."""
+    here = tmp_path / 'here'
+    for clip in ('blackswan', 'crossing'):
+        for folder, count in (('JPEGImages', 3), ('Annotations', 1)):
+            (here / 'examples' / clip / folder).mkdir(parents=True)
+            for path in list_frames(EXAMPLES / clip / folder)[:count]:
+                shutil.copy(path, here / path.relative_to(REPOSITORY))
+    (here / 'weights').symlink_to(REPOSITORY / 'weights')
+    (tmp_path / 'stcn').symlink_to(REPOSITORY)
+    monkeypatch.chdir(here)
+    programs = re.findall('```python\n(.*?)```', (REPOSITORY / page).read_text(), re.DOTALL)
+    for program in programs:
+        exec(program, {})
+    [written] = (here / 'output').iterdir()
+    clip = {'swan': 'blackswan'}.get(written.name, written.name)
+    paths = list_frames(written)
+    assert len(paths) == 3
+    for path in paths:
+        truth = read_mask(EXAMPLES / clip / 'truth' / 'Annotations' / path.name)
+        assert np.mean(read_mask(path) == truth) > 0.97
