@@ -1,5 +1,6 @@
 """One line each for what users type, download or start: what was found, where, and what to do."""
 
+import gzip
 import logging
 import os
 import re
@@ -22,6 +23,7 @@ from inference.stream import propagate
 from model import CheckpointError
 from scripts import web
 from tests.conftest import REPOSITORY
+from tests.helpers import make_zip
 from util.cli import run_main
 from util.distributed import choose_device
 from util.errors import UserError
@@ -177,8 +179,18 @@ def test_a_port_that_is_taken():
         (b'\n  <html lang="en">', 'found a web page'),
         (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', 'found a web page'),
         (b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n', r"git-lfs\. .* with 'git lfs pull'"),
-        (b'', 'truncated'),
-        (b'hello', 'cannot|not a checkpoint|unreadable'),
+        (b'\xef\xbb\xbf\n <!doctype html>', 'found a web page'),
+        ('<html>'.encode('utf-16'), 'found a web page'),
+        (b'', 'found an empty file'),
+        (b'404: Not Found', "found text.*'404: Not Found'"),
+        (b'{"error": "quota"}\n', 'found text.*quota'),
+        (gzip.compress(b'<html>'), 'packed by gzip'),
+        (b'PK\x03\x04' + bytes(60), 'only the beginning'),
+        (make_zip({'stcn.pth': b'x'}), r'an archive of other files \(stcn\.pth\)'),
+        (make_zip({'m/data.pkl': b'x', 'm/constants.pkl': b'x'}), 'TorchScript'),
+        (b'\x93NUMPY\x01\x00' + bytes(60), 'numpy'),
+        (b'\x10\0\0\0\0\0\0\0{"a":{"dtype":1}}', 'safetensors'),
+        (b'\x08\x07\x12\x07pytorch\x1a\x052.0.0', 'objects other than tensors|unreadable'),
     ],
 )
 def test_downloads_that_are_no_checkpoints(tmp_path, content, message):
@@ -186,6 +198,21 @@ def test_downloads_that_are_no_checkpoints(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=rf'^{path}: .*({message})') as error:
         load_model(path, device='cpu')
+    assert len(str(error.value).splitlines()) == 1
+    assert 'weights_only' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ({'conv1.weight': torch.zeros(3), 'fc.bias': torch.zeros(3)}, 'STCN or STM, found those of another network'),
+        ({'state_dict': {'conv1.weight': torch.zeros(3)}}, 'no tensors.* under "network", found .*\'state_dict\''),
+    ],
+)
+def test_checkpoints_of_other_programs(tmp_path, content, message):
+    torch.save(content, tmp_path / 'other.pth')
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_model(tmp_path / 'other.pth', device='cpu')
     assert len(str(error.value).splitlines()) == 1
 
 
