@@ -425,7 +425,11 @@ def _open(path: str | Path) -> 'av.container.InputContainer':
         ) from error
     if NOT_VIDEOS & set(container.format.name.split(',')) or container.format.name.endswith('_pipe'):
         container.close()
-        raise DataError(f'{path}: expected a video, found a file of another kind ({container.format.name})')
+        kind = container.format.name
+        found = (
+            'a single picture. Give the folder of the frames' if kind.endswith('_pipe') else 'a file of another kind'
+        )
+        raise DataError(f'{path}: expected a video, found {found} ({kind})')
     return container
 
 

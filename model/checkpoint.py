@@ -77,18 +77,18 @@ def read_checkpoint(path: str | Path) -> dict:
         raise CheckpointError(f'{path}: no such checkpoint file')
     unreadable = f'{path}: unreadable; truncated, or not a PyTorch checkpoint'
     with foreign_call(CheckpointError, unreadable):
-        found = _other_content(path)
-    if found:
-        raise CheckpointError(f'{path}: expected a checkpoint, found {found}')
+        other = _other_content(path)
+    if other:
+        raise CheckpointError(f'{path}: expected a checkpoint, found {other}')
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # about pickles of other programs, which are refused anyway
             content = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         # What PyTorch says is how to load such a file all the same.
-        damaged = '' if zipfile.is_zipfile(path) else ', or a damaged file'
+        or_damage = '' if zipfile.is_zipfile(path) else ', or a damaged file'
         raise CheckpointError(
-            f'{path}: expected a checkpoint, found objects other than tensors{damaged}. They are not loaded, as they '
+            f'{path}: expected a checkpoint, found objects other than tensors{or_damage}. They are not loaded, as they '
             'may run any code. Save the state_dict() of the network instead.'
         ) from error
     except MemoryError:

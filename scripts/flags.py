@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from inference.config import LIGHT_WEIGHTS, InferenceConfig, recommendation, recommended_config
 from inference.outputs import OutputError
+from inference.scoring import NothingLeftError
 from scripts.presets import flags_text
 from util.cli import cores, not_negative, period, positive, sha256, sigma
 from util.ranks import rank
@@ -196,9 +197,14 @@ def network_settings(args: argparse.Namespace) -> dict[str, object]:
 
 @contextmanager
 def naming_flags() -> Iterator[None]:
-    """Adds the flags that help to what is wrong with an output folder."""
+    """Adds the flags that help to what is wrong with an output folder, or with its scores."""
     try:
         yield
+    except NothingLeftError as error:
+        raise NothingLeftError(
+            f'{error} A run of eval_folder.py with --first_only is given the first mask of each object alone, and '
+            'leaves the others to be scored.'
+        ) from error
     except OutputError as error:
         flags = '--overwrite or another --output' if error.replaceable else 'another --output'
         raise OutputError(f'{error}; use {flags}', replaceable=error.replaceable) from error
