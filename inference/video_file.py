@@ -426,10 +426,9 @@ def _open(path: str | Path) -> 'av.container.InputContainer':
     if NOT_VIDEOS & set(container.format.name.split(',')) or container.format.name.endswith('_pipe'):
         container.close()
         kind = container.format.name
-        found = (
-            'a single picture. Give the folder of the frames' if kind.endswith('_pipe') else 'a file of another kind'
-        )
-        raise DataError(f'{path}: expected a video, found {found} ({kind})')
+        if kind.endswith('_pipe'):
+            raise DataError(f'{path}: expected a video, found a picture ({kind}). Give the folder of the frames.')
+        raise DataError(f'{path}: expected a video, found a file of another kind ({kind})')
     return container
 
 

@@ -88,7 +88,7 @@ def read_checkpoint(path: str | Path) -> dict:
         # What PyTorch says is how to load such a file all the same.
         or_damage = '' if zipfile.is_zipfile(path) else ', or a damaged file'
         raise CheckpointError(
-            f'{path}: expected a checkpoint, found objects other than tensors{or_damage}. They are not loaded, as they '
+            f'{path}: expected a checkpoint, found objects other than tensors{or_damage}. These are not loaded: they '
             'may run any code. Save the state_dict() of the network instead.'
         ) from error
     except MemoryError:

@@ -191,8 +191,13 @@ def load_networks(args: argparse.Namespace) -> list['Network']:
 
 def network_settings(args: argparse.Namespace) -> dict[str, object]:
     """What ``settings.json`` says of the networks."""
-    hashes = [sha256(path) for path in model_files(args)]
-    return {'network': hashes[0] if len(hashes) == 1 else hashes} | ({'compile': True} if args.compile else {})
+    return {'network': network_hashes(model_files(args))} | ({'compile': True} if args.compile else {})
+
+
+def network_hashes(files: Sequence[str | Path]) -> str | list[str]:
+    """The hashes of checkpoint files, as ``settings.json`` has them."""
+    hashes = [sha256(path) for path in files]
+    return hashes[0] if len(hashes) == 1 else hashes
 
 
 @contextmanager

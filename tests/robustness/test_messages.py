@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+from multiprocessing import synchronize
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from tests.helpers import make_zip
 from util.cli import run_main
 from util.distributed import choose_device
 from util.errors import UserError
+from util.ranks import rank
 
 
 def ended(main) -> str:
@@ -66,6 +68,33 @@ def test_launchers_that_say_the_rank_in_a_flag(monkeypatch, flag):
         run_main(lambda: 0)
     assert end.value.code == 0
     assert sys.argv == ['train.py', '--id', '--local-rank', 'x']
+
+
+@pytest.mark.parametrize('words', [['--local-rank', '0'], ['--local_rank', '12', '--local-rank=0']])
+def test_launchers_that_say_the_rank_in_two_words(monkeypatch, words):
+    monkeypatch.setattr(sys, 'argv', ['train.py', '--id', 'a b', *words, '', '-i', '1'])
+    with pytest.raises(SystemExit) as end:
+        run_main(lambda: 0)
+    assert end.value.code == 0
+    assert sys.argv == ['train.py', '--id', 'a b', '', '-i', '1']
+
+
+@pytest.mark.parametrize(
+    ('environment', 'message'),
+    [
+        ({'RANK': 'x'}, 'RANK=x in the environment: expected a number'),
+        ({'WORLD_SIZE': 'two'}, 'WORLD_SIZE=two in the environment: expected a number'),
+        ({'RANK': '1'}, 'RANK=1 in .*: expected a number below that of the processes, WORLD_SIZE 1'),
+        ({'WORLD_SIZE': '2'}, 'WORLD_SIZE=2 in .*: expected RANK, MASTER_ADDR, MASTER_PORT beside it'),
+    ],
+)
+def test_an_environment_of_no_launcher(monkeypatch, environment, message):
+    for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=rf'^{message}.*(torchrun|unset)'):
+        rank()
 
 
 def test_the_launcher_of_the_release(tmp_path):
@@ -112,6 +141,15 @@ def test_too_little_shared_memory(monkeypatch, error):
     message = ended(main)
     assert re.search(r'--shm-size=\w+ or --ipc=host; --num_workers 0', message)
     assert len(message.splitlines()) == 1
+
+
+def test_no_shared_memory_for_locks(monkeypatch):
+    """Of a read-only or full /dev/shm a process's first lock says no more than the number of the error."""
+    monkeypatch.delenv('STCN_TRACEBACK', raising=False)
+
+    where = Path(synchronize.__file__)
+    locking = compile("raise OSError(30, 'Read-only file system')", where, 'exec')
+    assert 'too little shared memory' in ended(lambda: exec(locking))
 
 
 def test_other_errors_are_not_blamed_on_shared_memory(monkeypatch):
@@ -240,7 +278,15 @@ def test_youtube_as_downloaded(tmp_path, caplog):
     with pytest.raises(DataError, match=r'convert\.py youtube'):
         find_main(tmp_path / 'nowhere', tmp_path)
     (tmp_path / 'train_480p').mkdir()
+    with pytest.raises(DataError, match=r'convert\.py youtube'):
+        find_youtube(tmp_path)
+    with pytest.raises(DataError, match=rf'found that {tmp_path}/train has them itself'):
+        find_youtube(tmp_path / 'train')
+    (tmp_path / 'train_480p' / 'JPEGImages').mkdir()
+    (tmp_path / 'train_480p' / 'Annotations').mkdir()
+    caplog.clear()
     assert find_youtube(tmp_path) == []
+    assert re.search(rf'lacks 1 of the videos in .*: v\. .*--root {tmp_path}. converts the rest', caplog.text)
 
 
 # Frames
