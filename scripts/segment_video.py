@@ -62,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = inference_config(args, networks)
     core = Ensemble.of(networks, config, object_chunk=args.object_chunk, num_frames=source.frames)
     masks = {frame: [str(file) for file in each.files] for frame, each in source.masks.given.items()}
-    what = {'input': args.input, 'mask': masks}
+    # By the names of the frames' files, as evaluate.py needs them.
+    given = {source.frame_name(frame): objects for frame, objects in source.masks.objects.items()}
+    what = {'input': args.input, 'mask': masks, 'given': {args.input: given}}
     with naming_flags():
         claim_output(args, source, outputs, config.settings() | network_settings(args) | what)
     return segment_video(core, source, outputs, args.output)

@@ -17,9 +17,11 @@ from PIL import Image
 from dataset.io import PALETTE, DataError, read_image, read_mask, write_mask
 from dataset.mask_files import GivenMask
 from inference import Ensemble, InferenceConfig, InferenceCore, ensemble, load_model, outputs
+from inference.scoring import NothingLeftError
 from inference.video_file import VideoReader, VideoWriter
 from model import Network
 from scripts import segment_video
+from scripts.evaluate import evaluate
 from scripts.segment_video import given_mask
 from tests.conftest import FRAMES, GOLDEN, REPOSITORY, tree
 from util.errors import MissingPackageError
@@ -263,6 +265,17 @@ def test_masks_belong_to_the_frames_of_their_names(run, tmp_path, monkeypatch, h
     assert written[frames[0]].any()
     if 'folders' in how:
         assert 5 in written[4]
+
+
+def test_scoring_knows_what_the_network_was_given(run, tmp_path):
+    for number in (0, 5):
+        image = Image.open(FIRST)
+        (tmp_path / 'root' / 'Annotations').mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / 'root' / 'Annotations' / f'{number:05d}.png')
+    masks = [f'{number}={FIRST}' for number in (0, 5)]
+    assert run('--input', GOLDEN / 'clip', '--no_overlay', '--mask', *masks) == 0
+    with pytest.raises(NothingLeftError, match='2 of them given to the network'):
+        evaluate(tmp_path / 'out' / 'masks', tmp_path / 'root', dataset='folder')
 
 
 def test_a_mask_beyond_the_end_of_a_video_is_reported_and_the_rest_is_there(run, tmp_path, video, caplog):
