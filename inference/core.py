@@ -97,6 +97,10 @@ class Core(ABC):
     ) -> Tensor | None:
         """The next frame of the video; see :meth:`InferenceCore.step`."""
 
+    @abstractmethod
+    def remove(self, label: int) -> None:
+        """Drop an object between two frames; see :meth:`InferenceCore.remove`."""
+
     def to_labels(self, prob: Tensor) -> Tensor:
         """The most probable label of each pixel: what ``step`` returned ``-> [H, W]`` uint8."""
         labels = torch.tensor([0, *self.objects], dtype=torch.uint8, device=prob.device)
@@ -249,6 +253,25 @@ class InferenceCore(Core):
         self._objects = known
         self.schedule.advance(annotated=annotated, wanted=wanted, last=last)
         return self._to_frame(prob, padding) if wanted else None
+
+    @torch.inference_mode()
+    def remove(self, label: int) -> None:
+        """Drop an object, and what the memory holds of it alone: its values, and frames from before the others joined.
+
+        The frames that follow cost what they would cost had the object never been there. Where it is seen, they show
+        the background or another object. The label may be annotated again, and is a new object then. Without any
+        object left, the core waits for an annotation, as at the beginning.
+
+        Raises:
+            InputError: there is no such object; the core is as it was before.
+        """
+        if label not in self.objects:
+            raise InputError(f'label: expected one of the objects {self.objects}, found {label!r}')
+        index = self.objects.index(label)
+        self.memory.remove(index)
+        self._objects = [other for other in self.objects if other != label]
+        if not self.objects:
+            self.schedule.last_annotated = None
 
     def _background(self) -> Tensor:
         """The probabilities of a frame before any object is known."""

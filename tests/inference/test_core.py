@@ -264,6 +264,53 @@ def test_bounded_memory_keeps_the_annotated_frames(small_network, clip, first_ma
     assert any(torch.equal(frame, annotated[1]) for frame in kept)
 
 
+@pytest.mark.parametrize('toy', [False, True])
+@pytest.mark.parametrize('options', [{}, {'include_last': True}, {'max_memory_frames': 2}])
+def test_object_that_comes_later_does_not_pay_for_those_that_left(small_network, clip, later, toy, options):
+    network = PerObjectKeys() if toy else small_network
+    core, fresh = (InferenceCore(network, mem_every=2, num_frames=12, **options) for _ in range(2))
+    for t, image in enumerate(clip):
+        if t == 5:
+            with pytest.raises(InputError, match=r'one of the objects \[2, 7\], found 3'):
+                core.remove(3)
+            core.remove(7)
+            assert core.objects == [2]
+            core.remove(2)
+            assert core.objects == []
+            assert core.memory.nbytes == 0
+        found = core.step(image, later.get(t) if t < 4 else {7: later[5]}.get(t), last=t == 11)
+        if t in (5, 6):
+            assert torch.equal(found, torch.ones(1, 110, 182))
+        if t >= 7:
+            expected = fresh.step(image, later[5] if t == 7 else None, last=t == 11)
+            assert torch.equal(found, expected)
+            assert core.objects == fresh.objects == [2, 200]
+            assert core.memory.nbytes == fresh.memory.nbytes
+
+
+@pytest.mark.parametrize('toy', [False, True])
+def test_object_that_leaves_takes_its_memory_with_it(small_network, clip, later, toy):
+    """Object 2 is there from frame 0 on, 7 from frame 3 on; 2 leaves before frame 4, comes back at 5 as a new object."""
+    network = PerObjectKeys() if toy else small_network
+    core = InferenceCore(network, mem_every=1)
+    before, kept = 0, []
+    for t, image in enumerate(clip[:9]):
+        if t == 4:
+            before, both = core.memory.nbytes, core.objects
+            core.remove(2)
+            assert both == [2, 7]  # a list that was handed out stays as it is
+            assert len(core.memory) == 1
+            assert core.memory.nbytes < before / 2
+        kept.append(core.step(image, later.get(t)))
+    assert core.objects == [7, 2, 200]
+    assert [len(prob) for prob in kept] == [2, 2, 2, 3, 2, 4, 4, 4, 4]
+    expected, _ = run(network, clip[:9], later, mem_every=1)
+    assert all(torch.equal(kept[t], expected[t]) for t in range(4))
+    # What was annotated is what is shown, whoever left; and the frames that follow are this network's own.
+    assert torch.equal(core.to_labels(kept[5]) == 200, later[5] == 200)
+    assert all(prob.isfinite().all() for prob in kept)
+
+
 def test_schedule():
     def plan(count, annotated, wanted=None, **options):
         schedule = Schedule(**options)
