@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataset.io import MAX_SIDE
+from inference.confidence import expected_iou
 from inference.config import LIGHT_WEIGHTS, InferenceConfig, recommended_config
 from inference.memory_bank import MemoryBank
 from model.aggregate import aggregate
@@ -105,6 +106,13 @@ class Core(ABC):
         """The most probable label of each pixel: what ``step`` returned ``-> [H, W]`` uint8."""
         labels = torch.tensor([0, *self.objects], dtype=torch.uint8, device=prob.device)
         return labels[prob.argmax(dim=0)]
+
+    def confidence(self, prob: Tensor) -> dict[int, float]:
+        """How sure the networks are of each object, in [0, 1]: what ``step`` returned ``-> {label: confidence}``.
+
+        To be asked for right after that step, if at all; it is computed only then. An annotated mask has 1.
+        """
+        return dict(zip(self.objects, expected_iou(prob).tolist(), strict=True))
 
 
 class InferenceCore(Core):

@@ -122,9 +122,9 @@ class _Group:
 class MemoryBank:
     """Memory frames in the order in which they came; an object reads the suffix since the frame at which it joined.
 
-    Objects that joined together form a group, and may leave one by one. With shared keys (STCN) there is one key store and
-    one similarity for everybody, then one top-k and one gather of values a group. Without (STM)
-    every object has its own keys. The last slot may be temporary: the next ``add`` replaces it.
+    Objects that joined together form a group, and may leave one by one. With shared keys (STCN) there is one
+    key store and one similarity for everybody, then one top-k and one gather of values a group. Without
+    (STM) every object has its own keys. The last slot may be temporary: the next ``add`` replaces it.
 
     Args:
         shared_keys: whether one key a frame serves all objects.

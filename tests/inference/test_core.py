@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from inference.confidence import expected_iou
 from inference.core import InferenceCore, InputError, Schedule
 from inference.memory_bank import MemoryBank
 from model.aggregate import aggregate
@@ -290,7 +291,7 @@ def test_object_that_comes_later_does_not_pay_for_those_that_left(small_network,
 
 @pytest.mark.parametrize('toy', [False, True])
 def test_object_that_leaves_takes_its_memory_with_it(small_network, clip, later, toy):
-    """Object 2 is there from frame 0 on, 7 from frame 3 on; 2 leaves before frame 4, comes back at 5 as a new object."""
+    """Object 2 is there from frame 0 on, 7 from frame 3 on; 2 leaves before frame 4 and is a new object at 5."""
     network = PerObjectKeys() if toy else small_network
     core = InferenceCore(network, mem_every=1)
     before, kept = 0, []
@@ -309,6 +310,26 @@ def test_object_that_leaves_takes_its_memory_with_it(small_network, clip, later,
     # What was annotated is what is shown, whoever left; and the frames that follow are this network's own.
     assert torch.equal(core.to_labels(kept[5]) == 200, later[5] == 200)
     assert all(prob.isfinite().all() for prob in kept)
+
+
+def test_confidence(small_network, clip, later):
+    core = InferenceCore(small_network)
+    for t, image in enumerate(clip[:6]):
+        prob = core.step(image, later.get(t))
+        sure = core.confidence(prob)
+        assert list(sure) == core.objects
+        assert all(0 < value <= 1 for value in sure.values())
+        if t in later:  # what was given is known; what was not is not
+            given = set(later[t].unique().tolist())
+            assert {label for label, value in sure.items() if value > 0.999} == given - {0}
+    # Ten pixels at 0.9 in the mask, ten more at 0.4 beside it.
+    prob = torch.zeros(2, 10, 10)
+    prob[1, 0], prob[1, 1] = 0.9, 0.4
+    prob[0] = 1 - prob[1]
+    assert expected_iou(prob).item() == pytest.approx((9 + 1) / (10 + 4 + 1))
+    prob[1] = 1e-7
+    prob[0] = 1 - prob[1]
+    assert expected_iou(prob).item() == pytest.approx(1, abs=1e-4)
 
 
 def test_schedule():
