@@ -72,6 +72,7 @@ class Report(Output):
         """Both files, as far as the frames have come."""
         worst = {number: min(values, key=values.__getitem__) for number, values in self.confidence.items() if values}
         sure = {number: self.confidence[number][label] for number, label in worst.items()}
+        marked = least_sure(sure, FIRST)
         first = [
             {
                 'frame': number,
@@ -79,7 +80,7 @@ class Report(Output):
                 'object': worst[number],
                 'confidence': _rounded(sure[number]),
             }
-            for number in least_sure(sure, FIRST)
+            for number in marked
         ]
         frames = [
             {
@@ -92,7 +93,7 @@ class Report(Output):
         with atomic_path(self.json) as temporary:
             temporary.write_text(json.dumps({'first': first, 'frames': frames}, indent=1) + '\n')
         with atomic_path(self.picture) as temporary:
-            draw(self.confidence, [entry['frame'] for entry in first]).save(temporary, format='PNG')
+            draw(self.confidence, marked).save(temporary, format='PNG')
 
 
 def draw(confidence: Mapping[int, Mapping[int, float]], marked: list[int]) -> Image.Image:
