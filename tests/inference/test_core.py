@@ -322,14 +322,21 @@ def test_confidence(small_network, clip, later):
         if t in later:  # what was given is known; what was not is not
             given = set(later[t].unique().tolist())
             assert {label for label, value in sure.items() if value > 0.999} == given - {0}
-    # Ten pixels at 0.9 in the mask, ten more at 0.4 beside it.
-    prob = torch.zeros(2, 10, 10)
-    prob[1, 0], prob[1, 1] = 0.9, 0.4
-    prob[0] = 1 - prob[1]
-    assert expected_iou(prob).item() == pytest.approx((9 + 1) / (10 + 4 + 1))
-    prob[1] = 1e-7
-    prob[0] = 1 - prob[1]
-    assert expected_iou(prob).item() == pytest.approx(1, abs=1e-4)
+
+
+def test_expected_iou():
+    prob = torch.zeros(3, 100, 100)
+    prob[1, :10, :50] = 0.9  # 500 pixels in the mask, 100 more around it
+    prob[1, 10:12, :50] = 0.4
+    prob[2, 50:60, :30] = 1.0  # 300 pixels, and 100 that lie apart
+    prob[2, 80:90, 80:90] = 1.0
+    prob[0] = 1 - prob[1:].sum(dim=0)
+    least = 1e-3 * 100 * 100
+    expected = [(450 + least) / (500 + 40 + least), (300 + least) / (400 + least)]
+    assert expected_iou(prob).tolist() == pytest.approx(expected)
+    nowhere = torch.tensor([1 - 2e-7, 1e-7, 1e-7])[:, None, None].expand(3, 100, 100)
+    assert expected_iou(nowhere).tolist() == pytest.approx([1, 1], abs=1e-3)
+    assert expected_iou(torch.ones(1, 100, 100)).tolist() == []
 
 
 def test_schedule():
