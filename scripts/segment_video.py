@@ -9,6 +9,8 @@ OUTPUT/masks/FRAME.png   palette PNGs with the labels; FRAME: the name of the im
 OUTPUT/overlay.mp4       the objects tinted on the video, with its timestamps and its audio
 OUTPUT/cutouts/LABEL/    with --cutouts: each object alone on a transparent ground, FRAME.png
 OUTPUT/strip.png         with --strip N: N frames side by side
+OUTPUT/report.json       with --report: how sure the network is of each object in each frame, and which frames to look
+                         at first, to correct them with one more --mask; report.png: a picture of it over time
 
 Any length fits: memory holds a few frames and --max_memory_frames. Ctrl-C once ends the run after the frame it is at:
 masks and overlay are whole up to there. A second time it ends at once: the masks stay, there is no overlay.
@@ -29,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataset.io import FRAME_SUFFIXES
 from dataset.mask_files import GivenMask
 from inference.outputs import Cutouts, Masks, Outputs, Pictures, Strip, claim
+from inference.report import Report
 from inference.sources import UserSource, open_source
 from inference.video_file import VideoWriter
 from scripts.flags import (
@@ -103,6 +106,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--no_overlay', dest='overlay', action='store_false', default=None, help='leave it out')
     add('--cutouts', action='store_true', help='also write OUTPUT/cutouts/LABEL/FRAME.png, RGBA, at full size')
     add('--strip', type=positive, metavar='N', help='also write OUTPUT/strip.png, N frames at even distances')
+    add(
+        '--report',
+        action='store_true',
+        help='also write OUTPUT/report.json and OUTPUT/report.png: how sure the network is of each object over time, '
+        'and the frames to look at first',
+    )
     add('--fps', type=frame_rate, default='25', help='of the overlay of a folder')
     add_inference_flags(parser, model=None, size=[480], max_memory_frames=64)
     add('--overwrite', action='store_true', help='delete what an earlier run wrote to OUTPUT; without, a run refuses')
@@ -137,6 +146,8 @@ def outputs_of(args: argparse.Namespace, source: UserSource) -> Outputs:
     files = [Masks(args.output / 'masks')]
     if args.cutouts:
         files.append(Cutouts(args.output / 'cutouts'))
+    if args.report:
+        files.append(Report(args.output))
     strip = Strip(args.output / 'strip.png', args.strip) if args.strip else None
     return Outputs(files, Pictures(overlay_writer(args, source), strip))
 
@@ -169,17 +180,18 @@ def overlay_writer(args: argparse.Namespace, source: UserSource) -> VideoWriter 
 
 def claim_output(args: argparse.Namespace, source: UserSource, outputs: Outputs, settings: dict) -> None:
     """Make the folder this run's, whichever outputs an earlier one wrote there."""
-    masks, cutouts, strip = (args.output / name for name in ('masks', 'cutouts', 'strip.png'))
+    masks, cutouts = args.output / 'masks', args.output / 'cutouts'
+    strip, *report = (args.output / name for name in ('strip.png', 'report.json', 'report.png'))
     overlay = outputs.pictures.video.path if outputs.pictures.video else args.output / 'overlay.mp4'
     claim(
         args.output,
         settings,
-        places=[masks, cutouts, strip, overlay],
+        places=[masks, cutouts, strip, overlay, *report],
         inputs=[Path(args.input), *source.masks.files],
         files=lambda: [
             *masks.glob('*.png'),
             *cutouts.glob('*/*.png'),
-            *(path for path in (strip, overlay) if path.exists()),
+            *(path for path in (strip, overlay, *report) if path.exists()),
         ],
         overwrite=args.overwrite,
     )

@@ -113,6 +113,39 @@ def binary(path: Path, rows: slice, columns: slice, value: int = 255) -> np.ndar
     return mask > 0
 
 
+@pytest.mark.parametrize('name', ['report.json', 'report.png'])
+def test_no_report_over_a_file_that_is_somebody_elses(run, tmp_path, name):
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / name).write_text('mine')
+    with pytest.raises(outputs.OutputError, match=name):
+        run('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay', '--report', '--overwrite')
+    assert (tmp_path / 'out' / name).read_text() == 'mine'
+
+
+def test_a_report_says_how_sure_the_network_is(run, tmp_path, network):
+    """Of every frame and object what the core says, and first of all frames the least sure one; a picture of it."""
+    flags = ('--input', GOLDEN / 'clip', '--mask', f'0={FIRST}', f'6={FIRST}', '--no_overlay', '--report')
+    assert run(*flags) == 0
+    found = json.loads((tmp_path / 'out' / 'report.json').read_text())
+    core, first = InferenceCore(network), torch.from_numpy(read_mask(FIRST))
+    expected = []
+    for number, path in enumerate(FRAMES):
+        image = torch.from_numpy(read_image(path)).permute(2, 0, 1)
+        sure = core.confidence(core.step(image, first if number in (0, 6) else None))
+        expected.append({str(label): round(value, 4) for label, value in sure.items()})
+    assert [frame['name'] for frame in found['frames']] == [path.stem for path in FRAMES]
+    assert [frame['confidence'] for frame in found['frames']] == expected
+    worst = min(range(COUNT), key=lambda number: min(expected[number].values()))
+    entry = found['first'][0]
+    assert (entry['frame'], entry['name']) == (worst, FRAMES[worst].stem)
+    assert entry['confidence'] == expected[worst][str(entry['object'])] == min(expected[worst].values())
+    with Image.open(tmp_path / 'out' / 'report.png') as picture:
+        colours = {colour for _, colour in picture.convert('RGB').getcolors(100_000)}
+    assert {tuple(PALETTE[label].tolist()) for label in (1, 2, 3)} <= colours
+    assert run(*flags[:-1], '--overwrite') == 0
+    assert not list((tmp_path / 'out').glob('report.*'))
+
+
 def test_a_folder_gives_the_masks_of_the_core(run, tmp_path, network, capsys):
     assert run('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay') == 0
     out = tmp_path / 'out'
@@ -353,11 +386,12 @@ def interrupt_after(monkeypatch, frames: int, times: int) -> None:
 def test_ctrl_c_ends_after_the_frame_with_everything_whole(run, tmp_path, video, monkeypatch, caplog):
     interrupt_after(monkeypatch, 5, times=1)
     handler = signal.getsignal(signal.SIGINT)
-    assert run('--input', video, '--mask', FIRST, '--strip', 2) == 130
+    assert run('--input', video, '--mask', FIRST, '--strip', 2, '--report') == 130
     assert signal.getsignal(signal.SIGINT) is handler
     assert len(written_masks(tmp_path / 'out')) == 6
     assert len(list(VideoReader(tmp_path / 'out' / 'overlay.mp4'))) == 6
     assert (tmp_path / 'out' / 'strip.png').exists()
+    assert len(json.loads((tmp_path / 'out' / 'report.json').read_text())['frames']) == 6
     assert 'interrupted after 6 frames' in caplog.text
 
 
