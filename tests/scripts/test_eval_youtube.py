@@ -229,7 +229,7 @@ def test_shares_are_balanced_and_complete(youtube_root):
         ),
         (
             lambda root: change_meta(root, lambda videos: videos['0a1b']['objects']['2'].update(frames='00000')),
-            "found something else .*'00000'",
+            'found something else .*00000',
         ),
         (
             lambda root: (root / 'valid/Annotations/0a1b/00008.png').unlink(),

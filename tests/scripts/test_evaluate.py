@@ -367,7 +367,7 @@ def test_the_script_says_how_to_leave_something_to_score(tmp_path):
     write_video(tmp_path / 'out', [square(5, 5, 10)] * 2)
     (tmp_path / 'out' / 'settings.json').write_text(json.dumps({'given': {'v': {'00000': [1], '00001': [1]}}}))
     arguments = [*map(str, ('--results', tmp_path / 'out', '--dataset', 'folder', '--root', tmp_path / 'v'))]
-    with pytest.raises(NothingLeftError, match=r'eval_folder.py with --first_only'):
+    with pytest.raises(NothingLeftError, match=r'eval_folder\.py with --first_only'):
         main(arguments)
     (tmp_path / 'v' / 'Annotations' / '00001.png').unlink()  # it would not help
     with pytest.raises(DataError, match='Later frames need masks, too') as error:
