@@ -19,7 +19,7 @@ def draw_masks(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return tinted
 
 
-def overlay(rgb: np.ndarray, target: np.ndarray) -> np.ndarray:
+def draw_sample(rgb: np.ndarray, target: np.ndarray) -> np.ndarray:
     """``draw_masks`` of a training frame: float32 [3, S, S] normalised and int64 [S, S] -> uint8 [S, S, 3]."""
     image = 255 * (rgb.transpose(1, 2, 0) * IMAGENET_STD + IMAGENET_MEAN)
     return draw_masks(image.round().clip(0, 255).astype(np.uint8), target)

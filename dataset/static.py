@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from dataset.augment import FRAMES, Augmentation, draw_static, normalise, recolour
-from dataset.io import DataError, fit_mask, image_size, read_image
+from dataset.io import fit_mask, image_size, read_image
 from dataset.sampling import AddressedDataset
+from util.errors import NoTrainingDataError
 from util.files import atomic_path
 
 log = logging.getLogger(__name__)
@@ -34,22 +35,21 @@ class Pair(NamedTuple):
     """The folder that keeps them decoded."""
 
 
-def find_pairs(root: str | Path, *, flag: str = '--static_root', cache_dir: str | Path | None = None) -> list[Pair]:
+def find_pairs(root: str | Path, *, cache_dir: str | Path | None = None) -> list[Pair]:
     """All images with masks below ``root``: N.jpg + N.png in a folder of it or, as in fss/<class>, one level deeper.
 
     Pairs of a folder named in REPEATS appear that often (as references, not copies). Which of the published folders
     are absent and which images have no mask is logged.
 
     Args:
-        flag: that chooses ``root``, for the error message.
         cache_dir: folder to keep decoded images and masks in, see ``read_pair``.
 
     Raises:
-        DataError: not a single pair.
+        NoTrainingDataError: not a single pair.
     """
     root = Path(root)
     if not root.is_dir():
-        raise DataError(f'{root}: expected a folder of static images, found none. Check {flag}.')
+        raise NoTrainingDataError(f'{root}: expected a folder of static images, found none.')
     pairs = _pairs_of(root)
     folders = _subfolders(root)
     for folder in folders:
@@ -61,9 +61,9 @@ def find_pairs(root: str | Path, *, flag: str = '--static_root', cache_dir: str 
     if absent:
         log.info('%s: training goes on without %s', root, ', '.join(absent))
     if not pairs:
-        raise DataError(
+        raise NoTrainingDataError(
             f'{root}: expected image and mask pairs N.jpg + N.png in its folders ({", ".join(FOLDERS)} or any other), '
-            f'found none. Check {flag}.'
+            'found none.'
         )
     return [pair._replace(cache_dir=None if cache_dir is None else str(cache_dir)) for pair in pairs]
 

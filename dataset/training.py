@@ -45,7 +45,7 @@ def open_training_set(
         return StaticDataset(find_pairs(static_root, cache_dir=cache_dir), size=size, frames=frames)
     synthetic = cut_outs = None
     if synthetic_root:
-        pairs = find_pairs(synthetic_root, flag='--synthetic_root', cache_dir=cache_dir)
+        pairs = find_pairs(synthetic_root, cache_dir=cache_dir)
         synthetic = SyntheticDataset(pairs, size=size, frames=frames, difficulty=DIFFICULTIES[difficulty])
         cut_outs = synthetic.cut_outs
     if name == 'bl30k':

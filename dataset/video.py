@@ -20,6 +20,7 @@ from dataset.augment import FRAMES, draw_video, recolour
 from dataset.io import FRAME_SUFFIXES, DataError, fit_mask, image_size, read_image, read_mask
 from dataset.sampling import AddressedDataset, choose_objects, sample_frames
 from dataset.synthetic import CutOuts, Layer, Thing, video_sample
+from util.errors import NoTrainingDataError
 from util.metrics import labels_in
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ def find_youtube(root: str | Path) -> list[TrainingVideo]:
         base / 'Annotations',
         subset=read_split('youtube_vos_train'),
         stride=5,
-        unlisted=f'--video_root {base} takes videos of any name',
+        unlisted=f'where {base} is a folder of your own, videos of any name are taken',
     )
 
 
@@ -133,9 +134,9 @@ def find_own(roots: Iterable[str | Path], *, video_list: str | Path | None = Non
     for root in folders:
         absent = [name for name in ('JPEGImages', 'Annotations') if not (root / name).is_dir()]
         if absent:
-            raise DataError(
+            raise NoTrainingDataError(
                 f'{root}: expected the folders JPEGImages/<video> and Annotations/<video>, found no '
-                f'{" and no ".join(absent)}. Check --video_root.'
+                f'{" and no ".join(absent)}.'
             )
     names = None if video_list is None else _read_list(video_list, [root / 'JPEGImages' for root in folders])
     videos = []
@@ -145,9 +146,9 @@ def find_own(roots: Iterable[str | Path], *, video_list: str | Path | None = Non
         subset = None if names is None else [name for name in names if name in there]
         found = find_videos(images, masks, subset=subset, stride=None)
         if names is None and not found:
-            raise DataError(
+            raise NoTrainingDataError(
                 f'{root}: expected a video with three frames or more that have an annotation of the same name, as '
-                'JPEGImages/<video>/00000.jpg and Annotations/<video>/00000.png, found none. Check --video_root.'
+                'JPEGImages/<video>/00000.jpg and Annotations/<video>/00000.png, found none.'
             )
         if unusable := sorted(set(subset or ()) - {video.name for video in found}):
             raise DataError(
@@ -207,17 +208,16 @@ def find_main(
             absent.append(f'{name} ({base})')
         else:
             parts[name] = repeats * find(root)
-    parts['--video_root'] = video_repeat * own
+    parts['videos of your own'] = video_repeat * own
 
     _check_held_aside([video for part in parts.values() for video in part], hold_aside)
     parts = {name: [video for video in part if video.name not in hold_aside] for name, part in parts.items()}
     videos = [video for part in parts.values() for video in part]
     if not videos:
         places = [Path(davis_root) / DAVIS_FOLDER, Path(yv_root) / YOUTUBE_FOLDER, *video_roots]
-        raise DataError(
+        raise NoTrainingDataError(
             f'expected videos in {" or ".join(map(str, places))}, found none to train on'
-            f'{" but those held aside" if hold_aside else ""}. Check --davis_root and --yv_root; --video_root takes '
-            'videos of any name.'
+            f'{" but those held aside" if hold_aside else ""}.'
         )
     if own:
         shares = ', '.join(f'{name} ({100 * len(part) / len(videos):.3g}%)' for name, part in parts.items())

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import dataset
 from dataset.io import FRAME_SUFFIXES, DataError, image_size, read_image, read_mask
 from util.cli import positive, run_main
 from util.files import atomic_path, check_writable
@@ -64,9 +65,7 @@ Plan = tuple[list[Job], list[Problem]]
 
 
 def plan_static(root: Path) -> Plan:
-    from dataset.static import find_pairs  # imports torch, which --help must not wait for
-
-    pairs = list(dict.fromkeys(pair[:2] for pair in find_pairs(root)))  # it repeats those of some folders
+    pairs = list(dict.fromkeys(pair[:2] for pair in dataset.find_pairs(root)))  # it repeats those of some folders
     jobs = [
         Job('static', len(batch), partial(tuple, batch), soft=True)
         for batch in (pairs[i : i + 64] for i in range(0, len(pairs), 64))
@@ -77,45 +76,37 @@ def plan_static(root: Path) -> Plan:
 
 
 def plan_davis(root: Path) -> Plan:
-    from dataset.video import find_davis, read_split
-
     base = root / '2017' / 'trainval'
     return plan_videos(
         'DAVIS',
         base / 'JPEGImages' / '480p',
         base / 'Annotations' / '480p',
-        find_davis(root),
-        listed=read_split('davis_2017_train'),
+        dataset.find_davis(root),
+        listed=dataset.read_split('davis_2017_train'),
     )
 
 
 def plan_youtube(root: Path) -> Plan:
-    from dataset.video import find_youtube, read_split
-
     base = root / 'train_480p'
     return plan_videos(
         'YouTubeVOS',
         base / 'JPEGImages',
         base / 'Annotations',
-        find_youtube(root),
-        listed=read_split('youtube_vos_train'),
+        dataset.find_youtube(root),
+        listed=dataset.read_split('youtube_vos_train'),
     )
 
 
 def plan_bl30k(root: Path) -> Plan:
-    from dataset.video import find_bl30k
-
     images, masks = root / 'JPEGImages', root / 'Annotations'
     names = {path.name for folder in (images, masks) for path in folder.glob('[!.]*/')}
-    return plan_videos('BL30K', images, masks, find_bl30k(root), listed=sorted(names))
+    return plan_videos('BL30K', images, masks, dataset.find_bl30k(root), listed=sorted(names))
 
 
 def plan_own(root: Path) -> Plan:
-    from dataset.video import find_own
-
     images, masks = root / 'JPEGImages', root / 'Annotations'
     names = {path.name for folder in (images, masks) for path in folder.glob('[!.]*/')}
-    return plan_videos('videos', images, masks, find_own([root]), listed=sorted(names), sparse=True)
+    return plan_videos('videos', images, masks, dataset.find_own([root]), listed=sorted(names), sparse=True)
 
 
 def plan_videos(
@@ -200,9 +191,7 @@ def labels_size(path: str) -> Size:
 
 
 def soft_mask_size(path: str) -> Size:
-    from dataset.static import read_coverage
-
-    coverage = read_coverage(path)
+    coverage = dataset.read_coverage(path)
     if not coverage.any():
         raise DataError(f'{path}: expected a mask of one object, found no object in it')
     return coverage.shape[::-1]

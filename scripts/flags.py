@@ -13,6 +13,7 @@ from inference.outputs import OutputError
 from inference.scoring import NothingLeftError
 from scripts.presets import flags_text
 from util.cli import cores, not_negative, period, positive, sha256, sigma
+from util.errors import NoTrainingDataError
 from util.ranks import rank
 
 if TYPE_CHECKING:
@@ -202,9 +203,14 @@ def network_hashes(files: Sequence[str | Path]) -> str | list[str]:
 
 @contextmanager
 def naming_flags() -> Iterator[None]:
-    """Adds the flags that help to what is wrong with an output folder, or with its scores."""
+    """Adds the flags that help to what is wrong with an output folder, its scores, or data to train on."""
     try:
         yield
+    except NoTrainingDataError as error:
+        raise NoTrainingDataError(
+            f'{error} Check --static_root, --bl_root, --synthetic_root, --davis_root or --yv_root, whichever it is; '
+            '--video_root takes videos of any name.'
+        ) from error
     except NothingLeftError as error:
         raise NothingLeftError(
             f'{error} A run of eval_folder.py with --first_only is given the first mask of each object alone, and '

@@ -9,8 +9,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import dataset
+import training
+from scripts.flags import naming_flags
 from training.stages import STAGES
 from util.cli import run_main
 from util.files import atomic_path
@@ -38,33 +44,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--max_skip', type=int, default=5, help='frames that may lie between two of a sample')
     parser.add_argument('--count', type=int, default=8, help='samples to show')
     parser.add_argument('--output', type=Path, default='samples.png', help='image file to write')
-    args = parser.parse_args(argv)  # --help must not wait for the imports below
+    args = parser.parse_args(argv)
 
-    import numpy as np
-    from PIL import Image
-
-    from dataset.overlay import overlay
-    from dataset.sampling import Address, epoch_order
-    from dataset.training import open_training_set
-
-    dataset = open_training_set(
-        STAGES[args.stage].data,
-        size=args.crop_size,
-        static_root=args.static_root,
-        bl_root=args.bl_root,
-        yv_root=args.yv_root,
-        davis_root=args.davis_root,
-        video_roots=args.video_root,
-        synthetic_root=args.synthetic_root,
-        frames=args.clip_frames,
-        difficulty=args.difficulty,
-    )
+    with naming_flags():
+        samples = training.open_training_set(
+            STAGES[args.stage].data,
+            size=args.crop_size,
+            static_root=args.static_root,
+            bl_root=args.bl_root,
+            yv_root=args.yv_root,
+            davis_root=args.davis_root,
+            video_roots=args.video_root,
+            synthetic_root=args.synthetic_root,
+            frames=args.clip_frames,
+            difficulty=args.difficulty,
+        )
     rows = []
-    for index in epoch_order(len(dataset), seed=args.seed, epoch=0)[: args.count]:
-        sample = dataset[Address(args.seed, 0, int(index), args.max_skip)]
+    for index in dataset.epoch_order(len(samples), seed=args.seed, epoch=0)[: args.count]:
+        sample = samples[dataset.Address(args.seed, 0, int(index), args.max_skip)]
         log.info('row %d: %s', len(rows) + 1, sample['name'])
         frames = zip(sample['rgb'].numpy(), sample['target'].numpy(), strict=True)
-        rows.append(np.concatenate([overlay(rgb, target) for rgb, target in frames], axis=1))
+        rows.append(np.concatenate([dataset.draw_sample(rgb, target) for rgb, target in frames], axis=1))
     with atomic_path(args.output) as temporary:
         Image.fromarray(np.concatenate(rows)).save(
             temporary, format='JPEG' if args.output.suffix.lower() in ('.jpg', '.jpeg') else 'PNG'

@@ -123,8 +123,8 @@ def score_video(network: Network, video: HeldAside, *, size: int, stop: StopRequ
                     score_frame(scores, frame.name, truth, result)
     except TooLittleMemoryError as error:
         raise MemoryError(
-            f'out of GPU memory while {video.name} was evaluated; a smaller --evaluate_size takes less. --resume '
-            f'continues from the checkpoint before it ({cause_of(error.__cause__ or error)})'
+            f'out of GPU memory while {video.name} was evaluated; a smaller size to evaluate at takes less. A run '
+            f'that is resumed continues from the checkpoint before it ({cause_of(error.__cause__ or error)})'
         ) from error
     return scores
 

@@ -134,6 +134,6 @@ def check_finite(state: TrainingState, run: Run, report: Report) -> None:
         place = run.save_broken(state.content())
         raise FloatingPointError(
             f'iteration {state.iteration}: the loss or a weight is not finite any more; that state is in {place}. The '
-            'checkpoints are from before: --resume continues from there, with a lower --lr for instance, and --debug '
+            'checkpoints are from before: resume the run from there, with a lower learning rate perhaps; debugging '
             'names the operation.'
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dataset.overlay import overlay
+from dataset.overlay import draw_sample
 from model.losses import intersection_and_union, iou
 from util.distributed import rank, sum_over_processes, world_size
 
@@ -102,8 +102,8 @@ class Report:
         ):
             rows.append(
                 np.concatenate(
-                    [overlay(*frame) for frame in zip(frames, truth, strict=True)]
-                    + [overlay(*frame) for frame in zip(frames[1:], guess, strict=True)],
+                    [draw_sample(*frame) for frame in zip(frames, truth, strict=True)]
+                    + [draw_sample(*frame) for frame in zip(frames[1:], guess, strict=True)],
                     axis=1,
                 )
             )
@@ -150,5 +150,5 @@ def _writing(writer: 'SummaryWriter') -> Iterator[None]:
     except OSError as error:
         raise OSError(
             f'{writer.log_dir}: events for TensorBoard cannot be written ({error.strerror}). Make '
-            'room, and continue with --resume.'
+            'room, and resume the run.'
         ) from error

@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 KEPT = 3  # checkpoints
 OUT_OF_MEMORY = (
-    'out of GPU memory; --accumulation N computes the batch in N parts, with the same result; a smaller '
-    '-b/--batch_size or --crop_size takes less, too. --resume continues from the last checkpoint'
+    'out of GPU memory; accumulation computes the batch in parts, with the same result; a smaller batch or crop size '
+    'takes less, too. A run that is resumed continues from the last checkpoint'
 )
 
 
@@ -80,9 +80,7 @@ class Run:
             if newest := self.newest():
                 return newest
         elif self.checkpoints():
-            raise CheckpointError(
-                f'{self.folder}: holds a run already; --resume continues it, another --id begins anew'
-            )
+            raise CheckpointError(f'{self.folder}: holds a run already; resume it, or begin anew under another id')
         return (read_checkpoint(file), Path(file)) if file else None
 
     def checkpoints(self) -> list[Path]:
@@ -124,7 +122,7 @@ class Run:
     def save_broken(self, content: dict) -> str:
         """A state that is not to be resumed, to look into; returns where it is."""
         if self.folder is None:
-            return 'nowhere, for want of an --id'
+            return 'nowhere, since the run is kept nowhere'
         path = self.folder / f'nonfinite_{content["iteration"]:08d}.pth'
         with atomic_path(path) as temporary:
             torch.save(content, temporary)
@@ -178,14 +176,14 @@ def loading_errors() -> Iterator[None]:
         if text.startswith('DataLoader worker'):
             raise ChildProcessError(
                 f'{text} A process that loads data has died, for want of memory perhaps: fewer '
-                '--num_workers take less. Continue with --resume.'
+                'of them take less. Resume the run with fewer.'
             ) from error
         raise
 
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """A GPU without enough memory in one line, with the flags that take less."""
+    """A GPU without enough memory in one line, with what takes less."""
     try:
         yield
     except torch.OutOfMemoryError as error:

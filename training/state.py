@@ -66,7 +66,7 @@ class TrainingState:
         if not isinstance(iteration, int) or iteration < 0 or 'optimizer' not in content:
             raise CheckpointError(
                 f'{path}: expected a training checkpoint with an iteration and an optimizer, found '
-                f'{", ".join(map(str, list(content)[:5]))}; use --load_network for weights alone'
+                f'{", ".join(map(str, list(content)[:5]))}; weights alone begin a stage, and continue none'
             )
         self.iteration = iteration
         try:
@@ -83,7 +83,7 @@ class TrainingState:
         elif self.average:
             log.info('%s: holds no average of the weights; it begins with those of iteration %d', path, iteration)
         elif 'average' in content:
-            log.info('%s: its average of the weights is not continued; --average does', path)
+            log.info('%s: its average of the weights is not continued', path)
 
     def _restore_scaler(self, found: dict | None, path: str | Path) -> None:
         if found is None or found == {}:
@@ -155,13 +155,13 @@ def initial_network(
         raise CheckpointError(
             f'{path}: holds a multi-object network; stage 0 trains a single-object one, which starts the other stages'
             if single_object
-            else f'{path}: holds a single-object network of stage 0; --load_network starts another stage from it'
+            else f'{path}: holds a single-object network of stage 0, which other stages start from, not continue'
         )
     expected = dataclasses.replace(VARIANTS[arch], **changes) if arch else network.config
     if network.config != expected:
         raise CheckpointError(
-            f'{path}: holds {network.config}, expected the variant {arch!r}, {expected}; leave '
-            '--arch away to train what the file holds'
+            f'{path}: holds {network.config}, expected the variant {arch!r}, {expected}. Without '
+            'a variant, what the file holds is trained'
         )
     if similarity and network.similarity != similarity:
         raise CheckpointError(f'{path}: holds a network of similarity {network.similarity!r}, expected {similarity!r}')

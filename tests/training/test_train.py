@@ -253,7 +253,7 @@ def test_a_finished_run_is_left_as_it_is(run, tmp_path):
     flags = ('--stage', 3, '--id', 'a', '-i', 2)
     run(*flags)
     before = checkpoint('a', 2)['network']
-    with pytest.raises(CheckpointError, match='holds a run already; --resume'):
+    with pytest.raises(CheckpointError, match='holds a run already; resume it'):
         run(*flags)
     assert run(*flags, '--resume') == 0
     assert_same_weights(checkpoint('a', 2)['network'], before, tolerance=0)
@@ -312,7 +312,7 @@ def test_videos_of_any_name(run, tmp_path, own_root, others, caplog):
     shares = [message for message in caplog.messages if message.startswith('real clips')]
     share = '100%' if others else '22.2%'  # 5 of bear and 2 of YouTubeVOS beside 2 of the one that is left
     assert len(shares) == 1
-    assert f'--video_root ({share})' in shares[0]
+    assert f'videos of your own ({share})' in shares[0]
 
     expected = checkpoint('a', 3)['network']
     (tmp_path / 'saves' / 'a' / 'checkpoint_00000003.pth').unlink()
@@ -348,11 +348,11 @@ def test_stage_0_weights_start_the_other_stages(run):
 
     with pytest.raises(CheckpointError, match='multi-object network; stage 0 trains a single-object one'):
         run('--stage', 0, '--id', 'back', '-i', 1, '--load_network', 'saves/s03/s03.pth')
-    with pytest.raises(CheckpointError, match='--load_network starts another stage'):
+    with pytest.raises(CheckpointError, match='which other stages start from'):
         run('--stage', 3, '--id', 'on', '-i', 2, '--load_model', 'saves/s0/checkpoint_00000001.pth')
     with pytest.raises(CheckpointError, match="expected the variant 'stcn'"):
         run('--stage', 3, '--id', 'other', '--arch', 'stcn', '--load_network', 'saves/s03/s03.pth')
-    with pytest.raises(CheckpointError, match='use --load_network for weights alone'):
+    with pytest.raises(CheckpointError, match='weights alone begin a stage'):
         run('--stage', 3, '--id', 'on', '--load_model', 'saves/s03/s03.pth')
 
 
@@ -411,7 +411,7 @@ def test_load_model_takes_the_published_training_checkpoint(run, caplog):
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_state_saved(run, tmp_path):
-    with pytest.raises(FloatingPointError, match=r'not finite.*nonfinite_0000000\d\.pth.*--resume'):
+    with pytest.raises(FloatingPointError, match=r'not finite.*nonfinite_0000000\d\.pth.*resume'):
         run('--stage', 3, '--id', 'a', '-i', 50, '--lr', '1e30', '--log_every', 4, '--save_every', 1)
     names = files(tmp_path / 'saves' / 'a')
     assert sum(name.startswith('nonfinite') for name in names) == 1
