@@ -114,7 +114,7 @@ def add_inference_flags(parser: argparse.ArgumentParser, *, model: Sequence[str]
         action='store_true',
         help='compile encoders and decoder with torch.compile, which takes minutes at first',
     )
-    add('--device', help='e.g. cuda:1 or cpu (default: the GPU, if there is one)')
+    add('--device', help='e.g. cuda:1, mps or cpu (default: the GPU if there is one, on a Mac mps)')
     add(
         '--num_threads',
         type=positive,
