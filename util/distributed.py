@@ -1,4 +1,4 @@
-"""Processes started by torchrun. Without it, everything here is that of a single process."""
+"""The processes that torchrun starts, and their devices. Without torchrun there is one process."""
 
 import logging
 import os
@@ -62,7 +62,7 @@ def _default_device() -> str:
 
 
 def use_device(device: torch.device) -> None:
-    """Make a GPU this thread's own; else what it pins or allocates by the way would also take up the first GPU."""
+    """Make a GPU the current one of this thread; else some allocations would go to the first GPU."""
     if device.type == 'cuda' and device.index is not None:
         torch.cuda.set_device(device)
 
@@ -71,7 +71,7 @@ _patient_group: dist.ProcessGroup | None = None
 
 
 def _fresh(store: dist.Store) -> dist.Store:
-    """A part of the store that nobody has written to.
+    """A part of torchrun's store that nobody has written to.
 
     torchrun keeps its store when it restarts the processes. In it new processes would find the addresses of those that
     have died, and wait for them (pytorch/pytorch#135712). So each process gives itself a new name, and rank 0 tells
@@ -102,8 +102,8 @@ def process_group(backend: str) -> Iterator[None]:
         return
     store, _, _ = next(dist.rendezvous('env://'))
     dist.init_process_group(backend, store=_fresh(store), rank=rank(), world_size=world_size())
-    # Shares of the work differ in length, so processes wait for each other as long as it takes; torchrun
-    # ends those that wait for one that has died.
+    # The processes need different times for their shares of the work, so they wait for each other without a limit.
+    # If one of them dies, torchrun ends those that wait for it.
     group = dist.new_group(backend='gloo', timeout=timedelta(days=30))
     assert isinstance(group, dist.ProcessGroup)  # only a process outside of the group gets a number instead
     _patient_group = group
@@ -148,7 +148,7 @@ def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def launch_id() -> str | None:
-    """What torchrun calls this job: the same after an elastic restart. ``None`` where it has no name of its own."""
+    """The name that torchrun was given for this job, the same after a restart; ``None`` if it was given none."""
     name = os.environ.get('TORCHELASTIC_RUN_ID')
     return None if name == 'none' else name
 
