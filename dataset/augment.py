@@ -27,10 +27,10 @@ FRAMES = 3
 """Frames of a training clip, in the paper."""
 
 MAX_STEP = 1.5
-"""Source pixels between neighbouring frame pixels beyond which linear interpolation would alias visibly."""
+"""If neighbouring frame pixels are more source pixels apart than this, linear interpolation would alias visibly."""
 
 REDUCTIONS = (8, 4, 2)
-"""At which a JPEG can be decoded."""
+"""A JPEG can be decoded at one of these fractions of its size (1/8, 1/4, 1/2), in less time."""
 
 LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -39,7 +39,7 @@ ColourOps = tuple[tuple[str, float], ...]
 
 
 def init_worker(worker_id: int) -> None:
-    """``worker_init_fn`` of a DataLoader: one thread a worker; OpenCV's own would compete with the other workers."""
+    """``worker_init_fn`` of a DataLoader: OpenCV gets no threads of its own, which would slow down other workers."""
     cv2.setNumThreads(0)
 
 
@@ -53,7 +53,7 @@ class Warp:
     spline: np.ndarray | None = None
     """float32 [size, size, 2]: where each frame pixel looks before the spline, (x, y); None for no spline."""
     reduction: int = 1
-    """Images come at 1/reduction of the size that ``matrix`` speaks of; masks do not."""
+    """Images are given at 1/reduction of the size that ``matrix`` is for; masks are given at their full size."""
 
     def image(self, image: np.ndarray) -> np.ndarray:
         """uint8 [H / reduction, W / reduction, 3] -> uint8 [S, S, 3], linear; ImageNet's mean colour outside."""
@@ -70,8 +70,8 @@ class Warp:
     def labels(self, labels: np.ndarray) -> np.ndarray:
         """uint8 [H, W] -> uint8 [S, S], nearest; 0 outside.
 
-        Nearest errs by at most half a source pixel, leaves no holes where three objects meet, and costs the same
-        for any number of labels.
+        The nearest neighbour is at most half a source pixel off. It leaves no holes where three objects meet, and its
+        cost does not depend on the number of labels.
         """
         return self._resample(labels, cv2.INTER_NEAREST, 0)
 
@@ -174,8 +174,8 @@ def random_resized_crop(
 ) -> tuple[int, int, int, int]:
     """torchvision's RandomResizedCrop: (top, left, height, width) of a box inside of the image.
 
-    The area is a fraction ``scale`` of the image's, the log of the ratio width / height is uniform. If ten draws do
-    not fit, the largest central box with an allowed ratio.
+    The area is a fraction ``scale`` of the image's, and the logarithm of the ratio width / height is uniform. If ten
+    drawn boxes do not fit into the image, it is the largest central box with an allowed ratio.
     """
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
@@ -192,7 +192,7 @@ def random_resized_crop(
 
 
 def thin_plate_spline(points: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bookstein's thin-plate spline through ``values`` [N, D] at ``points`` [N, 2], which bends least of all.
+    """Bookstein's thin-plate spline: the smoothest function with ``values`` [N, D] at ``points`` [N, 2].
 
     Returns the weights w [N, D] and the affine part a [3, D] of f(x) = (1, x) a + sum_i w_i U(|x - p_i|), where
     U(r) = r^2 log r^2 (Principal Warps, 1989).
@@ -211,7 +211,8 @@ def spline_map(points: np.ndarray, displacements: np.ndarray, size: int, *, cell
     """Where the pixels of a frame look under a thin-plate spline: float32 [size, size, 2], (x, y) in pixels.
 
     ``points`` (x, y) and ``displacements`` are float [N, 2] in units of ``size``. A pixel at a point looks at
-    point + displacement. The spline is evaluated once a cell and interpolated linearly, typically 0.005 pixels off.
+    point + displacement. The spline is evaluated at one point of each cell and interpolated linearly in between, which
+    is typically 0.005 pixels off.
     """
     weights, affine = thin_plate_spline(points, points + displacements)
     cells = -(-size // cell) + 2  # one more on either side, so that all pixels lie between centres
@@ -358,7 +359,7 @@ def draw_video(
 
 
 def reduced(warps: list[Warp]) -> tuple[Warp, ...]:
-    """The warps for images of the smallest size (``read_image``) that none of them has to enlarge."""
+    """The same warps, with the largest ``reduction`` (see ``read_image``) at which no warp enlarges the image."""
     step = min(warp.steps().min() for warp in warps)
     reduction = next((factor for factor in REDUCTIONS if factor <= step), 1)
     return tuple(replace(warp, reduction=reduction) for warp in warps)

@@ -48,8 +48,8 @@ def davis_videos(root: str | Path, *, year: int, split: str) -> tuple[Path, list
         split: ``'val'``, ``'testdev'`` or ``'train'``.
 
     Returns:
-        The folder that holds ``JPEGImages/480p`` and ``Annotations/480p``, and the sorted names. Of the 20
-        videos of DAVIS 2016 those that are there, with a logged line on the others.
+        The folder that holds ``JPEGImages/480p`` and ``Annotations/480p``, and the sorted names. Of DAVIS 2016 these
+        are the videos that are there; if some of the 20 are not, a line is logged.
 
     Raises:
         DataError: for a root without these folders, and for a missing or empty list.
@@ -98,9 +98,8 @@ def davis_videos(root: str | Path, *, year: int, split: str) -> tuple[Path, list
 def davis(root: str | Path, *, year: int = 2017, split: str = 'val') -> list[Video]:
     """The videos of a split to segment, from the annotation of the first frame.
 
-    Every frame of ``val`` has its ground truth on disk; only the first frame's is handed on.
-    Arguments and errors as of :func:`davis_videos`, which finds no frame missing: here an annotation without its
-    frame is an error, too.
+    Every frame of ``val`` has an annotation on disk, but only that of the first frame is used. Arguments and errors
+    are those of :func:`davis_videos`. An annotation whose frame is missing is an error, too.
     """
     base, names = davis_videos(root, year=year, split=split)
     videos = []
@@ -121,9 +120,9 @@ def davis(root: str | Path, *, year: int = 2017, split: str = 'val') -> list[Vid
 
 
 def davis_truth(root: str | Path, *, year: int = 2017, split: str = 'val') -> list[GroundTruth]:
-    """What the videos of a split are scored by: all frames but the first and the last.
+    """The ground truth that scores the videos of a split: all frames but the first and the last.
 
-    Arguments and errors as of :func:`davis_videos`.
+    Arguments and errors are those of :func:`davis_videos`.
     """
     base, names = davis_videos(root, year=year, split=split)
     masks = {name: tuple(list_frames(base / ANNOTATIONS / name)) for name in names}

@@ -25,7 +25,7 @@ class HeldAside(Video):
     size: tuple[int, int]
     """(H, W) of its frames."""
     void: bool
-    """Whether label 255 is no object, but marks pixels that do not count: where there are other labels."""
+    """Whether label 255 marks pixels that do not count: if the video has other labels. Else it is an object."""
 
     def read_truth(self, frame: Frame) -> np.ndarray:
         """uint8 [H, W], the labels of an annotated frame. Raises ``DataError``."""
@@ -38,7 +38,7 @@ def find_held_aside(
 ) -> list[HeldAside]:
     """The videos of these names among those that training finds below the roots of its data sets.
 
-    Every file is read once, so that what cannot be used is known before a training begins.
+    Every file is read once, so that a file that cannot be used is found before the training begins.
 
     Raises:
         DataError: there is no such video, it cannot be read, its frames differ in size, or no frame would be scored.

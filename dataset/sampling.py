@@ -1,7 +1,8 @@
-"""Which sample, which frames, which objects: small pure functions, and the address of a sample's randomness.
+"""Draws samples, frames and objects for training.
 
-Everything random about a sample is a function of (seed, epoch, index). Workers keep no state, so resuming,
-distributing, accumulating gradients and changing the curriculum leave the other samples as they were.
+Everything random about a sample is a function of its address, (seed, epoch, index), and workers keep no state. So a
+sample is the same whether a run is resumed or not, on any number of processes, and with any number of accumulation
+steps.
 """
 
 import logging
@@ -26,7 +27,7 @@ class Address(NamedTuple):
     epoch: int
     index: int  # type: ignore[assignment]  # it hides the method of a tuple, which nobody needs here
     max_skip: int = 5
-    """Frames, at the frame rate of the video. It selects frames but is no part of the randomness."""
+    """In frames of the video. Frames are drawn with it, but the random generator does not depend on it."""
 
     def generator(self) -> np.random.Generator:
         """A fresh generator that depends on (seed, epoch, index) only."""
@@ -48,7 +49,7 @@ def max_skip_at(iteration: int, *, iterations: int, schedule: Sequence[tuple[int
 
 
 def check_batch(batch_size: int, *, accumulation: int, world_size: int) -> None:
-    """Raises ValueError where a global batch does not divide among processes and accumulation steps."""
+    """Raises ``ValueError`` if a global batch does not divide among processes and accumulation steps."""
     if batch_size < 1 or batch_size % (world_size * accumulation):
         raise ValueError(
             f'expected a global batch that divides among {world_size} processes x {accumulation} accumulation '
@@ -61,7 +62,7 @@ class AddressSampler(Sampler[list[Address]]):
 
     The samples form one endless stream, epoch after epoch; iteration i takes the positions from i * batch_size on,
     whatever the number of processes and accumulation steps. An iteration is ``accumulation`` consecutive lists of
-    equal length. One pass over the sampler is the whole rest of the training, so that workers never restart.
+    equal length. One pass over the sampler is all that is left of the training, so that workers never restart.
 
     Args:
         size: samples in the dataset.
@@ -119,8 +120,8 @@ class AddressSampler(Sampler[list[Address]]):
 class AddressedDataset(Dataset):
     """A dataset whose samples are functions of an ``Address``. Subclasses define ``__len__`` and ``sample``.
 
-    A sample that cannot be read is logged, once per process and message, and another one takes its place: drawn
-    from the same generator, so that every run over the same files replaces it alike.
+    A sample that cannot be read is logged, once per process and message, and another one takes its place. That one is
+    drawn from the same generator, so every run over the same files takes the same one.
     """
 
     def __init__(self) -> None:
@@ -151,9 +152,9 @@ class AddressedDataset(Dataset):
 def sample_frames(n: int, max_skip: int, rng: np.random.Generator, *, count: int = 3) -> tuple[int, ...]:
     """Draw ``count`` frames of a video of n >= ``count`` frames, in order (supplementary F.3.2, F.4).
 
-    Gaps are uniform in 1 .. min(n, max_skip) + 1. A frame that would lie near the end of the video or beyond is pulled
-    back, to a certain distance from the end rather than onto the last frames. With three frames this is the paper's
-    rule; with more, the distances from the end are divided evenly.
+    The gaps between frames are uniform in 1 .. min(n, max_skip) + 1. A frame that would be near the end of the video
+    or beyond it is moved back to a fixed distance from the end, so that not all such frames become the last ones. With
+    three frames this is the paper's rule; with more, the distances from the end are divided evenly.
 
     Raises:
         ValueError: n < count or max_skip < 1.
@@ -179,8 +180,9 @@ def choose_objects(
 
     Args:
         labels: uint8 [T, H, W], 0 is background.
-        discard_tiny: BL30K's rule (F.3.3): an object has more than 100 pixels in the first frame, and one of up to
-            900 must be small by nature: under 400 in every other frame, not a large one that is nearly hidden.
+        discard_tiny: BL30K's rule (F.3.3): an object must have more than 100 pixels in the first frame. If it has at
+            most 900 there, it must have less than 400 in every other frame: then it is a small object, and not a large
+            one that is nearly hidden in the first frame.
     """
 
     def count(frame: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What every benchmark's reader yields: videos to segment and ground truth to score by, read one frame at a time."""
+"""Videos to segment, and the ground truth that scores them: what the reader of every dataset returns."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,12 +12,12 @@ from dataset.io import fit_mask, read_image, read_mask
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame of a video to segment; nothing is read before :class:`Video` is asked."""
+    """One frame of a video to segment. It holds paths; :class:`Video` reads the files."""
 
     name: str  # of its output file, without the suffix
     image: Path
     mask: Path | None = None  # its annotation, if it has one that may be used
-    objects: tuple[int, ...] | None = None  # the labels that the annotation speaks of; None: all in it
+    objects: tuple[int, ...] | None = None  # the labels that are taken from the annotation; None: all in it
     wanted: bool = True  # whether its segmentation is asked for
 
 
@@ -31,7 +31,7 @@ class Video:
     binary: bool = False  # every non-zero label is the one object
 
     def output_name(self, frame: Frame) -> str:
-        """That of the frame's output files, below their folder and without a suffix."""
+        """The name of the frame's output files: a path below the output folder, without a suffix."""
         return f'{self.folder}/{frame.name}'
 
     @property
@@ -66,6 +66,6 @@ class GroundTruth:
         return read_mask(path)
 
     def from_first_object(self) -> Self:
-        """Leave out the frames before the first object: a result need not have masks of them."""
+        """The same without the frames before the first object, of which a result need not have masks."""
         start = next((i for i, path in enumerate(self.masks) if self.read(path).any()), len(self.masks))
         return replace(self, masks=self.masks[start:])

@@ -1,4 +1,4 @@
-"""Clips composed of image and mask pairs, in the spirit of BL30K: for everyone who does not have its terabyte.
+"""Training clips that are composed of image and mask pairs, instead of BL30K and its terabyte.
 
 Objects are cut out of their images and move over another frame, each along its own smooth path; they bend, touch and
 occlude one another. The frame is a still with a moving camera (``SyntheticDataset``) or a real video (``VideoDataset``
@@ -30,15 +30,15 @@ from dataset.static import Pair, draw_pair, read_pair
 
 MAX_OBJECTS = 2
 MIN_SIDE = 8
-"""Pixels of a cut-out in its own image; less is noise once it is enlarged."""
+"""The least width and height of a cut-out in its own image, in pixels; a smaller one, enlarged, would be noise."""
 
 
 @dataclass(frozen=True)
 class Difficulty:
     """How cut-outs move, and how much they look alike.
 
-    Motion is drawn from normal distributions with these deviations; they are for one half of a clip, which is the time
-    from its first frame to its middle. The last three values are probabilities, for each cut-out.
+    ``speed``, ``turn`` and ``growth`` are standard deviations of normal distributions, from which the change during
+    half of a clip is drawn. The last three values are probabilities, for each cut-out.
     """
 
     speed: float = 0.15
@@ -48,11 +48,11 @@ class Difficulty:
     growth: float = 0.12
     """Of the logarithm of the scale."""
     look_alike: float = 0.0
-    """It shows an object that is in the clip already once more, or another one of that object's folder."""
+    """That it shows an object that the clip has already, or another one from the same folder."""
     crossing: float = 0.0
-    """It covers another object in the middle of the clip and is beside it at both ends."""
+    """That it covers another object in the middle of the clip and is beside it at both ends."""
     blur: float = 0.0
-    """It is blurred along its path, as if the shutter had been open for a part of the time between two frames."""
+    """That it is blurred along its path, as if the shutter were open for a part of the time between two frames."""
 
 
 DIFFICULTIES = {
@@ -79,13 +79,13 @@ class Layer(Thing):
     """T times uint8 [S, S, 3]."""
 
     def paste(self, frames: list[np.ndarray]) -> None:
-        """Blend into the frames, uint8 [S, S, 3], in place of the list's entries."""
+        """Blend it into the frames, uint8 [S, S, 3]; the entries of the list are replaced."""
         for t, image in enumerate(self.images):
             inside = cv2.merge([self.coverage[t]] * 3).astype(np.float32) / 255
             frames[t] = (frames[t] + inside * (image.astype(np.float32) - frames[t])).round().astype(np.uint8)
 
     def paste_label(self, labels: np.ndarray) -> None:
-        """Give the cut-out the lowest label that uint8 [T, S, S] does not have; in place."""
+        """Write the cut-out into ``labels``, uint8 [T, S, S], with the lowest label that is not in use; in place."""
         free = np.flatnonzero(np.bincount(labels.ravel(), minlength=256) == 0)
         if free.size:
             labels[self.coverage > 127] = free[free > 0][0]
@@ -111,8 +111,8 @@ class CutOuts:
     ) -> list[Layer]:
         """Up to ``limit`` objects, in the order in which they are pasted: the last one lies in front.
 
-        ``scene`` are the objects that the clip of ``frames`` frames shows already. A mask that shows nothing, or next
-        to nothing, gives none.
+        ``scene`` are the objects that the clip of ``frames`` frames shows already. A pair whose mask is narrower or
+        lower than ``MIN_SIDE`` gives no object.
 
         Raises:
             DataError: a file cannot be used.
@@ -144,7 +144,7 @@ class CutOuts:
         return Layer(pair, np.stack(coverages), list(images))
 
     def _pair(self, rng: np.random.Generator, there: list[Pair]) -> Pair:
-        """Of a new cut-out, in a clip that shows objects of the pairs ``there``."""
+        """The pair of a new cut-out, in a clip that shows objects of the pairs ``there``."""
         if there and self.difficulty.look_alike and rng.random() < self.difficulty.look_alike:
             like = there[rng.integers(len(there))]
             folder = self._folders.get(os.path.dirname(like.image), [like])
@@ -189,9 +189,10 @@ def _blurred(
     open_for: float,
     steps: int = 5,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A cut-out as a shutter sees it that is open for a while around ``time``: uint8 [S, S, 3] and [S, S].
+    """A cut-out and its coverage with motion blur: uint8 [S, S, 3] and [S, S].
 
-    Colours are averaged where the cut-out is, coverage everywhere, so that its border fades.
+    The shutter is open for ``open_for`` around ``time``. The colour of a pixel is the mean over the moments at which
+    the cut-out covers it, and the coverage the mean over all moments, so that the border fades.
     """
     colour: np.ndarray = np.zeros((), np.float32)
     covered = colour
@@ -226,7 +227,7 @@ class SyntheticDataset(AddressedDataset):
         return len(self.pairs)
 
     def sample(self, index: int, rng: np.random.Generator, *, max_skip: int = 0) -> dict[str, Any]:
-        """``max_skip`` has no meaning here."""
+        """A clip around the pair of this index; ``max_skip`` is not used."""
         pair = self.pairs[index]
         augmentation, image, coverage = draw_pair(pair, rng, size=self.size, frames=self.frames)
         views = zip(augmentation.warps, augmentation.frame_colours, strict=True)
@@ -241,7 +242,7 @@ class SyntheticDataset(AddressedDataset):
 
 
 class Mixture(AddressedDataset):
-    """Samples of ``main``, of which ``fraction`` is replaced by random ones of ``other``."""
+    """The samples of ``main``; each is replaced by a random one of ``other`` with probability ``fraction``."""
 
     def __init__(self, main: AddressedDataset, other: AddressedDataset, *, fraction: float = 0.5) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""Masks that a user brings, as other tools write them: what in them is which object, judged for a video as a whole.
+"""Masks that a user brings, written by any tool: decides for a whole video what in them is which object.
 
-A benchmark's masks are label maps, which :func:`dataset.io.read_mask` takes as they are. A user's may have a palette
-in any order, colours of a tool's own, or be one file an object, and one file alone often does not tell which. So
-:class:`UserMasks` looks once at all files of a video, refuses what has no safe meaning before any work is done, and
-then reads each file when its frame comes.
+The masks of benchmarks are label maps, which :func:`dataset.io.read_mask` takes as they are. The masks of a user may
+have a palette in any order, or the colours of some tool, or there may be one file for each object. One file alone
+often does not tell which of these it is. So :class:`UserMasks` looks at all files of a video first and refuses those
+whose meaning is not certain, before any work is done. Later it reads each file when its frame comes.
 """
 
 import logging
@@ -36,21 +36,22 @@ MASK_FORMATS = (*FORMATS, 'GIF')
 
 # Colours are numbers, 0xRRGGBB.
 BLACK, WHITE = 0x000000, 0xFFFFFF
-CLEAR = -1  # in place of a colour or gray value: fully transparent
-GRAY = 0x010101  # times a gray value: its colour
+CLEAR = -1  # stands for fully transparent, among colours or gray values
+GRAY = 0x010101  # multiplied by a gray value, it gives the colour
 DAVIS_LABELS = {(int(r) << 16) + (int(g) << 8) + int(b): label for label, (r, g, b) in enumerate(PALETTE)}
 
 
 class UserMasks(Generic[Key]):
-    """All masks of a video that a user brings. Nothing is held of a file but the colours that are in it.
+    """All masks of a video that a user brings. Of each file only the colours that are in it are kept in memory.
 
     Args:
-        given: of every frame that has masks, in frame order.
-        size_hw: (H, W) of the frames, if known: masks that cannot fit are refused at once.
-        pixel_aspect: width of a frame's pixel to its height; masks may have the size at which a player shows frames.
-        name: of the video, for messages; by default the first file's.
-        ground_truth: they are to be compared with, not to begin from: 255 beside other labels, void, keeps its label,
-            and there may be no object.
+        given: the masks of each frame that has some, in frame order.
+        size_hw: (H, W) of the frames, if it is known; masks that do not fit are then refused at once.
+        pixel_aspect: width of a frame's pixel divided by its height. Masks may have the size at which a player shows
+            the frames.
+        name: of the video, for messages; by default that of the first file.
+        ground_truth: whether the masks are for scoring. Then label 255 beside other labels, which is void, is kept,
+            and the masks need not show an object.
 
     Attributes:
         given: by frame.
@@ -118,7 +119,7 @@ class UserMasks(Generic[Key]):
         return labels
 
     def _find_objects(self, seen: dict[Path, '_Picture'], name: str, *, may_be_empty: bool) -> None:
-        """Complain of masks of no object, and of an object's that shows several."""
+        """Find the objects of each frame; report masks that show none, and masks of one object that show several."""
         empty = []
         for each in self.given.values():
             objects: list[int] = []
@@ -150,7 +151,7 @@ class UserMasks(Generic[Key]):
 
 
 class _Kind(Enum):
-    """What a file has for every pixel, and what of it counts."""
+    """What a file stores for each pixel; also which of these is taken as the meaning of its pixels."""
 
     INDEX = 'index of a palette'
     VALUE = 'gray value'
@@ -159,13 +160,13 @@ class _Kind(Enum):
 
 @dataclass(frozen=True, eq=False)
 class _Picture:
-    """A decoded file, or after a look at it what is kept of it."""
+    """A decoded file; or what is kept of it, which is each code once."""
 
     path: Path
     kind: _Kind
     codes: np.ndarray
-    """int32 [H, W], or [N] with those in use by first appearance: of its kind, or CLEAR."""
-    palette: np.ndarray  # int32 [256]: of a palette its colours, or CLEAR; empty for the other kinds
+    """Values of its kind, or CLEAR: int32 [H, W] of all pixels, or [N] of the values in use, by first appearance."""
+    palette: np.ndarray  # int32 [256]: the colours of a palette, or CLEAR; empty for the other kinds
     lossy: bool
 
     def colours(self) -> np.ndarray:
@@ -175,7 +176,7 @@ class _Picture:
         return np.where(self.codes == CLEAR, CLEAR, self.codes * GRAY) if self.kind is _Kind.VALUE else self.codes
 
     def codes_as(self, kind: _Kind) -> np.ndarray:
-        """The codes as they are or, of another kind, what a viewer shows. The gray value of a colour is its blue."""
+        """The codes converted to a kind, by the colour that a viewer shows. The gray value of a colour is its blue."""
         if kind is self.kind:
             return self.codes
         colours = self.colours()
@@ -188,10 +189,10 @@ class _Picture:
 
 @dataclass(frozen=True)
 class _Reading:
-    """How all files of a video, or of one object of it, are to be read."""
+    """How all files of a video, or all files of one object, are read."""
 
-    read_as: dict[_Kind, _Kind]  # what counts in files of each kind
-    labels_of: dict[_Kind, dict[int, int]]  # what counts -> label
+    read_as: dict[_Kind, _Kind]  # kind of a file -> the kind that its codes are converted to
+    labels_of: dict[_Kind, dict[int, int]]  # for each kind that codes are converted to: code -> label
 
     def labels(self, picture: _Picture) -> np.ndarray:
         """uint8 labels of the shape of the picture's codes."""
@@ -200,11 +201,11 @@ class _Reading:
 
 
 def _judge(files: list[_Picture], name: str, *, one_object: bool, keep_void: bool) -> _Reading:
-    """What in the files of a video, in frame order, is which label.
+    """Decide how the files of a video, given in frame order, are read.
 
     Args:
-        one_object: only the background matters: whatever differs from it is the object.
-        keep_void: 255 beside other labels stays what it is.
+        one_object: whether the files show a single object: all that is not background.
+        keep_void: whether label 255 beside other labels is kept; else it becomes background.
     """
     why_no_labels = _why_no_labels([each for each in files if each.kind is _Kind.INDEX])
     others = [each for each in files if each.kind is not _Kind.INDEX or why_no_labels]
@@ -254,7 +255,7 @@ def _judge(files: list[_Picture], name: str, *, one_object: bool, keep_void: boo
 
 
 def _why_no_labels(palettes: list[_Picture]) -> str:
-    """Why the indices of these palettes cannot be labels; nothing if they can."""
+    """The reason why the indices of these palettes cannot be labels; empty if they can."""
     shown: dict[int, tuple[int, Path]] = {}
     for each in palettes:
         if each.palette[0] not in (BLACK, CLEAR):
@@ -272,15 +273,16 @@ def _why_no_labels(palettes: list[_Picture]) -> str:
 
 
 def _black_is_an_object(files: list[_Picture]) -> bool:
-    """Whether black is nowhere a background: it is always the one opaque colour on transparent."""
+    """Whether black is an object: every file that has black shows nothing but black on transparent."""
     with_black = [shown for shown in map(_Picture.shown, files) if BLACK in shown]
     return bool(with_black) and all(set(shown) == {BLACK, CLEAR} for shown in with_black)
 
 
 def _check_background(picture: _Picture, why_no_labels: str, *, coloured: bool) -> None:
-    """Ask for the background of a picture that has neither black nor transparent pixels.
+    """Refuse a picture that has neither black nor transparent pixels, since nothing tells its background.
 
-    Values in RGB are labels, and may leave no background; but a white sheet is not an object.
+    An RGB picture with gray values is an exception: the values are labels, and objects may cover the whole frame. A
+    picture that is white all over is refused nevertheless.
     """
     shown = picture.shown()
     labels = picture.kind is _Kind.COLOUR and not coloured and shown != [WHITE]
@@ -320,13 +322,13 @@ def _label_colours(colours: list[int], name: str, numbered: set[int], known: dic
 
 
 def _davis_labels(colours: list[int]) -> dict[int, int] | None:
-    """If all are colours of DAVIS and VOC, their labels; not of black, which is none there."""
+    """The labels of colours in DAVIS and VOC, if all of them are colours of objects there; else ``None``."""
     labels = {colour: label for colour in colours if (label := DAVIS_LABELS.get(colour))}
     return labels if labels.keys() == set(colours) else None
 
 
 def _labels_of_colours(files: list[_Picture]) -> dict[int, int]:
-    """The labels of colours in palettes, of colours that stand for one label only."""
+    """The label of each colour in the palettes of the files; colours that stand for several labels are left out."""
     pairs = {
         (int(each.palette[index]), index)
         for each in files
@@ -339,7 +341,7 @@ def _labels_of_colours(files: list[_Picture]) -> dict[int, int]:
 
 
 def _check_picture(picture: _Picture) -> None:
-    """Refuse values that interpolation, anti-aliasing or compression made, and photographs."""
+    """Refuse photographs, and values that come from interpolation, anti-aliasing or compression."""
     seen = replace(picture, codes=_first_seen(picture.codes))
     if picture.lossy and (others := set(seen.shown()) - {BLACK, WHITE}):
         raise DataError(
@@ -395,7 +397,7 @@ def _decode(path: Path) -> _Picture:
 
 
 def _gray_values(image: Image.Image, path: Path) -> np.ndarray:
-    """int32 [H, W] in 0 .. 255. White in 16 bits is 255, if there is nothing but black beside."""
+    """int32 [H, W] in 0 .. 255. In a picture of 16 bits with nothing but black and white, white becomes 255."""
     values = np.asarray(image)
     if image.mode == '1':
         return values.astype(np.int32) * 255
@@ -411,7 +413,7 @@ def _gray_values(image: Image.Image, path: Path) -> np.ndarray:
 
 
 def _palette(image: Image.Image, used: np.ndarray, path: Path) -> np.ndarray:
-    """int32 [256] of colours, or CLEAR. What a file does not say is black, without any palette a ramp of gray."""
+    """int32 [256] of colours, or CLEAR. Entries that the file lacks are black; no palette stands for gray values."""
     if image.palette is None:
         return np.arange(256, dtype=np.int32) * GRAY
     colours = np.zeros((256, 3), np.int32)

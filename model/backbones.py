@@ -27,7 +27,7 @@ class Features(nn.Module, ABC):
 
     @abstractmethod
     def after_input(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """All that follows ``input_conv``, whose output ``x`` is."""
+        """Everything after ``input_conv``; ``x`` is the output of ``input_conv``."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.after_input(self.input_conv(x))
@@ -67,10 +67,10 @@ class ResNetFeatures(Features):
 
 
 class StridedDepthwise(nn.Conv2d):
-    """A depthwise convolution with a stride or a dilation, as fast to train in bfloat16 as others.
+    """A depthwise convolution with a stride or a dilation, which trains fast in mixed precision on a CPU.
 
-    For these oneDNN has no fast gradients in bfloat16, but in float32 it has, and a training step in mixed precision
-    on a CPU spends a quarter of its time in them. There they are computed in float32, and the result is rounded.
+    oneDNN computes the gradients of such convolutions slowly in bfloat16 but fast in float32; in bfloat16 they took a
+    quarter of a training step. So in mixed precision on a CPU it is computed in float32, and the result is rounded.
     """
 
     @classmethod
@@ -200,8 +200,8 @@ def encode_objects(
 ) -> Iterator[Tensor]:
     """Features of a frame's objects at stride 16, ``[B, k, C, h, w]`` for each k = ``object_chunk`` of them.
 
-    The first convolution is linear. ``of_frame [B, C, H/2, W/2]`` is what it makes of all that the objects share;
-    ``mask_weight [C, 1, 7, 7]`` (of a MobileNet 3, 3) are its weights of an object's own mask.
+    The first convolution is linear, so its output is a sum. ``of_frame [B, C, H/2, W/2]`` is the part that all objects
+    share; ``mask_weight [C, 1, 7, 7]`` (of a MobileNet 3, 3) are its weights for an object's own mask.
     ``masks [B, K, H, W]``; ``object_chunk`` bounds how many are encoded at a time, ``None``: all.
     """
     conv = backbone.input_conv

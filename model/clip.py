@@ -20,14 +20,15 @@ def segment_clip(
 ) -> Tensor:
     """Segment every frame of a clip but the first, each from all frames before it (Section 3.2 and 5).
 
-    Frame 1 is read from the memory {0}; frame 2 from {0, 1}, where frame 1 has the soft mask that was
-    predicted for it. Differentiable from end to end. The keys of all frames are encoded in one batch.
+    Frame 1 is segmented with frame 0 as the memory, frame 2 with frames 0 and 1, where frame 1 has the soft mask that
+    was predicted for it. All of it is differentiable. The keys of all frames are encoded in one batch.
 
     Args:
         rgb: [B, T, 3, H, W], normalised for ImageNet.
         masks: [B, K, H, W] in [0, 1], of the first frame.
         selector: [B, K], 1 where the sample has the object; the others get probability 0.
-        recompute: activations inside encoders and decoder are not kept for the backward pass, but computed again.
+        recompute: whether activations inside encoders and decoder are computed again in the backward pass, instead of
+            being kept in memory.
 
     Returns:
         Aggregated logits [B, T-1, 1+K, H, W] of frames 1 .. T-1, the background first; float32.

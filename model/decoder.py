@@ -1,4 +1,4 @@
-"""The mask decoder: memory readout and the frame's features in, one logit a pixel and object out."""
+"""The mask decoder: from the memory readout and the frame's features to one logit for each pixel and object."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""What an image has to be for the networks: ImageNet's normalisation, and sides that are multiples of the stride.
+"""What an image must be for the networks: normalised by ImageNet's statistics, with sides that the stride divides.
 
 Without torch, so that the data sets can use it, too.
 """
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-# Of RGB in [0, 1] over ImageNet.
+# Mean and standard deviation of ImageNet's images, RGB in [0, 1].
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 
@@ -20,15 +20,16 @@ Array = TypeVar('Array', 'Tensor', 'np.ndarray')
 
 
 def padding(height: int, width: int) -> tuple[int, int, int, int]:
-    """What pads an image to multiples of the stride (left, right, top, bottom): half on each side.
+    """The padding that makes both sides multiples of the stride: (left, right, top, bottom), half on each side.
 
-    Of an odd number the larger half is right and below. The order is that of ``torch.nn.functional.pad``.
+    If a number of pixels is odd, the larger half is on the right or below. The order is that of
+    ``torch.nn.functional.pad``.
     """
     extra_h, extra_w = -height % STRIDE, -width % STRIDE
     return extra_w // 2, extra_w - extra_w // 2, extra_h // 2, extra_h - extra_h // 2
 
 
 def unpadded(padded: Array, padding: tuple[int, int, int, int]) -> Array:
-    """``[..., H', W'] -> [..., H, W]``: a view without the padding that :func:`padding` says."""
+    """``[..., H', W'] -> [..., H, W]``: a view without the padding; ``padding`` is what :func:`padding` returned."""
     left, right, top, bottom = padding
     return padded[..., top : padded.shape[-2] - bottom, left : padded.shape[-1] - right]

@@ -11,7 +11,11 @@ from torch import Tensor
 def hardest_fraction(
     iteration: int, full_until: int = 20_000, final_at: int = 70_000, *, final: float = 0.15
 ) -> float:
-    """p of the paper, from 0 to 1: all pixels count at first, then fewer and fewer, the hardest ones."""
+    """The share of pixels that count at an iteration, p in the paper, from 0 to 1.
+
+    All pixels count up to iteration ``full_until``. Then p falls linearly to ``final`` at iteration ``final_at``: only
+    the hardest pixels, those with the largest loss, count.
+    """
     progress = (iteration - full_until) / max(1, final_at - full_until)
     return 1 - (1 - final) * min(max(progress, 0.0), 1.0)
 
@@ -23,7 +27,7 @@ def bootstrapped_cross_entropy(logits: Tensor, target: Tensor, selector: Tensor,
         logits: [B, K+1, H, W], aggregated: background and K objects.
         target: int64 [B, H, W], 0 .. K; never an object that the selector excludes.
         selector: [B, K], 1 where the sample has the object. The other logits count as if they were not there.
-        fraction: of the pixels of each sample, floor(fraction * H * W) of them, but at least one; see
+        fraction: the share of each sample's pixels that count, floor(fraction * H * W) pixels but at least one; see
             ``hardest_fraction``.
 
     Returns:
@@ -60,7 +64,7 @@ def intersection_and_union(probabilities: Tensor, target: Tensor) -> Tensor:
     Add these up over steps (and processes) and give the sum to ``iou`` when it is time to log.
 
     Args:
-        probabilities: [B, T, K+1, H, W] or the logits thereof: each pixel belongs to the largest.
+        probabilities: [B, T, K+1, H, W], or logits. Each pixel belongs to the object with the largest value.
         target: int64 [B, T, H, W].
     """
     objects = torch.arange(1, probabilities.shape[2], device=target.device)[:, None, None, None, None]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.similarity import SIMILARITIES
 
-MANY_FRAMES = 4  # of the memory, from which on the largest similarities are sought in two steps
+MANY_FRAMES = 4  # in a memory of this many frames or more, the largest similarities are found in two steps
 
 
 def similarity(
@@ -23,11 +23,12 @@ def similarity(
 ) -> Tensor:
     """Scaled similarity of every query position to every memory position, one fused product (Eq. 5).
 
-    Without the term of the query alone, which the softmax cancels: for ``'l2'`` it is
+    The term that depends on the query alone is left out, since the softmax cancels it. So for ``'l2'`` it is
     ``(2 k_M . k_Q - |k_M|^2) / sqrt(Ck)``.
 
     ``memory_key [G, N, Ck], query_key [1 or G, Q, Ck] -> [G, Q, N]``; ``metric`` is a name in ``SIMILARITIES``.
-    ``bias [G, N]`` is its term of the memory keys, where that is known already: a memory computes it once a frame.
+    ``bias [G, N]`` is the term that depends on the memory keys alone. The memory bank computes it once for each frame
+    and gives it here; without it, it is computed.
     """
     query_key = query_key.expand(len(memory_key), -1, -1)
     chosen = SIMILARITIES[metric]
@@ -43,11 +44,12 @@ def similarity(
 def best_query(memory_key: Tensor, query_key: Tensor, *, metric: str, out: Tensor | None = None) -> Tensor:
     """The query position that each memory position is most similar to, where its kernel is centred.
 
-    That is the similarity with the roles exchanged: of the L2 distance it is ``|k_M|^2`` that is the same for all
-    query positions, and ``|k_Q|^2`` that counts. By dot product it is the largest ``k_M . k_Q``, as in the paper of
-    the kernel (Seong et al., ECCV 2020).
+    Here query positions are compared, so the two keys exchange their roles: of the L2 distance, ``|k_M|^2`` is the
+    same for all query positions and ``|k_Q|^2`` counts. With the dot product it is the position with the largest
+    ``k_M . k_Q``, as in the paper of the kernel (Seong et al., ECCV 2020).
 
-    ``memory_key [G, N, Ck], query_key [1 or G, Q, Ck] -> [G, N]`` int64; ``out [G, N, Q]`` is scratch.
+    ``memory_key [G, N, Ck], query_key [1 or G, Q, Ck] -> [G, N]`` int64; ``out [G, N, Q]`` is a buffer that the
+    similarities are written to.
     """
     query_key = query_key.expand(len(memory_key), -1, -1)
     return similarity(query_key, memory_key, metric=metric, out=out).argmax(dim=-1)
@@ -56,8 +58,8 @@ def best_query(memory_key: Tensor, query_key: Tensor, *, metric: str, out: Tenso
 def add_kernel(similarity: Tensor, best: Tensor, positions: Tensor, *, width: int, sigma: float) -> Tensor:
     """The kernelised read: each memory position counts by a Gaussian around its best query position. In place.
 
-    Its logarithm is added to the similarities. So softmax and top-k of the sum are those of ``exp(S) g``, without the
-    overflow: ``S - |p - p_best|^2 / (2 sigma^2)``, with ``p`` in steps of the stride-16 grid.
+    The logarithm of the Gaussian g is added to the similarities S: ``S - |p - p_best|^2 / (2 sigma^2)``, with ``p`` in
+    steps of the stride-16 grid. So softmax and top-k are those of ``exp(S) g``, which itself could overflow.
 
     ``similarity [G, Q, N], best [G, N]`` from :func:`best_query`, ``positions [Q]``: which query positions these are,
     row by row in a grid of this ``width``.
@@ -79,10 +81,11 @@ def top_k_weights(similarity: Tensor, top_k: int, *, frames: int = 1) -> tuple[T
 
 
 def _top_k(similarity: Tensor, k: int, frames: int) -> tuple[Tensor, Tensor]:
-    """The k largest of N. Twice as fast as one selection from a long memory, and exact.
+    """The k largest of N, exactly. For a long memory this takes half the time of a single selection.
 
-    A place is what the T memory frames have at one of the h w positions. The k largest similarities lie within the k
-    places with the largest maxima: each of these maxima is at least as large as all of any other place.
+    A place is one of the h w positions; it has T similarities, one for each memory frame. The k places with the
+    largest maxima are chosen first, then the k largest of their k T similarities. No other place can have one of the k
+    largest, since all of its similarities are at most as large as each of the k maxima.
     """
     places = similarity.shape[-1] // frames
     if frames < MANY_FRAMES or k >= places:

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 class Dot:
     """The scaled dot product of STM: ``S(k_M, k_Q) = k_M . k_Q / sqrt(Ck)``.
 
-    Every similarity is of this form, ``scale(Ck) k_M . k_Q + bias(k_M)``, plus a term of ``k_Q`` alone that the
-    softmax over the memory cancels. With the roles of the two keys exchanged, it is ``bias(k_Q)`` that counts.
+    Every similarity here is computed as ``scale(Ck) k_M . k_Q + bias(k_M)``. A term that depends on ``k_Q`` alone is
+    left out, since it is the same for the whole memory and the softmax over the memory cancels it. Where query
+    positions are compared instead, ``bias(k_Q)`` counts and ``bias(k_M)`` is left out.
     """
 
     def scale(self, dim: int) -> float:
@@ -22,7 +23,7 @@ class Dot:
         return 1 / math.sqrt(dim)
 
     def bias(self, key: 'Tensor') -> 'Tensor | None':
-        """The term of one of the two keys, ``[..., N, Ck] -> [..., N]``; ``None`` where there is none."""
+        """The term that depends on one key alone, ``[..., N, Ck] -> [..., N]``; ``None`` if there is no such term."""
         return None
 
 
@@ -37,10 +38,10 @@ class L2(Dot):
 
 
 SIMILARITIES = {'l2': L2(), 'dot': Dot()}
-"""By the name that a configuration and a checkpoint have for it."""
+"""Each similarity by the name that configurations and checkpoints have for it."""
 
 
 def check_similarity(name: str) -> None:
-    """Raises ValueError where there is no such similarity."""
+    """Raises ``ValueError`` if there is no similarity of this name."""
     if name not in SIMILARITIES:
         raise ValueError(f'similarity: expected {" or ".join(map(repr, SIMILARITIES))}, found {name!r}')

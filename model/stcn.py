@@ -88,7 +88,8 @@ class STCN(Network):
         The key is the frame's query key, one for all objects: that is what makes it an STCN.
         ``object_chunk`` bounds how many objects are encoded at a time.
         """
-        # Mask m and the others' masks, sum - m, enter the first convolution: what it makes of the sum serves all.
+        # The first convolution takes an object's mask m and the others' masks, which are the sum of all minus m. It is
+        # linear, so its output for the sum is computed once and serves all objects.
         conv = self.value_encoder.input_conv
         shared, own_weight, shared_weight = image, conv.weight[:, 3:4], conv.weight[:, :3]
         if not self.config.single_object:

@@ -72,10 +72,10 @@ class STM(Network):
     Every object of a memory frame has its own key: the masks enter the memory encoder together with the image. See
     ``model.network`` for the notation. Module names are those of the published checkpoint.
 
-    The published network takes RGB in [0, 1] and normalises inside, by the buffers ``mean`` and ``std`` of each
-    encoder. This one takes ImageNet-normalised images as all networks here do, and undoes that where the buffers say
-    otherwise (never in a published file). It pads frames before they are normalised, with black, and crops and pads
-    again the masks that it predicts.
+    The published network takes RGB in [0, 1] and normalises it by the buffers ``mean`` and ``std`` of each encoder.
+    This one takes images that are normalised for ImageNet, as all networks here do. Where the buffers have other
+    values than ImageNet's, which no published file has, it converts the images. Frames are padded with black before
+    they are normalised. The masks that it predicts are cropped to the frame, and padded again when they become memory.
     """
 
     config: STMConfig
@@ -121,12 +121,12 @@ class STM(Network):
         *,
         object_chunk: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Memory keys and values of a frame whose objects are given; ``query`` is of no use to STM.
+        """Memory keys and values of a frame whose objects are given; STM does not use ``query``.
 
         ``image [B, 3, H, W], masks [B, K, H, W] in [0, 1] -> key [B, K, Ck, h, w], value [B, K, Cv, h, w]``.
         ``object_chunk`` bounds how many objects are encoded at a time.
         """
-        # As in STCN: of the others' masks, sum - m, the convolution of the sum serves all objects.
+        # As in STCN: the others' masks are the sum of all minus m, and the convolution of the sum serves all objects.
         encoder = self.Encoder_M
         own_weight: Tensor = encoder.get_parameter('conv1_m.weight')
         of_frame = encoder.input_conv(_normalised(image, encoder))
@@ -165,7 +165,7 @@ def _mask_conv(conv: nn.Conv2d) -> nn.Conv2d:
 
 
 def _normalised(image: Tensor, encoder: Features) -> Tensor:
-    """From ImageNet's normalisation to the encoder's own: exactly ``image`` where they are the same."""
+    """The image, normalised by the encoder's own mean and std instead of ImageNet's; unchanged if these are equal."""
     mean, std = (image.new_tensor(each)[:, None, None] for each in (IMAGE_MEAN, IMAGE_STD))
     own_mean, own_std = encoder.get_buffer('mean'), encoder.get_buffer('std')
     return image * (std / own_std) + (mean - own_mean) / own_std

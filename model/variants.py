@@ -79,11 +79,11 @@ CONFIGS: dict[str, type[STCNConfig] | type[STMConfig]] = {'stcn': STCNConfig, 's
 
 
 def config_from(stored: Mapping) -> STCNConfig | STMConfig:
-    """The inverse of ``dataclasses.asdict``; files from before there was an ``arch`` hold an STCN.
+    """The configuration that ``dataclasses.asdict`` gave. Older files have no ``arch``; their network is an STCN.
 
     Raises:
         KeyError: an unknown ``arch``.
-        TypeError: anything but fields of its configuration.
+        TypeError: a field that the configuration does not have.
         ValueError: an unknown similarity.
     """
     fields = dict(stored)

@@ -49,22 +49,22 @@ FLAGS = {
         several=True,
         metavar='SIGMA',
     ),
-    'flip': Flag('flip', 'also the mirrored video; the mean of both'),
-    'top': Flag('top_k', 'memory positions that a query position reads; 0: all', not_negative),
+    'flip': Flag('flip', 'segment the mirrored video, too, and take the mean of both'),
+    'top': Flag('top_k', 'how many memory positions each position of a frame reads; 0: all', not_negative),
     'mem_every': Flag(
         'mem_every', 'every n-th frame goes into the memory; 0 or none: only annotated ones', period, metavar='N'
     ),
-    'include_last': Flag('include_last', 'the previous frame is temporary memory, too'),
+    'include_last': Flag('include_last', 'use the previous frame as a temporary memory frame, too'),
     'max_memory_frames': Flag(
         'max_memory_frames',
-        'bound of the memory: the least used frame goes, never an annotated one; 0: no bound',
+        'most frames that the memory holds: then the least used one is removed, never an annotated one; 0: no bound',
         not_negative,
         metavar='N',
     ),
-    'amp': Flag('amp', 'half precision, the memory included; faster on a GPU, with slightly other masks'),
+    'amp': Flag('amp', 'half precision, also for the memory; made for GPUs; masks differ slightly'),
     'half_memory': Flag(
         'half_memory',
-        "of all things only the memory's values in half precision; half of the memory, with slightly other masks",
+        "half precision for the memory's values alone, which halves the memory; masks differ slightly",
     ),
 }
 """Every flag of inference."""
@@ -81,7 +81,7 @@ def add_inference_flag(parser: argparse.ArgumentParser, name: str, **changes) ->
             dest=name,
             action='store_false',
             default=False,
-            help='not, whatever a preset or the checkpoint says',
+            help=f'turn --{name} off, whatever a preset or the checkpoint says',
         )
         return
     default = getattr(InferenceConfig(), flag.field) or 0
@@ -109,18 +109,18 @@ def add_inference_flags(parser: argparse.ArgumentParser, *, model: Sequence[str]
     )
     for name in FLAGS:
         add_inference_flag(parser, name, **({'default': defaults[name]} if name in defaults else {}))
-    add('--object_chunk', type=positive, help='objects at a time, to save memory (default: all)')
+    add('--object_chunk', type=positive, help='compute so many objects at a time, to save memory (default: all)')
     add(
         '--compile',
         action='store_true',
         help='compile encoders and decoder with torch.compile, which takes minutes at first',
     )
-    add('--device', help='e.g. cuda:1 or cpu (default: the GPU, if there is one)')
+    add('--device', help='e.g. cuda:1, mps or cpu (default: the GPU if there is one, on a Mac mps)')
     add(
         '--num_threads',
         type=positive,
-        help='of each process on a CPU, where rounding depends on it (default: one a core, whatever the number of '
-        'processes, so that it does not change the masks)',
+        help='CPU threads of each process. Masks may differ in single pixels with another number (default: as many '
+        'as there are cores, also where several processes run)',
     )
 
 

@@ -245,7 +245,7 @@ def add_optimization_flags(add: Add) -> None:
 
 def add_device_flags(add: Add) -> None:
     """How it is computed."""
-    add('--device', help='e.g. cuda:1 or cpu (default: the GPU, if there is one)')
+    add('--device', help='e.g. cuda:1, mps or cpu (default: the GPU if there is one, on a Mac mps)')
     add('--no_amp', action='store_true', help='float32 throughout (default: mixed precision on a GPU)')
     add(
         '--amp_dtype',

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights: what is evaluated in place of the last ones."""
+"""An exponential moving average of the weights, which is evaluated instead of the last weights."""
 
 from pathlib import Path
 
@@ -12,13 +12,14 @@ from model.checkpoint import network_from_checkpoint
 class WeightAverage:
     """``average <- d * average + (1 - d) * weights`` after each optimizer step, in float32.
 
-    At the n-th update ``d = min(decay, (1 + n) / (10 + n))``, where n starts at 0: early on, weights that are far from
-    the present ones do not linger. A step that the gradient scaler skips is an update as well. Only parameters are
-    averaged; the statistics of batch norm are frozen. Processes that hold the same weights hold the same average.
+    At the n-th update ``d = min(decay, (1 + n) / (10 + n))``, where n starts at 0. So at the beginning, when weights
+    change most, old weights are forgotten fast. A step that the gradient scaler skips is an update as well. Only
+    parameters are averaged, since the statistics of batch norm are frozen. All processes have the same average.
 
     Args:
-        network: whose weights the average starts from.
-        decay: d after the first updates, in [0, 1); the last ``1 / (1 - decay)`` iterations count most.
+        network: the average starts from its weights.
+        decay: d after the first updates, in [0, 1). The average is mostly that of the last ``1 / (1 - decay)``
+            iterations.
     """
 
     def __init__(self, network: nn.Module, decay: float):
@@ -28,7 +29,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Take in the weights of a network, which is the one that the average began with, some steps later."""
+        """Update the average with the present weights of the network that it started from."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.weights.values()), list(network.parameters()), 1 - decay)
         self.updates += 1

@@ -19,7 +19,7 @@ __all__ = ['check_batch', 'open_loader', 'open_training_set', 'open_validation']
 
 
 def check_batch(stage: Stage, *, accumulation: int) -> None:
-    """Raises ``ValueError`` where a batch does not divide among the processes and accumulation steps."""
+    """Raises ``ValueError`` if a batch does not divide among the processes and accumulation steps."""
     check_shares(stage.batch_size, accumulation=accumulation, world_size=world_size())
 
 
@@ -65,6 +65,6 @@ def open_validation(
     size: int = 480,
     best: dict | None = None,
 ) -> Validation:
-    """Validation on the videos of these names below the roots of the data sets; the rest is as of ``Validation``."""
+    """Validation on videos of these names, found below the roots of the data sets; see ``Validation`` for the rest."""
     videos = find_held_aside(names, davis_root=davis_root, yv_root=yv_root, video_roots=video_roots)
     return Validation(videos, every=every, at_start=at_start, size=size, best=best)

@@ -54,7 +54,8 @@ class Report:
     def add(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
         """A micro-batch: its loss, ``logits [B, T, K+1, H, W], target [B, T, H, W]``."""
         self.batches += 1
-        self.loss = self.loss + loss.detach().double()
+        exact = torch.float if loss.device.type == 'mps' else torch.double  # a Mac's GPU has no double precision
+        self.loss = self.loss.to(exact) + loss.detach().to(exact)
         self.areas = self.areas + intersection_and_union(logits.detach(), target)
 
     def finite(self) -> bool:

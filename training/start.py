@@ -15,7 +15,7 @@ T = TypeVar('T')
 
 @contextmanager
 def processes(device_name: str | None) -> Iterator[torch.device]:
-    """This process's device; the processes of torchrun are connected for the block, and only the first one logs."""
+    """Connect the processes of torchrun for the block, and give this process's device. Only the first process logs."""
     device = choose_device(device_name)
     if rank() > 0:
         logging.getLogger().setLevel(logging.WARNING)
@@ -24,12 +24,18 @@ def processes(device_name: str | None) -> Iterator[torch.device]:
 
 
 def decided_once(decide: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-    """What ``decide`` returns in the first process, in all of them: it alone looks at the folder of the run."""
+    """Call ``decide`` in the first process alone, which looks at the run's folder; return its result in all."""
     return broadcast(decide(*args, **options) if rank() == 0 else None)
 
 
 def prepare(*, seed: int, benchmark: bool = False, debug: bool = False) -> None:
-    """Seed the initial weights; let cuDNN try its algorithms, let autograd look for what is no number."""
+    """Set up PyTorch for a run.
+
+    Args:
+        seed: of the initial weights.
+        benchmark: whether cuDNN tries its algorithms and takes the fastest.
+        debug: whether autograd names the operation whose gradient is not a number.
+    """
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = benchmark
     torch.autograd.set_detect_anomaly(debug)

@@ -72,6 +72,8 @@ def run_main(main) -> None:
     # Older launchers, torch.distributed.launch among them, also give as a flag what they say in LOCAL_RANK.
     words = '\0'.join(['', *sys.argv[1:]])
     sys.argv[1:] = re.sub(r'\0--local[-_]rank[=\0]\d+(?=\0|$)', '', words).split('\0')[1:]
+    # What a Mac's GPU cannot do is then computed on the CPU. PyTorch reads this when it is imported, in main().
+    os.environ.setdefault('PYTORCH_ENABLE_MPS_FALLBACK', '1')
     set_up_logging()
     stop_on_sigterm()
     try:

@@ -1,5 +1,6 @@
-"""Processes started by torchrun. Without it, everything here is that of a single process."""
+"""The processes that torchrun starts, and their devices. Without torchrun there is one process."""
 
+import logging
 import os
 import time
 import uuid
@@ -15,19 +16,21 @@ from util.errors import UserError
 from util.ranks import rank as rank
 from util.ranks import world_size as world_size
 
+log = logging.getLogger(__name__)
+
 
 def choose_device(name: str | torch.device | None) -> torch.device:
     """A device of this computer, made this thread's own.
 
-    Without a name this process's GPU, or the CPU where there is none; plain ``cuda`` is this process's GPU, too.
+    Without a name it is this process's GPU, on a Mac ``mps`` (its GPU), and the CPU where there is neither. Plain
+    ``cuda`` is this process's GPU, too.
 
     Raises:
         UserError: it is not there, or PyTorch cannot use it.
     """
-    name = None if name is None else str(name)
-    if name == 'cuda' or (name is None and torch.cuda.is_available()):
+    name = str(name or '') or _default_device()
+    if name == 'cuda':
         name = f'cuda:{os.environ.get("LOCAL_RANK", 0)}'
-    name = name or 'cpu'
     try:
         device = torch.device(name)
         use_device(device)
@@ -45,8 +48,21 @@ def choose_device(name: str | torch.device | None) -> torch.device:
     return device
 
 
+def _default_device() -> str:
+    if torch.cuda.is_available():
+        return 'cuda'
+    if not torch.backends.mps.is_available():
+        return 'cpu'
+    if os.environ.get('PYTORCH_ENABLE_MPS_FALLBACK') == '1':
+        lacking = 'what it cannot do is computed on the CPU'
+    else:
+        lacking = 'what it cannot do is an error, unless PYTORCH_ENABLE_MPS_FALLBACK=1 is set before torch is imported'
+    log.warning("device: mps, this Mac's GPU, on which nothing was tested; %s. The device cpu is tested.", lacking)
+    return 'mps'
+
+
 def use_device(device: torch.device) -> None:
-    """Make a GPU this thread's own; else what it pins or allocates by the way would also take up the first GPU."""
+    """Make a GPU the current one of this thread; else some allocations would go to the first GPU."""
     if device.type == 'cuda' and device.index is not None:
         torch.cuda.set_device(device)
 
@@ -55,11 +71,12 @@ _patient_group: dist.ProcessGroup | None = None
 
 
 def _fresh(store: dist.Store) -> dist.Store:
-    """A part of the store that nobody has written to.
+    """A part of torchrun's store that nobody has written to.
 
-    torchrun keeps its store when it restarts the processes, so that new ones would find, and call, the addresses of
-    dead ones (pytorch/pytorch#135712). Rank 0 names a part that is theirs, under a name that each process has just
-    given itself; what it answers to the dead is never read.
+    torchrun keeps its store when it restarts the processes. In it new processes would find the addresses of those that
+    have died, and wait for them (pytorch/pytorch#135712). So each process gives itself a new name, and rank 0 tells
+    each name which part of the store to use. The names of processes that have died may still be there: rank 0 answers
+    them, too, but nobody reads these answers.
     """
     name = uuid.uuid4().hex
     store.set(f'name/{rank()}', name)
@@ -85,8 +102,8 @@ def process_group(backend: str) -> Iterator[None]:
         return
     store, _, _ = next(dist.rendezvous('env://'))
     dist.init_process_group(backend, store=_fresh(store), rank=rank(), world_size=world_size())
-    # Shares of the work differ in length, so processes wait for each other as long as it takes; torchrun
-    # ends those that wait for one that has died.
+    # The processes need different times for their shares of the work, so they wait for each other without a limit.
+    # If one of them dies, torchrun ends those that wait for it.
     group = dist.new_group(backend='gloo', timeout=timedelta(days=30))
     assert isinstance(group, dist.ProcessGroup)  # only a process outside of the group gets a number instead
     _patient_group = group
@@ -131,7 +148,7 @@ def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def launch_id() -> str | None:
-    """What torchrun calls this job: the same after an elastic restart. ``None`` where it has no name of its own."""
+    """The name that torchrun was given for this job, the same after a restart; ``None`` if it was given none."""
     name = os.environ.get('TORCHELASTIC_RUN_ID')
     return None if name == 'none' else name
 

@@ -16,7 +16,7 @@ EVENTS = {
 
 
 def remote_host(event: str, arguments: tuple) -> str | None:
-    """The other machine that is asked for, if one is."""
+    """The name or address of the other machine that an audit event is about; ``None`` if there is none."""
     if event not in EVENTS:
         return None
     host = arguments[EVENTS[event]]
@@ -30,7 +30,7 @@ def remote_host(event: str, arguments: tuple) -> str | None:
 
 
 def stay_local() -> None:
-    """From here on, reaching for another machine raises ``PermissionError``; there is no way back."""
+    """From now on a connection to another machine raises ``PermissionError``. This cannot be undone."""
 
     def refuse(event: str, arguments: tuple) -> None:
         if host := remote_host(event, arguments):

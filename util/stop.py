@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: as an exception, or as a wish."""
+"""Ctrl-C and SIGTERM, either as an exception or as a request that is looked at when it suits."""
 
 import logging
 import signal
@@ -8,7 +8,7 @@ log = logging.getLogger(__name__)
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ended the work. As with Ctrl-C alone, what is half written goes and what is finished stays."""
+    """A signal ended the work. As with Ctrl-C, half-written files are removed and finished ones stay."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -16,7 +16,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def stop_on_sigterm() -> None:
-    """From now on SIGTERM raises :class:`Stopped`, where it would have ended the process on the spot."""
+    """From now on SIGTERM raises :class:`Stopped`, instead of ending the process at once."""
     signal.signal(signal.SIGTERM, _stop)
 
 
@@ -25,16 +25,16 @@ def _stop(number: int, _frame) -> None:
 
 
 def stopped_by(error: BaseException | None) -> int:
-    """The signal behind an error, 0 for none: a library may have stumbled over it and raised an error of its own."""
+    """The signal behind an error, 0 for none: a library that is interrupted may raise an error of its own."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__
     return 0 if error is None else getattr(error, 'signal', signal.SIGINT)
 
 
 class StopRequest:
-    """Takes note of SIGTERM and SIGINT within its block, instead of ending the process; a second one does.
+    """In its block, the first SIGTERM or SIGINT does not end the process; a second one does.
 
-    ``signal`` is the one that came, 0 for none. ``message`` is logged when it comes.
+    The first one is noted in ``signal`` (0: none came), and ``message`` is logged.
     """
 
     def __init__(self, message: str | None = None):

@@ -94,8 +94,9 @@ def test_the_hub_loads_a_checkout_beside_packages_of_the_same_names(tmp_path, be
         'core.step(image, mask), core.step(image)\n'
         'mask[:20, 40:] = 9\n'
         'prob = core.step(image, mask)\n'
+        'core.confidence(prob), core.remove(9)\n'
         'import dataset.mine, model, util\n'
-        'found = core.to_labels(prob).unique().tolist()\n'
+        'found = core.to_labels(core.step(image, mask)).unique().tolist()\n'
         'print(found, core.config.top_k, dataset.mine.name, model.name, util.__path__)'
     )
     done = subprocess.run(

@@ -58,6 +58,37 @@ def test_no_gpu(name, small_checkpoint):
         load_model(small_checkpoint, device=name)
 
 
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason='this computer is a Mac')
+@pytest.mark.parametrize(('fallback', 'said'), [('1', 'is computed on the CPU'), ('0', 'is an error, unless PYTORCH')])
+def test_the_default_on_a_mac(fallback, said, monkeypatch, caplog):
+    """Which device is asked for; PyTorch has none of this kind here."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
+    monkeypatch.setenv('PYTORCH_ENABLE_MPS_FALLBACK', fallback)
+    with pytest.raises(UserError, match=r'^mps: expected a device of this computer \(cpu, mps\), found none'):
+        choose_device(None)
+    [message] = caplog.messages
+    assert 'nothing was tested' in message
+    assert said in message
+    assert choose_device('cpu').type == 'cpu'
+
+
+def test_scripts_compute_on_the_cpu_what_a_mac_lacks():
+    """PyTorch looks at the environment when it is imported: scripts have set it by then."""
+    program = (
+        'import os, sys\n'
+        'from util.cli import run_main\n'
+        'import scripts.segment_video\n'
+        'assert "torch" not in sys.modules\n'
+        'run_main(lambda: print(os.environ["PYTORCH_ENABLE_MPS_FALLBACK"]))\n'
+    )
+    environment = {name: value for name, value in os.environ.items() if name != 'PYTORCH_ENABLE_MPS_FALLBACK'}
+    done = subprocess.run(
+        [sys.executable, '-c', program], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, '1\n'), done.stderr
+
+
 # Launchers
 
 
