@@ -29,15 +29,15 @@ def similarity(
     ``memory_key [G, N, Ck], query_key [1 or G, Q, Ck] -> [G, Q, N]``; ``metric`` is a name in ``SIMILARITIES``.
     ``bias [G, N]`` is its term of the memory keys, where that is known already: a memory computes it once a frame.
     """
-    query_key = query_key.expand(len(memory_key), -1, -1)
+    query_key = query_key.expand(memory_key.shape[0], -1, -1)
     chosen = SIMILARITIES[metric]
     scale = chosen.scale(memory_key.shape[-1])
     if bias is None:
         bias = chosen.bias(memory_key)
     if bias is None:
         bias = memory_key.new_zeros(())
-        return torch.baddbmm(bias, query_key, memory_key.mT, beta=0, alpha=scale, out=out)
-    return torch.baddbmm(bias.unsqueeze(1), query_key, memory_key.mT, alpha=scale, out=out)
+        return torch.baddbmm(bias, query_key, memory_key.transpose(1, 2), beta=0, alpha=scale, out=out)
+    return torch.baddbmm(bias.unsqueeze(1), query_key, memory_key.transpose(1, 2), alpha=scale, out=out)
 
 
 def best_query(memory_key: Tensor, query_key: Tensor, *, metric: str, out: Tensor | None = None) -> Tensor:
