@@ -10,6 +10,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ TENSORS = {
     'readout': ('1 K Cv h w', 'what the memory holds for each position of the image'),
     'logits': ('1 K H W', 'their sigmoid is the probability of each object alone'),
 }
-"""Shape and meaning of every input and output. A read may be of some rows of the key alone: ``hm`` is then not ``h``."""
+"""Shape and meaning of every input and output. A read may be of some rows of a key alone: ``hm`` is then not ``h``."""
 
 CHANNELS = {'1', '3', 'Ck', 'Cv', 'C16', 'C8', 'C4'}  # what a network fixes; the rest is free
 
@@ -79,7 +80,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., tuple[Tensor, ...]], tuple[str, ...], t
     'read': (read, ('memory_key', 'memory_value', 'key'), ('readout',)),
     'decode': (decode, ('readout', *Query._fields), ('logits',)),
 }
-"""The files by name: what each computes, its inputs and its outputs. A file lacks the inputs that its network ignores."""
+"""What each file computes, its inputs and its outputs. It lacks the inputs that its network has no use for."""
 
 
 def export_network(
@@ -89,8 +90,8 @@ def export_network(
 
     Args:
         folder: a new one.
-        settings: for the metadata, as JSON: which network this is, how it is to be used.
-        top_k: memory positions that a position reads; ``None``: all.
+        settings: for the metadata: which network this is and how it is to be used; each value is written as JSON.
+        top_k: memory positions that a position of the image reads; ``None``: all.
         half: weights and the computation in encoders and decoder are float16. The read is in float32, since it
             squares the keys.
 
@@ -98,13 +99,13 @@ def export_network(
         MissingPackageError: ``onnx`` is not installed.
         OSError: the folder exists, or cannot be written.
     """
+    import_onnx()
     network = copy.deepcopy(network).cpu().float().eval().requires_grad_(False)
     fold_batch_norm(network)
     network.to(torch.half if half else torch.float, memory_format=torch.contiguous_format)
     about = dict(settings) | {
         'network': dataclasses.asdict(network.config),
         'precision': 'float16' if half else 'float32',
-        'top_k': top_k,
         'shared_keys': network.shared_keys,
         'padding_colour': network.padding_colour,
         'objects_in_padding': network.objects_in_padding,
@@ -115,6 +116,22 @@ def export_network(
             module = _Function(network, function, **({'top_k': top_k} if function is read else {}))
             arguments = tuple(examples[each] for each in inputs)
             _export(module, arguments, temporary / f'{name}.onnx', inputs, outputs, about | {'function': name})
+
+
+def import_onnx() -> ModuleType:
+    """The package ``onnx``.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingPackageError(
+            f'an export needs the package onnx, which cannot be imported ({error}): '
+            'pip install -r requirements-extras.txt'
+        ) from error
+    return onnx
 
 
 class _Function(nn.Module):
@@ -153,11 +170,7 @@ def _export(
     outputs: tuple[str, ...],
     about: Mapping[str, object],
 ) -> None:
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingPackageError('ONNX files need the package onnx: pip install onnx') from error
-
+    onnx = import_onnx()
     free = {
         name: {axis: size for axis, size in enumerate(TENSORS[name][0].split()) if size not in CHANNELS}
         for name in (*inputs, *outputs)
@@ -185,9 +198,7 @@ def _export(
     for each in list(model.graph.input):
         if each.name not in used:
             model.graph.input.remove(each)
-    tensors = {
-        each.name: '[{}] {}'.format(*TENSORS[each.name]) for each in (*model.graph.input, *model.graph.output)
-    }
+    tensors = {each.name: '[{}] {}'.format(*TENSORS[each.name]) for each in (*model.graph.input, *model.graph.output)}
     metadata = {name: json.dumps(value) for name, value in (dict(about) | {'tensors': tensors}).items()}
     onnx.helper.set_model_props(model, metadata)
     onnx.save(model, path)
