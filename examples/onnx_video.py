@@ -14,7 +14,6 @@ Arrays: K objects, T memory frames; a frame has H W pixels and h w positions, on
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -93,20 +92,21 @@ def segment(network: Network, frames: list[Path], masks: dict[int, np.ndarray]) 
             yield np.zeros(size, np.uint8)
             continue
 
-        # What was segmented in this frame: a probability for each object and pixel.
+        # What was segmented in this frame: the probabilities of the background and of each object.
         image, crop = prepare(frame, padding_colour, config)
         query = network.encode_query(image=image)
-        prob = np.zeros((0, *image.shape[2:]), np.float32)
+        prob = np.ones((1, *image.shape[2:]), np.float32)
         if objects:
             logits = network.decode(readout=memory.read(network, query['key']), **query)['logits'][0]
-            prob = aggregate(1 / (1 + np.exp(-logits)))
+            prob = aggregate(1 / (1 + np.exp(-logits.clip(-60))))
 
         # A mask that is given replaces it where it has objects; some of them may be new.
         if given:
             objects = objects + [label for label in given if label not in objects]
-            mask = pad(nearest(mask, image[crop].shape[2:]))
+            rows, columns = (np.arange(new) * old // new for old, new in zip(size, image[crop].shape[2:], strict=True))
+            mask = pad(mask[rows][:, columns])
             merged = np.zeros((len(objects), *mask.shape), np.float32)
-            merged[: len(prob)] = prob * ~np.isin(mask, given)
+            merged[: len(prob) - 1] = prob[1:] * ~np.isin(mask, given)
             for label in given:
                 merged[objects.index(label)] = mask == label
             prob = aggregate(merged)
@@ -114,23 +114,18 @@ def segment(network: Network, frames: list[Path], masks: dict[int, np.ndarray]) 
         # Frames with a given mask stay in the memory, and every n-th one after them.
         permanent = bool(given) or bool(config['mem_every'] and (time - last_given) % config['mem_every'] == 0)
         if (permanent or config['include_last']) and time + 1 < len(frames):
-            seen = prob if network.settings['objects_in_padding'] else pad(prob[crop])
+            seen = prob[1:] if network.settings['objects_in_padding'] else pad(prob[1:][crop])
             memory.add(**network.encode_memory(image=image, masks=seen[None], **query), permanent=permanent)
 
-        background = 1 - prob.sum(axis=0, keepdims=True)
-        distribution = resize(np.concatenate([background, prob])[crop], size)
-        yield np.uint8([0, *objects])[distribution.argmax(axis=0)]
+        yield np.uint8([0, *objects])[resize(prob[crop], size).argmax(axis=0)]
 
 
 def aggregate(prob: np.ndarray) -> np.ndarray:
-    """Probabilities of each object alone become those of one distribution, ``[K, H, W]`` both.
-
-    The background is where no object is; it and the objects share a pixel in the ratio of their odds.
-    """
-    background = np.prod(1 - prob, axis=0, keepdims=True)
+    """Probabilities of each object alone, ``[K, H, W]``, become those of one distribution, ``[1 + K, H, W]``."""
+    background = np.prod(1 - prob, axis=0, keepdims=True)  # where none of the objects is
     prob = np.concatenate([background, prob]).clip(1e-7, 1 - 1e-7)
     odds = prob / (1 - prob)
-    return odds[1:] / odds.sum(axis=0)
+    return odds / odds.sum(axis=0)
 
 
 def prepare(frame: np.ndarray, padding_colour: list[float], config: dict) -> tuple[np.ndarray, tuple]:
@@ -150,14 +145,10 @@ def pad(array: np.ndarray) -> np.ndarray:
     return np.pad(array, [(0, 0)] * (array.ndim - 2) + [(each // 2, each - each // 2) for each in extra])
 
 
-def nearest(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    return mask[np.ix_(*(np.arange(new) * old // new for old, new in zip(mask.shape, shape, strict=True)))]
-
-
 def resize(array: np.ndarray, shape: tuple[int, int], *, cubic: bool = False) -> np.ndarray:
     """``[C, H, W]`` at another size, bilinear or bicubic (a = -0.75), one axis after the other."""
-    for axis, new in enumerate(shape, start=1):
-        old, result = array.shape[axis], np.float32(0)
+    for axis in (axis for axis in (1, 2) if array.shape[axis] != shape[axis - 1]):
+        old, new, result = array.shape[axis], shape[axis - 1], np.float32(0)
         point = (np.arange(new) + 0.5) * old / new - 0.5  # of each new pixel, between old ones
         for offset in (-1, 0, 1, 2) if cubic else (0, 1):
             neighbour = np.floor(point).astype(int) + offset
@@ -201,7 +192,7 @@ def main(argv: list[str] | None = None) -> None:
                 image.putpalette(palette)
             image.save(args.output / f'{path.stem}.png')
     except (OSError, ValueError) as error:
-        sys.exit(f'error: {error}')
+        raise SystemExit(f'error: {error}') from error
 
 
 if __name__ == '__main__':
