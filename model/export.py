@@ -68,7 +68,7 @@ def read(
         # As tensors, so that the file computes them: the first frame of a small video has fewer positions than top_k.
         groups, _, positions = shape_as_tensor(affinity)
         best, rows = affinity.topk(torch.minimum(positions, torch.tensor(top_k)), dim=-1)  # type: ignore[arg-type]
-        rows = rows + positions * torch.arange(groups)[:, None, None]  # type: ignore[arg-type]
+        rows = rows + positions * torch.arange(groups)[:, None, None]
         readout = (best.softmax(dim=-1).unsqueeze(2) @ values.flatten(0, 1)[rows]).squeeze(2)
     readout = readout.transpose(1, 2).unflatten(1, (-1, memory_value.shape[2])).flatten(0, 1)  # [K, Cv, Q]
     return (readout.unflatten(2, key.shape[2:])[None],)
@@ -102,7 +102,7 @@ def export_network(
     import_onnx()
     network = copy.deepcopy(network).cpu().float().eval().requires_grad_(False)
     fold_batch_norm(network)
-    network.to(torch.half if half else torch.float, memory_format=torch.contiguous_format)
+    network.to(torch.half if half else torch.float)
     about = dict(settings) | {
         'network': dataclasses.asdict(network.config),
         'precision': 'float16' if half else 'float32',
