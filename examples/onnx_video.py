@@ -18,17 +18,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from PIL import Image
 
 MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])  # of ImageNet's RGB
-ROWS = 8  # of positions that read the memory at a time: the similarities of a whole frame may take gigabytes
+ROWS = 16  # of positions that read the memory at a time: the similarities of a large frame may take gigabytes
 
 
 class Network:
     """The functions of a network, such as ``network.decode(readout=..., f8=...)``, and its ``settings``."""
 
     def __init__(self, folder: Path):
+        import onnxruntime  # here, so that --help does without
+
         self.sessions, self.settings = {}, {}
         for name in ('encode_query', 'encode_memory', 'read', 'decode'):
             path = folder / f'{name}.onnx'
