@@ -205,10 +205,10 @@ def encode_objects(
     ``masks [B, K, H, W]``; ``object_chunk`` bounds how many are encoded at a time, ``None``: all.
     """
     conv = backbone.input_conv
-    for part in masks.split(object_chunk or masks.shape[1], dim=1):
+    for part in [masks] if object_chunk is None else masks.split(object_chunk, dim=1):
         of_masks = F.conv2d(part.flatten(0, 1).unsqueeze(1), mask_weight, None, conv.stride, conv.padding)
         f16, _, _ = backbone.after_input(add_shared(of_masks, of_frame))
-        yield f16.unflatten(0, part.shape[:2])
+        yield f16.unflatten(0, (len(part), -1))
 
 
 def widen_input(conv: nn.Conv2d, channels: int) -> None:

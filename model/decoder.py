@@ -37,4 +37,4 @@ class Decoder(nn.Module):
         x = self.up_8_4(f4, x)
         logits = self.pred(F.relu(x))
         logits = F.interpolate(logits, scale_factor=4, mode='bilinear', align_corners=False)
-        return logits.unflatten(0, readout.shape[:2]).squeeze(2)
+        return logits.unflatten(0, (len(readout), -1)).squeeze(2)

@@ -19,4 +19,4 @@ class FeatureFusion(nn.Module):
         x = self.block1(value_f16.flatten(0, 1), key_f16)
         if self.attention is not None:
             x = x + self.attention(x)
-        return self.block2(x).unflatten(0, value_f16.shape[:2])
+        return self.block2(x).unflatten(0, (len(value_f16), -1))

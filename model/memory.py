@@ -30,15 +30,15 @@ def similarity(
     ``bias [G, N]`` is the term that depends on the memory keys alone. The memory bank computes it once for each frame
     and gives it here; without it, it is computed.
     """
-    query_key = query_key.expand(len(memory_key), -1, -1)
+    query_key = query_key.expand(memory_key.shape[0], -1, -1)
     chosen = SIMILARITIES[metric]
     scale = chosen.scale(memory_key.shape[-1])
     if bias is None:
         bias = chosen.bias(memory_key)
     if bias is None:
         bias = memory_key.new_zeros(())
-        return torch.baddbmm(bias, query_key, memory_key.mT, beta=0, alpha=scale, out=out)
-    return torch.baddbmm(bias.unsqueeze(1), query_key, memory_key.mT, alpha=scale, out=out)
+        return torch.baddbmm(bias, query_key, memory_key.transpose(1, 2), beta=0, alpha=scale, out=out)
+    return torch.baddbmm(bias.unsqueeze(1), query_key, memory_key.transpose(1, 2), alpha=scale, out=out)
 
 
 def best_query(memory_key: Tensor, query_key: Tensor, *, metric: str, out: Tensor | None = None) -> Tensor:

@@ -61,7 +61,9 @@ class ResBlock(nn.Module):
         else:
             inner = conv_shared(self.conv1, F.relu(x), F.relu(shared))
             if self.downsample is None:
-                shortcut = torch.cat([x, shared.repeat_interleave(len(x) // len(shared), dim=0)], dim=1)
+                # x and then shared, as a sum in which each fills the channels of the other with zeros.
+                own, others = (0, 0, 0, 0, 0, shared.shape[1]), (0, 0, 0, 0, x.shape[1], 0)
+                shortcut = add_shared(F.pad(x, own), F.pad(shared, others))
             else:
                 shortcut = conv_shared(self.downsample, x, shared)
         return self.conv2(F.relu(inner)) + shortcut

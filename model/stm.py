@@ -63,7 +63,7 @@ class STMDecoder(nn.Module):
         x = self.RF2(f4, x)
         background, object_ = self.pred2(F.relu(x)).chunk(2, dim=1)
         logits = F.interpolate(object_ - background, scale_factor=4, mode='bilinear', align_corners=False)
-        return logits.unflatten(0, readout.shape[:2]).squeeze(2)
+        return logits.unflatten(0, (len(readout), -1)).squeeze(2)
 
 
 class STM(Network):
@@ -137,7 +137,7 @@ class STM(Network):
         values: list[Tensor] = []
         for f16 in encode_objects(encoder, of_frame, own_weight, masks, object_chunk=object_chunk):
             for found, each in zip((keys, values), self.KV_M_r4(f16.flatten(0, 1)), strict=True):
-                found.append(each.unflatten(0, f16.shape[:2]))
+                found.append(each.unflatten(0, (len(f16), -1)))
         return (keys[0], values[0]) if len(keys) == 1 else (torch.cat(keys, dim=1), torch.cat(values, dim=1))
 
     def decode(self, readout: Tensor, query: Query) -> Tensor:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,28 @@ def atomic_path(path: str | Path, *, shared: bool = False) -> Iterator[Path]:
             raise
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """A temporary folder beside ``path``, renamed to it when the block ends well: as :func:`atomic_path`, of a folder.
+
+    Raises:
+        OSError: as :func:`atomic_path`; or ``path`` exists and is no empty folder.
+    """
+    path = Path(path)
+    temporary = _temporary(path)
+    with _speaking_of(path, temporary):
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise OSError(f'{path}: exists already. Delete it or choose another place.')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            temporary.mkdir()
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_writable(path: str | Path) -> None:

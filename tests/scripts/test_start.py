@@ -26,7 +26,7 @@ MODULES = sorted(
     if path.stem != '__init__'
 )
 # Seconds each on a cold disk; cv2 also fails on a machine without libGL, which --help should survive.
-HEAVY = {'torch', 'torchvision', 'cv2', 'gradio', 'av', 'matplotlib', 'tensorboard', 'progressbar'}
+HEAVY = {'torch', 'torchvision', 'cv2', 'gradio', 'av', 'matplotlib', 'tensorboard', 'progressbar', 'onnx'}
 
 
 def test_all_scripts_are_known():
