@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from dataset.io import PALETTE
 from inference.outputs import Output
 from util.files import atomic_path
+from util.metrics import labels_in
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,8 +44,12 @@ def least_sure(confidence: Mapping[int, float], count: int) -> list[int]:
 class Report(Output):
     """``folder/report.json`` and ``folder/report.png``, written when the video ends, also after Ctrl-C.
 
-    The JSON has ``first``, the frames to look at first (``frame``, ``name``, ``object`` and its ``confidence``), and
-    ``frames``, of every frame its ``name`` and the ``confidence`` of each object, in [0, 1].
+    The JSON has
+
+    - ``first``: the frames to look at first (``frame``, ``name``, ``object`` and its ``confidence``);
+    - ``vanished``: the frames in which an ``object`` that the frame before shows is not there any more, of which the
+      network may be sure, and wrong;
+    - ``frames``: of every frame its ``name`` and the ``confidence`` of each object, in [0, 1].
     """
 
     behind = 32
@@ -53,16 +58,18 @@ class Report(Output):
         self.json, self.picture = folder / 'report.json', folder / 'report.png'
         self.names: dict[int, str] = {}
         self.confidence: dict[int, dict[int, float]] = {}  # frame -> label -> value
+        self.shown: dict[int, set[int]] = {}  # frame -> labels that have pixels
 
     def job(self, frame: 'Segmented') -> Callable[[], None]:
         from inference.confidence import expected_iou  # --help must not wait for torch
 
-        return partial(self.add, frame.number, frame.name, frame.objects, expected_iou(frame.prob))
+        return partial(self.add, frame.number, frame.name, frame.objects, expected_iou(frame.prob), frame.labels)
 
-    def add(self, number: int, name: str, objects: list[int], values: 'Tensor') -> None:
-        """Take the next frame; ``values [K]`` are of its objects."""
+    def add(self, number: int, name: str, objects: list[int], values: 'Tensor', labels: 'Tensor') -> None:
+        """Take a frame; ``values [K]`` are of its objects, ``labels [H, W]`` its mask."""
         self.names[number] = name
         self.confidence[number] = dict(zip(objects, values.tolist(), strict=True))
+        self.shown[number] = set(labels_in(labels.cpu().numpy()))
 
     def __exit__(self, *error) -> None:
         if error[0] is None and self.names:
@@ -82,6 +89,11 @@ class Report(Output):
             }
             for number in marked
         ]
+        vanished = [
+            {'frame': number, 'name': self.names[number], 'object': label}
+            for number in sorted(self.names)
+            for label in sorted(self.shown.get(number - 1, set()) - self.shown[number])
+        ]
         frames = [
             {
                 'frame': number,
@@ -91,7 +103,7 @@ class Report(Output):
             for number in sorted(self.names)
         ]
         with atomic_path(self.json) as temporary:
-            temporary.write_text(json.dumps({'first': first, 'frames': frames}, indent=1) + '\n')
+            temporary.write_text(json.dumps({'first': first, 'vanished': vanished, 'frames': frames}, indent=1) + '\n')
         with atomic_path(self.picture) as temporary:
             draw(self.confidence, marked).save(temporary, format='PNG')
 

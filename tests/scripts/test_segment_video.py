@@ -17,6 +17,7 @@ from PIL import Image
 from dataset.io import PALETTE, DataError, read_image, read_mask, write_mask
 from dataset.mask_files import GivenMask
 from inference import Ensemble, InferenceConfig, InferenceCore, ensemble, load_model, outputs
+from inference.report import Report
 from inference.scoring import NothingLeftError
 from inference.video_file import VideoReader, VideoWriter
 from model import Network
@@ -139,6 +140,9 @@ def test_a_report_says_how_sure_the_network_is(run, tmp_path, network):
     entry = found['first'][0]
     assert (entry['frame'], entry['name']) == (worst, FRAMES[worst].stem)
     assert entry['confidence'] == expected[worst][str(entry['object'])] == min(expected[worst].values())
+    shown = [set(np.unique(mask)) - {0} for mask in written_masks(tmp_path / 'out')]
+    gone = [(number, label) for number in range(1, COUNT) for label in sorted(shown[number - 1] - shown[number])]
+    assert [(entry['frame'], entry['object']) for entry in found['vanished']] == gone
     with Image.open(tmp_path / 'out' / 'report.png') as picture:
         colours = {colour for _, colour in picture.convert('RGB').getcolors(100_000)}
     assert {tuple(PALETTE[label].tolist()) for label in (1, 2, 3)} <= colours
@@ -381,6 +385,19 @@ def interrupt_after(monkeypatch, frames: int, times: int) -> None:
             return super().step(*args, **options)
 
     monkeypatch.setattr(ensemble, 'InferenceCore', Interrupted)
+
+
+def test_a_report_names_the_frames_in_which_an_object_vanishes(tmp_path):
+    report = Report(tmp_path)
+    shown = {0: [1, 2], 1: [1], 2: [1], 3: [1, 2], 4: []}
+    for number in (3, 0, 1, 4, 2):  # in whichever order they come
+        labels = torch.zeros(10, 10, dtype=torch.uint8)
+        for label in shown[number]:
+            labels[label] = label
+        report.add(number, f'{number:05d}', [1, 2], torch.tensor([0.9, 0.8]), labels)
+    report.write()
+    vanished = json.loads((tmp_path / 'report.json').read_text())['vanished']
+    assert [(entry['frame'], entry['object']) for entry in vanished] == [(1, 2), (4, 1), (4, 2)]
 
 
 def test_ctrl_c_ends_after_the_frame_with_everything_whole(run, tmp_path, video, monkeypatch, caplog):
