@@ -64,7 +64,7 @@ def youtube(root: str | Path, *, split: str = 'valid', output_all: bool = False)
 
 
 def _first_masks(folder: Path, first_frames: dict[int, str], frames: list[str]) -> dict[int, str]:
-    """The first frame of every object: that of ``meta.json``, or the first whose mask shows it, if that one does not."""
+    """The first frame of every object: that of ``meta.json``, or the first that shows it, if that one does not."""
 
     @cache
     def labels(frame: str) -> list[int]:
