@@ -1,4 +1,4 @@
-"""Frames and masks on disk: what a user brings in, what we write out.
+"""Reads frames and masks, and writes masks.
 
 Everything here speaks numpy: an image is uint8 [H, W, 3] RGB, a mask uint8 [H, W] of labels (0 background).
 """
@@ -22,7 +22,7 @@ FRAME_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 MAX_NAME = 240  # bytes: a file system's 255 without what is put around a name
 
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF')
-"""What PIL may take a file for, whatever its suffix. It knows 50 more, one of which starts Ghostscript."""
+"""The formats that PIL may read, whatever the suffix. PIL knows 50 more; one of them would start Ghostscript."""
 
 SHOWN = 5  # names in a message
 
@@ -38,7 +38,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What each EXIF orientation asks for. ImageOps.exif_transpose also writes the EXIF anew, and fails on odd ones."""
+"""What turns an image of each EXIF orientation upright. ImageOps.exif_transpose would fail on unusual EXIF data."""
 
 LYING = (5, 6, 7, 8)
 """Orientations that swap height and width."""
@@ -64,9 +64,9 @@ PALETTE = _voc_palette()
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(H, W) of what ``read_image`` makes of a file, from its header. Raises ``DataError`` as that does."""
+    """The size (H, W) of the image that ``read_image`` returns, from the file's header. Raises ``DataError``, too."""
     with _open_file(path) as image:
-        # Of a TIFF Pillow's versions say the size before or after turning it.
+        # For a TIFF, some versions of Pillow give the size before turning it and others the size after it.
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             width, height = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
         else:
@@ -77,9 +77,9 @@ def image_size(path: str | Path) -> tuple[int, int]:
 def read_image(path: str | Path, *, reduction: int = 1) -> np.ndarray:
     """Read a frame as uint8 [H, W, 3] RGB, upright.
 
-    An EXIF orientation is applied, to masks as well: files agree when they agree in a viewer (and in OpenCV).
-    Grayscale, palette and CMYK become RGB, 16 bits keep their upper 8, alpha is dropped. Of an animation the first
-    picture is read.
+    An EXIF orientation is applied, to masks as well, so that image and mask fit if they fit in a viewer (and in
+    OpenCV). Grayscale, palette and CMYK become RGB, 16 bits keep their upper 8, alpha is dropped. Of an animation the
+    first picture is read.
 
     Args:
         reduction: 1, 2, 4 or 8; 1/``reduction`` of the size, rounded up, is made. A JPEG is decoded at that size,
@@ -141,7 +141,7 @@ def read_mask(path: str | Path) -> np.ndarray:
 
 
 def is_black_and_white(path: str | Path) -> bool:
-    """Whether a file that ``read_mask`` takes has no other values than 0 and 255, which it makes one object."""
+    """Whether a mask has the values 0 and 255 only; ``read_mask`` then gives its one object the label 1."""
     image = open_image(path)
     return image.mode == '1' or (image.mode != 'P' and _is_binary(np.asarray(image.convert('RGB'))))
 
@@ -174,7 +174,7 @@ def fit_mask(mask: np.ndarray, size_hw: tuple[int, int], path: str | Path, pixel
 def check_aspect(
     mask_hw: tuple[int, int], size_hw: tuple[int, int], path: str | Path, pixel_aspect: float = 1
 ) -> None:
-    """Raise the ``DataError`` of :func:`fit_mask`, where a mask of this size would not fit."""
+    """Raise the ``DataError`` of :func:`fit_mask` if a mask of this size would not fit."""
     (h, w), (H, W) = mask_hw, size_hw
     shown = round(W * pixel_aspect)
     if not any(_is_same_picture((h, w), (H, width)) for width in (W, shown)):
@@ -186,7 +186,7 @@ def check_aspect(
 
 
 def _is_same_picture(size_hw: tuple[int, int], other_hw: tuple[int, int]) -> bool:
-    """Whether two sizes are one picture at two scales, up to a pixel."""
+    """Whether two sizes can be those of one picture at two scales; one pixel of difference is allowed."""
     (h, w), (H, W) = sorted([size_hw, other_hw], key=math.prod)
     return abs(h - w * H / W) <= 1 or abs(w - h * W / H) <= 1 or max(abs(h - H), abs(w - W)) <= 1
 
@@ -253,19 +253,19 @@ def list_frames(folder: str | Path, *, suffixes: tuple[str, ...] = FRAME_SUFFIXE
 
 
 def some(names: Sequence[object]) -> str:
-    """The first few names or numbers, for a message; what would break its line is escaped."""
+    """The first few names or numbers, for a message; line breaks and the like in them are escaped."""
     shown = [name if name.isprintable() else repr(name) for name in map(str, names[:SHOWN])]
     return ', '.join(shown) + (f' and {len(names) - SHOWN} more' if len(names) > SHOWN else '')
 
 
 def entries_of(folder: Path) -> str:
-    """What is in a folder and not hidden, for a message on what is not."""
+    """What a folder holds, without hidden files, for a message that something is missing."""
     names = [f'{path.name}/' if path.is_dir() else path.name for path in sorted(folder.iterdir())]
     return some([name for name in names if not name.startswith('.')]) or 'nothing'
 
 
 def check_name(name: str, source: str | Path) -> str:
-    """A name of a video or frame from a list, checked to be no path: output files are named after it.
+    """Check that the name of a video or frame from a list is not a path, since output files get this name; return it.
 
     Raises:
         DataError: it could leave the folder that it is put in, or is too long for a file. ``source``, the list's
@@ -277,10 +277,10 @@ def check_name(name: str, source: str | Path) -> str:
 
 
 def check_path(path: Path) -> Path:
-    """A frame's file or a video's folder, after which output files are named.
+    """Check the path of a frame's file or a video's folder, since output files get its name; return it.
 
     Raises:
-        DataError: elsewhere its name means a path, would break a line of a list, or is too long for our files.
+        DataError: on another system its name would be a path, or it has line breaks, or it is too long for our files.
     """
     if not _is_plain(path.stem):
         raise DataError(
@@ -306,7 +306,7 @@ def natural_key(path: str | Path) -> tuple[list[str | int], str]:
 
 
 def _read_jpeg(path: str | Path, reduction: int) -> np.ndarray | None:
-    """As PIL reads it, nearly twice as fast: OpenCV decodes an upright RGB JPEG that ends well. Else ``None``."""
+    """An upright, undamaged RGB JPEG, decoded by OpenCV: as PIL does it, but nearly twice as fast. Else ``None``."""
     import cv2  # only where it is used, for --help does without
 
     with suppress(DataError), _open_file(path, formats=('JPEG',)) as header:  # whoever comes after says what is wrong
@@ -357,14 +357,17 @@ def open_image(path: str | Path, *, formats: tuple[str, ...] = FORMATS, animated
 
 
 def _reading(path: str | Path, formats: tuple[str, ...] = FORMATS) -> AbstractContextManager[None]:
-    """Around one call of an image library: what it raises depends on where in which format the damage is."""
+    """For a block with one call of an image library, whatever it raises becomes a ``DataError``.
+
+    Which exception a damaged file raises depends on its format and on where the damage is.
+    """
     after = f'. Replace the file ({", ".join(formats)} are read).'
     return foreign_call(DataError, f'{path}: expected an image, cannot read it', after)
 
 
 @contextmanager
 def _open_file(path: str | Path, formats: tuple[str, ...] = FORMATS) -> Iterator[ImageFile.ImageFile]:
-    """With its header read and found plausible, before anything is allocated."""
+    """Open an image: its header is read and checked, and no memory is allocated for the pixels yet."""
     with _reading(path, formats):
         image = Image.open(path, formats=formats)
     with image:
@@ -422,13 +425,15 @@ def check_crisp(
     name: Callable[[int], str] = str,
     kind: str = 'label',
 ) -> None:
-    """Refuse labels that mixing made. ``values`` [H, W] or [H, W, C]: the numbers that would have been mixed.
+    """Refuse labels that come from interpolation, compression or dithering instead of being drawn.
 
-    An object fills a 3 x 3 window somewhere, or is thin. Interpolation makes labels that line edges, strictly
-    between two neighbours; fine compression makes specks, and dithering makes these or a chequered pattern.
+    A real object fills a window of 3 x 3 pixels somewhere, or is thin. Interpolation makes labels along edges, with
+    values strictly between those of two neighbours. Compression makes specks, and dithering specks or a chequered
+    pattern.
 
     Args:
-        name: of a label, and ``kind``, what it is a name of, for the message.
+        values: [H, W] or [H, W, C], the numbers that would have been mixed.
+        name: gives the name of a label in the message, and ``kind`` says what the name is, such as ``'colour'``.
     """
     import cv2
 

@@ -1,4 +1,4 @@
-"""Which files are the masks of which frames: by what a user says, or by their names."""
+"""Finds out which files are the masks of which frames, from what a user says or from the names of the files."""
 
 import glob
 import logging
@@ -20,7 +20,7 @@ Key = TypeVar('Key', bound=int | str)  # of a frame: its index or its name
 
 @dataclass(frozen=True)
 class GivenMask:
-    """A mask as a user gives it, ``[FRAME[:LABEL]=]FILE[,FILE...]`` taken apart."""
+    """The parts of a mask as a user gives it, ``[FRAME[:LABEL]=]FILE[,FILE...]``."""
 
     files: tuple[Path, ...]
     frame: int | None = None
@@ -34,7 +34,7 @@ class FrameMasks(Generic[Key]):
     frame: Key  # as the caller has it
     files: tuple[Path, ...]
     objects: tuple[int, ...] | None = None
-    """Of each file the object that all of it but the background is; None: one file, with the labels of all objects."""
+    """The object that each file shows. None: there is one file, with the labels of all objects."""
     binary: bool = False
     """Whether an object's file that shows several labels is refused."""
 
@@ -45,7 +45,7 @@ class FrameMasks(Generic[Key]):
 
 
 def list_masks(folder: str | Path) -> dict[str, FrameMasks[str]]:
-    """The masks in a folder by the names of their frames: one file a frame, or a folder of these an object.
+    """The masks in a folder by the names of their frames: a file for each frame, or a folder of files for each object.
 
     Folders named 1 to 255 are the objects of these labels; with other names they are numbered from 1 on.
 
@@ -60,7 +60,7 @@ def list_masks(folder: str | Path) -> dict[str, FrameMasks[str]]:
 
 
 def _masks_of_objects(folders: list[Path]) -> dict[str, FrameMasks[str]]:
-    """From one folder of masks an object."""
+    """The masks where each object has a folder of its own."""
     masks: dict[str, dict[int, Path]] = {}
     for label, path in _number_objects(sorted(folders, key=natural_key)).items():
         for mask in list_frames(path, suffixes=MASK_SUFFIXES):
@@ -91,10 +91,10 @@ def _number_objects(folders: list[Path]) -> dict[int, Path]:
 def match_masks(given: Sequence[GivenMask], names: Sequence[str] | None) -> list[FrameMasks[int]]:
     """Which masks belong to which frames, in frame order.
 
-    Masks of a folder, and several single files, belong to the frames that are named like them, and so does one single
-    file if there is such a frame; else it is the first frame's. Several folders, or folders in one, are one an object.
-    With a frame, a label or several files to one mask, names do not matter. A file that does not exist may be a
-    pattern (``masks/*.png``).
+    Masks of a folder, and several single files, belong to the frames that have their names. So does one single file,
+    if there is such a frame; else it belongs to the first frame. Of several folders, or of folders in a folder, each
+    is one object. Where a frame, a label or several files for one mask are given, names do not matter. A file that
+    does not exist may be a pattern (``masks/*.png``).
 
     Args:
         names: of the frames, without suffixes; ``None`` for a video file or a camera, whose frames have no names.
@@ -131,7 +131,7 @@ def match_masks(given: Sequence[GivenMask], names: Sequence[str] | None) -> list
 
 
 def _frame_of(path: Path, names: Sequence[str] | None) -> int:
-    """The frame of a single mask: that of its name, or the first one."""
+    """The frame that a single mask belongs to: the one with its name, or the first one."""
     places = {name: place for place, name in enumerate(names or ())}
     if place := places.get(path.stem):
         log.info('%s: the mask of frame %d, which has this name', path, place)
@@ -177,7 +177,7 @@ def _masks_of_a_frame(given: GivenMask, names: Sequence[str] | None) -> FrameMas
 
 
 def _masks_of_folders(folders: list[Path]) -> list[FrameMasks[str]]:
-    """Of one folder, or of several, each of which is an object's."""
+    """The masks in one folder, or in several, each of which is one object."""
     masks = _masks_of_objects(folders) if len(folders) > 1 else list_masks(folders[0])
     if not masks:
         raise DataError(
@@ -187,7 +187,7 @@ def _masks_of_folders(folders: list[Path]) -> list[FrameMasks[str]]:
 
 
 def _expanded(path: Path) -> list[Path]:
-    """The file itself, or those that fit it as a pattern."""
+    """The file itself if it exists; else the files that match it as a pattern."""
     if path.exists() or not glob.has_magic(str(path)):
         return [path]
     files = sorted(map(Path, glob.glob(str(path))), key=natural_key)
@@ -200,7 +200,7 @@ def _expanded(path: Path) -> list[Path]:
 
 
 def _matched(masks: list[FrameMasks[str]], names: Sequence[str] | None) -> list[FrameMasks[int]]:
-    """With the indices of frames in place of their names."""
+    """The same masks, by the indices of their frames instead of the names."""
     if masks and names is None:
         raise DataError(
             f'{masks[0].files[0]}: expected the number of its frame, since frames of a video have no names that masks '

@@ -102,7 +102,7 @@ def read_coverage(path: str | Path) -> np.ndarray:
 def draw_pair(
     pair: Pair, rng: np.random.Generator, *, size: int, frames: int = FRAMES
 ) -> tuple[Augmentation, np.ndarray, np.ndarray]:
-    """How ``draw_static`` moves a pair, and the pair as ``read_pair`` gives it for that. Raises ``DataError``."""
+    """The augmentation that ``draw_static`` draws for a pair, and the pair (``read_pair``). Raises ``DataError``."""
     augmentation = draw_static(rng, *image_size(pair.image), size=size, frames=frames)
     return augmentation, *read_pair(pair, reduction=augmentation.warps[0].reduction)
 
@@ -123,7 +123,7 @@ def read_pair(pair: Pair, *, reduction: int = 1) -> tuple[np.ndarray, np.ndarray
 
 
 def _cached(folder: str | None, path: str, decode: Callable[[str], np.ndarray], kind: str) -> np.ndarray:
-    """What ``decode`` makes of a file, from ``folder`` if it is there."""
+    """What ``decode`` returns for a file, read from ``folder`` if it was kept there."""
     if folder is None or not os.path.exists(path):
         return decode(path)
     status = os.stat(path)
@@ -166,7 +166,7 @@ class StaticDataset(AddressedDataset):
         return len(self.pairs)
 
     def sample(self, index: int, rng: np.random.Generator, *, max_skip: int = 0) -> dict[str, Any]:
-        """``max_skip`` has no meaning here."""
+        """Views of the image of this index; ``max_skip`` is not used."""
         pair = self.pairs[index]
         augmentation, image, coverage = draw_pair(pair, rng, size=self.size, frames=self.frames)
         base = recolour(image, augmentation.colour)

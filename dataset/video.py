@@ -1,4 +1,4 @@
-"""Training clips from videos: BL30K (stage 1); DAVIS, YouTubeVOS and one's own (stages 2, 3).
+"""Training clips from videos: BL30K (stage 1); DAVIS, YouTubeVOS and videos of your own (stages 2, 3).
 
 Supplementary F.3.2 and F.3.3.
 """
@@ -33,7 +33,7 @@ DAVIS_FOLDER, YOUTUBE_FOLDER = Path('2017', 'trainval'), Path('train_480p')
 """Of their roots."""
 
 SHOWN = 3
-"""Names that a log line gives for an example."""
+"""How many names a log line gives as examples."""
 
 REDRAWS = 5
 CROP_SCALE = (0.36, 1.0)
@@ -59,7 +59,7 @@ class TrainingVideo:
 
 
 def find_davis(root: str | Path) -> list[TrainingVideo]:
-    """The training set of DAVIS 2017 at 480p, ``root``/2017/trainval; [] if that is absent."""
+    """The training set of DAVIS 2017 at 480p, ``root``/2017/trainval; empty if that folder is absent."""
     base = Path(root) / DAVIS_FOLDER
     return find_videos(
         base / 'JPEGImages' / '480p',
@@ -70,7 +70,7 @@ def find_davis(root: str | Path) -> list[TrainingVideo]:
 
 
 def find_youtube(root: str | Path) -> list[TrainingVideo]:
-    """The training set of YouTubeVOS downsized to a shorter edge of 480, ``root``/train_480p; [] if that is absent.
+    """The training set of YouTubeVOS, resized to a shorter edge of 480, ``root``/train_480p; empty if that is absent.
 
     Every fifth frame is annotated.
 
@@ -226,7 +226,7 @@ def find_main(
 
 
 def without(videos: list[TrainingVideo], names: Collection[str]) -> list[TrainingVideo]:
-    """The videos but those of these names. Raises ``DataError`` where there are videos, but not one of a name."""
+    """The videos without those of these names. Raises ``DataError`` if there are videos, but not of each name."""
     _check_held_aside(videos, names)
     return [video for video in videos if video.name not in names]
 
@@ -421,7 +421,7 @@ class VideoDataset(AddressedDataset):
         return video_sample(frames, labels, objects, name=f'{video.images} {" ".join(names)}')
 
     def _cut_outs(self, rng: np.random.Generator, labels: np.ndarray) -> list[Layer]:
-        """What is pasted over a clip whose objects are in ``labels``, uint8 [T, S, S]; over half of them nothing."""
+        """The cut-outs for a clip whose objects are in ``labels``, uint8 [T, S, S]; half of the clips get none."""
         if self.cut_outs is None or rng.random() >= 0.5:
             return []
         scene = [Thing(None, 255 * (labels == label).astype(np.uint8)) for label in labels_in(labels)]

@@ -21,10 +21,10 @@ log = logging.getLogger(__name__)
 def youtube(root: str | Path, *, split: str = 'valid', output_all: bool = False) -> list[Video]:
     """The videos of a split to segment, each object from its first annotation on.
 
-    An object's annotation is that of the first frame that ``meta.json`` lists for it; later ones, which
-    training videos have, are not read. An object that this annotation does not show begins where one does, with a
-    warning. Asked for are the frames listed for any object of the video, or
-    with ``output_all`` all of them, from the first annotated one on.
+    An object's annotation is that of the first frame that ``meta.json`` lists for it; later ones, which training
+    videos have, are not read. An object that this annotation does not show begins at the first annotation that shows
+    it, with a warning. The segmentation is asked for in the frames that are listed for any object of the video, or
+    with ``output_all`` in all frames, from the first annotated one on.
 
     Raises:
         DataError: for missing folders, frames or annotations, and for a ``meta.json`` of another form.
@@ -64,7 +64,7 @@ def youtube(root: str | Path, *, split: str = 'valid', output_all: bool = False)
 
 
 def _first_masks(folder: Path, first_frames: dict[int, str], frames: list[str]) -> dict[int, str]:
-    """The first frame of every object; where its mask is, if ``meta.json`` says otherwise."""
+    """The first frame of every object: that of ``meta.json``, or the first that shows it, if that one does not."""
 
     @cache
     def labels(frame: str) -> list[int]:
@@ -102,7 +102,7 @@ class Groups(NamedTuple):
 
 
 def youtube_truth(root: str | Path, *, split: str = 'valid') -> tuple[list[GroundTruth], Groups | None]:
-    """What the videos of a split are scored by: all frames that ``meta.json`` lists for any object of the video.
+    """The ground truth of the videos of a split: all frames that ``meta.json`` lists for any object of the video.
 
     Returns:
         The videos, and which categories are seen and unseen, if ``meta.json`` says it.
@@ -188,7 +188,7 @@ def _names(frames: object) -> list[str]:
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object; of two entries with one name Python would keep the last."""
+    """A JSON object as a dictionary; two entries of one name are an error, of which Python would keep the last."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]

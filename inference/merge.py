@@ -1,4 +1,4 @@
-"""The mean of probabilities that runs on their own have saved: an ensemble without one process and one GPU."""
+"""The mean of the probabilities that several runs have saved: an ensemble whose networks ran one by one."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ WAITING = 4  # frames; of each there are the sum and one run's probabilities
 
 @dataclass(frozen=True)
 class Result:
-    """What a run left that saved its probabilities."""
+    """The output folder of a run that saved its probabilities."""
 
     folder: Path
     settings: dict  # of its settings.json
@@ -60,7 +60,7 @@ class Result:
 
 
 class Content(NamedTuple):
-    """What the file of a frame is about."""
+    """The size and the objects of the probabilities in a file."""
 
     size: tuple[int, int]  # H, W
     objects: tuple[int, ...]  # labels, in the order of the channels
@@ -152,7 +152,7 @@ def check_alike(results: Sequence[Result]) -> None:
 
 
 def merged_settings(results: Sequence[Result]) -> dict[str, object]:
-    """Those of all runs; the format of the masks, and what the networks were given, are those of each."""
+    """The settings of all runs together; all of them have the same format of masks and the same given masks."""
     shared = {name: results[0].settings[name] for name in ('format', 'given') if name in results[0].settings}
     runs = [{name: value for name, value in each.settings.items() if name not in shared} for each in results]
     return {'merged': runs} | shared

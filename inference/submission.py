@@ -1,4 +1,4 @@
-"""Whether a server would take masks: what is missing or too many, and which have another size, format or labels."""
+"""Checks whether a server would take masks: whether all are there and have the right size, format and labels."""
 
 import zipfile
 from abc import ABC, abstractmethod
@@ -18,11 +18,11 @@ from util.errors import DataError, cause_of, foreign_call
 from util.metrics import labels_in
 
 WHITE = 255
-"""What the object is in the masks of binary videos."""
+"""The value of the object in the masks of binary videos."""
 
 
 class _Handed(ABC):
-    """What would be handed in: files by their names below a folder, or in an archive."""
+    """The files that would be handed in, by their names below a folder or in an archive."""
 
     names: list[str]
 
@@ -67,7 +67,7 @@ def _handed(place: Path) -> Iterator[_Handed]:
 
 
 def check_submission(place: Path, videos: Sequence[Video], *, every_label: bool = True) -> list[str]:
-    """Why a server would not take masks, one line a cause with its first examples; none if it would.
+    """The reasons why a server would not take masks, a line for each with its first examples; empty if it would.
 
     Args:
         place: a folder of masks, as a run writes it, or a zip archive.
@@ -94,7 +94,7 @@ def check_submission(place: Path, videos: Sequence[Video], *, every_label: bool 
 
 
 class _Expected:
-    """What the masks of a video have to be."""
+    """What the masks of a video must be like."""
 
     def __init__(self, video: Video):
         self.binary = video.binary
@@ -108,7 +108,7 @@ class _Expected:
                 self.labels |= {*labels_in(mask)}
 
     def fault(self, handed: _Handed, name: str, *, labels: bool) -> tuple[str, str] | None:
-        """What kind of fault a mask has, and what was found, if it has one; ``labels``: look at these, too."""
+        """The kind of fault of a mask and what was found, or ``None``; ``labels``: check the labels, too."""
         try:
             with (
                 foreign_call(DataError, name),
@@ -136,7 +136,7 @@ def _format(mode: str) -> str:
 
 
 def _match(names: Sequence[str], videos: Sequence[Video]) -> tuple[dict[str, str], list[str]]:
-    """By the name that it should have, the name of every mask that is there; and what is wrong with the names."""
+    """The name of every mask that is there, by the name that it should have; and what is wrong with the names."""
     causes = []
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         causes.append(f'{_count(twice, "file")} in it twice: {some(twice)}')

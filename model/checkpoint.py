@@ -45,7 +45,7 @@ OTHER_FILES = {
     b'\xff\xd8\xff': 'an image. Give the file of a network.',
     b'\x89HDF': 'an HDF5 file, as Keras writes it.',
 }
-"""By their first bytes, what was taken for a checkpoint, and what to do."""
+"""What other files are, by their first bytes, and what to do about them."""
 
 MAX_HEADER = 10**8  # bytes, of a safetensors file
 
@@ -134,7 +134,7 @@ def _other_content(path: str | Path) -> str | None:
 
 
 def _other_zip(path: str | Path) -> str | None:
-    """As :func:`_other_content`, of a zip archive, which a checkpoint is, too."""
+    """As :func:`_other_content`, for a zip archive. A checkpoint is a zip archive, too."""
     if not zipfile.is_zipfile(path):
         return 'only the beginning of one. Download it again.'
     with zipfile.ZipFile(path) as file:
@@ -162,7 +162,7 @@ def network_from_checkpoint(
     widen: Literal['zeros', 'orthogonal'] | None = 'zeros',
     averaged: bool = True,
 ) -> Network:
-    """As :func:`load_network`, of a file that has been read.
+    """As :func:`load_network`, for a file that has been read already.
 
     ``averaged``: take the average of the weights where there is one; ``False`` for the weights that training goes on
     with.
@@ -205,7 +205,7 @@ def save_network(
     recommended: Mapping[str, object] | None = None,
     **notes: Any,
 ) -> None:
-    """Weights and the configuration that rebuilds the network, atomically; ``dtype`` converts the weights.
+    """Write the weights and the configuration that rebuilds the network, atomically; ``dtype`` converts the weights.
 
     ``recommended`` are values of ``RECOMMENDED`` that inference takes unless it is told otherwise, by default those of
     the file that the network came from;
@@ -237,7 +237,7 @@ def _is_recommendation(name: str, value: object) -> bool:
 
 
 def _check_tensors(state: dict[str, Tensor], path: str | Path) -> None:
-    """Refuse what is no weights: before anything is allocated, since a small file can claim any size."""
+    """Refuse tensors that cannot be weights, before memory is allocated: a small file can claim any size."""
     for name, value in state.items():
         if value.layout is not torch.strided or value.is_meta or value.is_quantized or value.is_complex():
             raise CheckpointError(

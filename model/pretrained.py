@@ -19,8 +19,8 @@ PATIENCE = 15  # seconds without an answer from the server
 def imagenet_weights(names: Iterable[str], files: Iterable[str | Path] = ()) -> dict[str, dict[str, Tensor]]:
     """The state dict of torchvision's classifier for each backbone name; see ``STCN(backbone_weights=...)``.
 
-    A file serves the backbone whose tensors it holds, whatever it is called. For a backbone without a file it is
-    IMAGENET1K_V1, what the paper used, from torch's cache or downloaded into it.
+    A file is used for the backbone whose tensors it has, whatever its name. A backbone without a file gets
+    IMAGENET1K_V1, which the paper used, from torch's cache or downloaded into it.
 
     Raises:
         CheckpointError: a file fits none of the backbones, or a download failed.
@@ -59,7 +59,7 @@ def _download(name: str) -> dict[str, Tensor]:
 
 @contextmanager
 def _impatient() -> Iterator[None]:
-    """Offline, a server that never answers must not hold up the run."""
+    """In its block, a server that does not answer is given up after ``PATIENCE`` seconds."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE)
     try:

@@ -237,7 +237,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add('--yv_root', type=Path, help='YouTubeVOS, with train_480p (stages 2, 3)')
     add('--davis_root', type=Path, help='DAVIS, with 2017/trainval (stages 2, 3)')
     add('--video_root', type=Path, nargs='+', default=[], metavar='FOLDER', help='videos of your own (stages 2, 3)')
-    add('--quick', action='store_true', help='read only the headers of files: nothing on content and truncation')
+    add(
+        '--quick',
+        action='store_true',
+        help='read only the headers of files, which does not find bad content and truncated files',
+    )
     add('--json', type=Path, metavar='FILE', help='write all that was found, without abbreviation')
     add('--num_workers', type=positive, default=os.cpu_count(), help='processes (default: one a core)')
     args = parser.parse_args(argv)

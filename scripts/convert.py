@@ -25,7 +25,9 @@ from util.cli import positive, run_main
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('dataset', choices=['youtube', 'static', 'stills'])
-    parser.add_argument('--root', type=Path, help='(default: ../YouTube, ../static or ../DAVIS)')
+    parser.add_argument(
+        '--root', type=Path, help='folder of the data set (default: ../YouTube, ../static or ../DAVIS)'
+    )
     parser.add_argument('--output', type=Path, help='folder for stills')
     parser.add_argument(
         '--every', type=positive, default=10, help='frames from one still to the next (default: %(default)s)'

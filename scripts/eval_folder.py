@@ -18,10 +18,14 @@ log = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = evaluation_parser(__doc__, size=480, dataset='folder')
     parser.add_argument(
-        '--root', required=True, help='with JPEGImages/VIDEO/ and Annotations/VIDEO/, or both without VIDEO/'
+        '--root',
+        required=True,
+        help='folder with JPEGImages/VIDEO/ and Annotations/VIDEO/, or of one video with JPEGImages/ and Annotations/',
     )
     parser.add_argument(
-        '--first_only', action='store_true', help='of each object its first mask alone, to score the others'
+        '--first_only',
+        action='store_true',
+        help='give the network the first mask of each object alone, so that the others can be scored',
     )
     args = parse(parser, argv)
 

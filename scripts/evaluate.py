@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add('--split', help='(default: val for DAVIS, valid for youtube)')
     add('--json', type=Path, metavar='FILE', help='write all numbers, down to single frames')
-    add('--csv', type=Path, metavar='FILE', help='write a row an object')
+    add('--csv', type=Path, metavar='FILE', help='write a table with a row for each object')
     add('--num_workers', type=int, default=os.cpu_count(), help='processes (default: one a core)')
     args = parser.parse_args(argv)
     for path in filter(None, (args.json, args.csv)):

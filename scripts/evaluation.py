@@ -51,11 +51,11 @@ def evaluation_parser(description: str, *, size: int, dataset: str) -> argparse.
             metavar='NAME',
             help="settings of one of the paper's rows (see below); flags change them",
         )
-    add('--output', required=True, help='folder for the masks; a second run continues there')
+    add('--output', required=True, help='folder for the masks; a second run with the same folder continues')
     add_inference_flags(parser, model=['saves/stcn.pth'], size=[size])
-    add('--save_probs', action='store_true', help='also write probabilities/.../FRAME.npz')
+    add('--save_probs', action='store_true', help='also write the probabilities, OUTPUT/probabilities/.../FRAME.npz')
     add('--zip', action='store_true', help='also write OUTPUT.zip, the archive that a server takes')
-    add('--overwrite', action='store_true', help='segment again what is finished')
+    add('--overwrite', action='store_true', help='segment again the videos that are finished')
     return parser
 
 

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add('--output', type=Path, required=True, help='folder for the masks; a second run continues there')
     add('--zip', action='store_true', help='also write OUTPUT.zip, the archive that a server takes')
-    add('--overwrite', action='store_true', help='merge again what is finished')
+    add('--overwrite', action='store_true', help='merge again the frames that are finished')
     args = parser.parse_args(argv)
     if len(args.results) < 2:
         parser.error('expected two RESULTS or more to average')

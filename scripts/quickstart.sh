@@ -10,3 +10,4 @@ python=$(bash scripts/environment.sh)
     --output "$output" --strip 5 --overwrite
 "$python" scripts/evaluate.py --results "$output/masks" --dataset folder --root "$clip/truth"
 echo "look at $output/strip.png and $output/overlay.mp4"
+echo "for your own videos: source $(dirname "$python")/activate; python scripts/segment_video.py --help"

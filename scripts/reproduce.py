@@ -188,7 +188,7 @@ def reproduce(which: int, args: argparse.Namespace) -> tuple[str, bool]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add('--table', type=int, nargs='+', choices=TABLES, required=True, help='of the supplementary material')
+    add('--table', type=int, nargs='+', choices=TABLES, required=True, help='tables of the supplementary material')
     add('--output', type=Path, required=True, help='folder for masks, archives and tables')
     add('--saves', type=Path, default=Path('saves'), help='folder of the weights (default: %(default)s)')
     add('--davis_path', type=Path, default=Path('../DAVIS/2017'), help='DAVIS 2017 (default: %(default)s)')

@@ -39,12 +39,12 @@ def training_parser(description: str) -> argparse.ArgumentParser:
 
 def add_run_flags(add: Add) -> None:
     """Where the run is kept, and what it says."""
-    add('--id', required=True, type=run_id, help='the run is kept in saves/ID; NULL: it is kept nowhere')
+    add('--id', required=True, type=run_id, help='name of the run, which is kept in saves/ID; NULL: it is not kept')
     add(
         '--resume',
         action='store_true',
-        help='continue the run from its newest complete checkpoint, with its flags '
-        'where no others are given; from the start if it has none',
+        help='continue the run from its newest complete checkpoint, with the flags that it was started with unless '
+        'others are given; if it has no checkpoint, begin at the start',
     )
     add(
         '--save_every',
@@ -56,22 +56,21 @@ def add_run_flags(add: Add) -> None:
         '--keep_every',
         type=positive,
         metavar='N',
-        help='iterations between checkpoints that stay for good, kept_<iteration>.pth; the published code had 50000 '
-        '(default: none stays)',
+        help='iterations between checkpoints that are kept for good as kept_<iteration>.pth; the published code kept '
+        'one every 50000 (default: none)',
     )
     add(
         '--log_every',
         type=positive,
         default=50,
-        help='iterations between log lines and TensorBoard scalars, and '
-        'looks at whether the loss is finite (default: %(default)s)',
+        help='iterations between log lines and TensorBoard scalars; the loss is then checked to be finite, too '
+        '(default: %(default)s)',
     )
     add('--images_every', type=positive, default=500, help='iterations between image grids (default: %(default)s)')
     add(
         '--debug',
         action='store_true',
-        help='log every iteration, and name the operation that a gradient that is '
-        'no number comes from; slow (default: off)',
+        help='log every iteration, and name the operation whose gradient is first not a number; slow (default: off)',
     )
 
 
@@ -132,12 +131,17 @@ def add_sample_flags(add: Add) -> None:
         help="area of the random crop of a video as a fraction of the frame's (default: 0.36 1; 0.25 1 in stage 1)",
     )
     add('--crop_size', type=positive, default=384, help='side of a training frame (default: %(default)s)')
-    add('--num_workers', type=int, default=8, help='that load data, for each process (default: %(default)s)')
+    add(
+        '--num_workers',
+        type=int,
+        default=8,
+        help='processes that load data, beside each process that trains (default: %(default)s)',
+    )
     add(
         '--difficulty',
         choices=('plain', 'hard'),
         default='plain',
-        help='of the clips that --synthetic_root makes. hard: objects that look alike, more motion, objects that '
+        help='difficulty of the clips of --synthetic_root. hard: objects that look alike, more motion, objects that '
         'vanish behind others and come back, blur (default: %(default)s)',
     )
     add(
@@ -145,14 +149,14 @@ def add_sample_flags(add: Add) -> None:
         type=clip_length,
         default=3,
         metavar='N',
-        help='frames of a clip: each is segmented from all before it (default: %(default)s, as in the paper)',
+        help='frames of a clip; each is segmented from all frames before it (default: %(default)s, as in the paper)',
     )
     add(
         '--cache_stills',
         metavar='FOLDER',
-        help='keep image and mask pairs decoded in it, up to 4 bytes a pixel (default: none)',
+        help='keep decoded image and mask pairs in this folder, up to 4 bytes a pixel (default: none)',
     )
-    add('--seed', type=int, default=0, help='of samples and initial weights (default: %(default)s)')
+    add('--seed', type=int, default=0, help='seed of samples and initial weights (default: %(default)s)')
 
 
 def add_validation_flags(add: Add) -> None:
@@ -161,18 +165,17 @@ def add_validation_flags(add: Add) -> None:
         '--evaluate_every',
         type=positive,
         metavar='N',
-        help='segment the videos of --hold_aside every N iterations, at the end, and at the beginning of a run with '
-        '--load_network: J and F go to the log and to '
-        'TensorBoard, the best network to best.pth. 250 frames of 854 x 480 with one object take about a minute on '
-        'two CPU cores with stcn_light (default: never)',
+        help='segment the videos of --hold_aside every N iterations, at the end and, with --load_network, at the '
+        'beginning. J and F go to the log and to TensorBoard, and the best network to best.pth. With stcn_light, 250 '
+        'frames of 854 x 480 with one object take about a minute on two CPU cores (default: never)',
     )
     add(
         '--evaluate_size',
         type=not_negative,
         default=480,
         metavar='PIXELS',
-        help='largest shorter side at which the network works then; smaller frames, and all with 0, are taken as they '
-        'are (default: %(default)s, as in the data of the paper)',
+        help='for --evaluate_every: frames with a larger shorter side are reduced to this one; 0: all frames are '
+        'taken as they are (default: %(default)s, as in the data of the paper)',
     )
 
 
@@ -182,7 +185,7 @@ def add_network_flags(add: Add) -> None:
     add(
         '--similarity',
         choices=tuple(SIMILARITIES),
-        help='of the memory read (default: that of the file to start from, or of the variant)',
+        help='similarity of the memory read (default: that of the file to start from, or of the variant)',
     )
     add(
         '--load_network',
@@ -210,14 +213,19 @@ def add_optimization_flags(add: Add) -> None:
         '-b',
         '--batch_size',
         type=positive,
-        help='samples an iteration, of all GPUs together. The published code '
-        'counted those of one GPU of two: its -b 8 is 16 here, its -b 4 is 8',
+        help='samples in each iteration, on all GPUs together. The published code counted those on one of two GPUs: '
+        'its -b 8 is -b 16 here, and its -b 4 is -b 8',
     )
-    add('-i', '--iterations', type=positive, help='the iteration to end at; max-skip follows in percent of it')
+    add(
+        '-i',
+        '--iterations',
+        type=positive,
+        help='iterations of the whole training; the schedule of max-skip is in percent of it',
+    )
     add('--steps', type=int, nargs='*', help='iterations at which the rate is multiplied by --gamma')
     add('--lr', type=float, help=f'learning rate ({STAGES[0].lr} in all stages)')
     add('--gamma', type=float, help=f'see --steps ({STAGES[0].gamma} in all stages)')
-    add('--warmup', type=int, help='iterations in which the rate rises linearly (none in all stages)')
+    add('--warmup', type=int, help='iterations in which the rate rises linearly at the beginning (none in all stages)')
     add(
         '--bootstrap',
         type=int,
@@ -232,14 +240,15 @@ def add_optimization_flags(add: Add) -> None:
         type=decay,
         metavar='DECAY',
         help='keep an exponential moving average of the weights, in which the last 1 / (1 - DECAY) iterations count '
-        'most, 0.999 for instance; the final weights are then the average, and so is what the other scripts and '
-        '--load_network take from a checkpoint (default: none)',
+        'most; for example 0.999. The final weights are then the average, and other scripts and --load_network take '
+        'the average from a checkpoint (default: none)',
     )
     add(
         '--accumulation',
         type=positive,
         default=1,
-        help='parts that a batch is computed in, to save memory: the result is the same (default: %(default)s)',
+        help='compute a batch in so many parts, to save memory; the result is the same but for rounding (default: '
+        '%(default)s)',
     )
 
 
@@ -255,8 +264,8 @@ def add_device_flags(add: Add) -> None:
     add(
         '--recompute',
         action='store_true',
-        help='keep no activations inside encoders and decoder for the backward '
-        'pass, compute them again: slower, with less memory (default: off)',
+        help='compute activations inside encoders and decoder again in the backward pass, instead of keeping them: '
+        'slower, with less memory (default: off)',
     )
     add(
         '--compile',

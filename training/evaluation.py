@@ -1,4 +1,4 @@
-"""Validation: what a network in training makes of the videos that were held aside."""
+"""Validation: how well a network in training segments the videos that were held aside."""
 
 import logging
 import time
@@ -29,20 +29,21 @@ log = logging.getLogger(__name__)
 class Validation:
     """Segments the videos held aside from time to time, scores them, and keeps the best network of the run.
 
-    The core segments each video with its default settings, or with those that the checkpoint recommends which the
-    training began with, and each object from its first annotation on. J and F are those of ``scripts/evaluate.py
-    --dataset folder``: all annotated frames after an object's first one count, the last one of a video, too; a video
-    has the mean of its objects, all videos together have the mean of all objects. A copy of the network does it, with
-    the averaged weights if there are some: the network in training is not touched, and no random number is drawn.
-    Under torchrun the processes share the videos.
+    The core segments each video from the first annotation of each object. Its settings are those that the checkpoint
+    recommends which the training began with, and else the defaults. J and F are those of ``scripts/evaluate.py
+    --dataset folder``: all annotated frames after an object's first one count, the last frame of a video included. The
+    score of a video is the mean over its objects, and that of all videos the mean over all objects.
+
+    A copy of the network is evaluated, with the averaged weights if there are some. So the network in training does
+    not change, and no random number is drawn. Under torchrun the processes share the videos.
 
     Args:
         every: iterations from one evaluation to the next; the last iteration is evaluated, too.
         at_start: whether the network is evaluated before its first iteration, too, to be compared with later on.
         size: largest shorter side in pixels at which the network works; smaller frames, and all with 0, are taken as
             they are.
-        best: the evaluation that the best network so far was kept with, see ``Run.best``. One of other videos or of
-            another size is no measure for those to come, and does not count.
+        best: the evaluation of the best network so far, see ``Run.best``. It does not count if it is of other videos
+            or another size, since later evaluations cannot be compared with it.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ def score_video(network: Network, video: HeldAside, *, size: int, stop: StopRequ
 
 
 def mean_over_objects(videos: Iterable[Scores]) -> dict[str, float]:
-    """J, F and J&F: the means over all objects of the means over their frames. What was never scored is left out."""
+    """J, F and J&F: the means over all objects of the means over their frames. Objects without scores are left out."""
     objects = [measures for scores in videos for measures in scores.values() if measures['J']]
     means = {
         name: float(np.mean([statistics(list(measures[name].values()))['mean'] for measures in objects]))

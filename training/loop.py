@@ -128,7 +128,10 @@ def to_device(batch: dict, device: torch.device) -> dict:
 
 
 def check_finite(state: TrainingState, run: Run, report: Report) -> None:
-    """Before a checkpoint is written, so that none is broken: a loss belongs to the weights before its step."""
+    """Raise an error if the loss or a weight is not finite, before a checkpoint is written.
+
+    The loss alone is not enough, since it was computed with the weights before the last step.
+    """
     weights = torch.stack([parameter.detach().isfinite().all() for parameter in state.network.parameters()])
     if any_process(not (report.finite() and bool(weights.all()))):
         place = run.save_broken(state.content())

@@ -26,7 +26,7 @@ IMAGE_ROWS = 4
 
 
 class Report:
-    """Sums loss and IoU on the device; looks at them, and at those of the other processes, only in ``write``.
+    """Sums loss and IoU on the device. Only ``write`` waits for the device and for the other processes.
 
     Args:
         folder: for TensorBoard; ``None`` for none.
@@ -145,7 +145,7 @@ class Report:
 
 @contextmanager
 def _writing(writer: 'SummaryWriter') -> Iterator[None]:
-    """An error of TensorBoard's thread comes out at a later call, and says of no file."""
+    """Name the folder in an error of TensorBoard, whose thread raises it at a later call and without a file."""
     try:
         yield
     except OSError as error:

@@ -51,7 +51,7 @@ class Run:
         return None if self.folder is None else self.folder / f'{self.folder.name}.pth'
 
     def configuration(self) -> dict | None:
-        """That of the last start, or ``None``. Raises ``CheckpointError`` on an unreadable one."""
+        """The ``config.json`` of the last start, or ``None``. Raises ``CheckpointError`` if it cannot be read."""
         if self.folder is None or not (self.folder / 'config.json').exists():
             return None
         try:
@@ -65,13 +65,13 @@ class Run:
                 temporary.write_text(json.dumps(configuration, indent=2) + '\n')
 
     def continues(self, *, resume: bool) -> bool:
-        """Whether it goes on from where it is: with ``resume``, and where torchrun has started its processes again."""
+        """Whether the run continues: with ``resume``, or if torchrun has restarted its processes after a failure."""
         saved = self.configuration()
         same_launch = saved is not None and saved['launch'] is not None and saved['launch'] == launch_id()
         return resume or restarted() or same_launch
 
     def start(self, *, resume: bool, file: str | Path | None = None) -> tuple[dict, Path] | None:
-        """The checkpoint to start from, and where it is: that of a run that goes on; else ``file``, if there is one.
+        """The checkpoint to start from, and its path: the newest one of a run that continues; else ``file``, if given.
 
         Raises:
             CheckpointError: there is a run in the folder that is not to go on, or the file is unusable.
@@ -84,7 +84,7 @@ class Run:
         return (read_checkpoint(file), Path(file)) if file else None
 
     def checkpoints(self) -> list[Path]:
-        """By iteration, the newest first. They were complete when they got their names."""
+        """The checkpoints by iteration, the newest first. A checkpoint gets its name when it is complete."""
         if self.folder is None or not self.folder.is_dir():
             return []
         found = [
@@ -95,7 +95,7 @@ class Run:
         return [path for _, path in sorted(found, reverse=True)]
 
     def newest(self) -> tuple[dict, Path] | None:
-        """The newest checkpoint that can be read. One that a failing disk has damaged is passed over."""
+        """The newest checkpoint that can be read. Damaged ones are passed over."""
         for path in self.checkpoints():
             try:
                 return read_checkpoint(path), path
@@ -104,9 +104,9 @@ class Run:
         return None
 
     def save(self, content: dict, *, for_good: bool = False) -> None:
-        """A checkpoint under its iteration; the oldest ones that are not for good go once it is complete.
+        """Write a checkpoint. Once it is complete, the oldest ones that are not kept for good are deleted.
 
-        The name says what is for good, so that a later start with other flags does not delete it.
+        The name says whether a checkpoint is kept for good, so that a later start with other flags does not delete it.
         """
         if self.folder is None:
             return
@@ -120,7 +120,7 @@ class Run:
             part.unlink()
 
     def save_broken(self, content: dict) -> str:
-        """A state that is not to be resumed, to look into; returns where it is."""
+        """Write a state for the user to look into, which no run resumes; return its path."""
         if self.folder is None:
             return 'nowhere, since the run is kept nowhere'
         path = self.folder / f'nonfinite_{content["iteration"]:08d}.pth'
@@ -138,7 +138,7 @@ class Run:
             save_network(self.folder / 'best.pth', network, evaluation=evaluation)
 
     def best(self) -> dict | None:
-        """The evaluation that the best network so far was kept with, if there is one that can be read."""
+        """The evaluation of the best network so far, if there is one that can be read."""
         if self.folder is None or not (self.folder / 'best.pth').exists():
             return None
         try:
@@ -156,7 +156,7 @@ class Run:
 
 
 def start_worker(worker_id: int) -> None:
-    """``worker_init_fn`` of the DataLoader: a process group of its own.
+    """``worker_init_fn`` of the DataLoader, which puts each worker into a process group of its own.
 
     Ctrl-C and torchrun's SIGTERM then reach the main process alone, which saves and ends its workers.
     """
@@ -166,7 +166,7 @@ def start_worker(worker_id: int) -> None:
 
 @contextmanager
 def loading_errors() -> Iterator[None]:
-    """Errors of the DataLoader's processes in one line: what they raised, or that one of them has died."""
+    """In its block, errors of the DataLoader's processes become one line: what they raised, or that one has died."""
     try:
         yield
     except (DataError, OSError, RuntimeError) as error:
@@ -183,7 +183,7 @@ def loading_errors() -> Iterator[None]:
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """A GPU without enough memory in one line, with what takes less."""
+    """In its block, too little GPU memory becomes an error of one line that says what takes less."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -191,7 +191,7 @@ def memory_errors() -> Iterator[None]:
 
 
 def configuration(flags: dict, stage: Stage, network: Network) -> dict:
-    """All that a result depends on, and what a run that goes on has to know, for ``config.json``."""
+    """The content of ``config.json``: all that the result depends on, and what is needed to resume the run."""
     return {
         'flags': flags,
         'stage': dataclasses.asdict(stage),

@@ -23,9 +23,8 @@ log = logging.getLogger(__name__)
 class TrainingState:
     """Network, optimizer, gradient scaler, the finished iterations, and an average of the weights if one is wanted.
 
-    That is complete: learning rate, loss and max-skip are functions of the iteration, and every random
-    choice about a sample is a function of (seed, epoch, index), so there is no scheduler and no random
-    state to restore.
+    Nothing else has to be kept: learning rate, loss and max-skip are functions of the iteration, and every random
+    choice about a sample is a function of (seed, epoch, index). So there is no scheduler and no random state.
     """
 
     network: Network

@@ -1,4 +1,4 @@
-"""What a user can mend is one kind of exception, whatever part of the program found it."""
+"""The errors that a user can mend, which scripts print as one line."""
 
 import traceback
 from collections.abc import Iterator
@@ -24,9 +24,9 @@ class MissingPackageError(UserError):
 
 @contextmanager
 def foreign_call(kind: type[UserError], before: str, after: str = '') -> Iterator[None]:
-    """Around one call of a library that fails in ways of its own: whatever it raises becomes a ``kind``.
+    """For a block with one call of a library: whatever it raises becomes a ``kind``.
 
-    The message is ``before``, the cause in brackets, ``after``. Too little memory stays what it is.
+    The message is ``before``, the cause in brackets, ``after``. An error of too little memory stays what it is.
     """
     try:
         yield
@@ -42,7 +42,7 @@ def cause_of(error: BaseException) -> str:
 
 
 def is_for_the_user(error: BaseException) -> bool:
-    """Whether its message says all: it is ours, or the system has no more of files, memory or numbers to give."""
+    """Whether the message of an error is enough for a user: it is ours, or the system lacks a file or memory."""
     ours = UserError | OSError | MemoryError | FloatingPointError
     return isinstance(error, ours) or type(error).__name__ == 'OutOfMemoryError'  # torch's, without importing it
 

@@ -1,4 +1,4 @@
-"""Packages whose names are imported when they are used (PEP 562), so that a command line is checked without torch."""
+"""Packages that import their names when these are used (PEP 562), so that ``--help`` does not wait for torch."""
 
 import sys
 from collections.abc import Callable, Mapping

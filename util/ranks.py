@@ -6,7 +6,7 @@ from util.errors import UserError
 
 
 def rank() -> int:
-    """The number of this process, from 0 on. Raises ``UserError`` where the environment says something else."""
+    """The number of this process, from 0 on. Raises ``UserError`` if the environment is not as torchrun sets it."""
     number = _number('RANK', 0)
     if number >= world_size():
         raise _misfit('RANK', f'a number below that of the processes, WORLD_SIZE {world_size()}')
@@ -14,7 +14,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes there are. Raises ``UserError`` where the environment says something else."""
+    """How many processes there are. Raises ``UserError`` if the environment is not as torchrun sets it."""
     number = _number('WORLD_SIZE', 1)
     if number > 1 and (missing := [name for name in ('RANK', 'MASTER_ADDR', 'MASTER_PORT') if name not in os.environ]):
         raise _misfit('WORLD_SIZE', f'{", ".join(missing)} beside it')
