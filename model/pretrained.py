@@ -53,7 +53,8 @@ def _download(name: str) -> dict[str, Tensor]:
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
             f'{place}: ImageNet weights of {name} could not be had: {error}. Put the file {weights.url} there, or '
-            "give it as a file of backbone weights; 'none' in place of a file starts from random weights."
+            "give it as a file of backbone weights; 'none' in place of a file starts from random weights.",
+            options=['backbone_weights'],
         ) from error
 
 

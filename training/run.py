@@ -80,7 +80,10 @@ class Run:
             if newest := self.newest():
                 return newest
         elif self.checkpoints():
-            raise CheckpointError(f'{self.folder}: holds a run already; resume it, or begin anew under another id')
+            raise CheckpointError(
+                f'{self.folder}: holds a run already; resume it, or begin anew under another id',
+                options=['resume', 'id'],
+            )
         return (read_checkpoint(file), Path(file)) if file else None
 
     def checkpoints(self) -> list[Path]:

@@ -94,4 +94,5 @@ def run_main(main) -> None:
             )
         if not is_for_the_user(error):
             raise
-        sys.exit(f'error: {error}')
+        flags = ', '.join(f'--{option}' for option in getattr(error, 'options', ()))
+        sys.exit(f'error: {error}' + (f' ({flags})' if flags else ''))

@@ -1,13 +1,21 @@
 """The errors that a user can mend, which scripts print as one line."""
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 
 class UserError(Exception):
-    """Something that the user can mend. The message: which file or value, what was expected, found, what to do."""
+    """Something that the user can mend. The message: which file or value, what was expected, found, what to do.
+
+    Args:
+        options: names of the options that the advice is about. Scripts, where options are flags, add them.
+    """
+
+    def __init__(self, message: str = '', *, options: Sequence[str] = ()):
+        super().__init__(message)
+        self.options = tuple(options)
 
 
 class DataError(UserError, ValueError):
