@@ -97,6 +97,10 @@ class Core(ABC):
     ) -> Tensor | None:
         """The next frame of the video; see :meth:`InferenceCore.step`."""
 
+    @abstractmethod
+    def working_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """The size (H, W) at which the network works on frames of this size; of several, the largest."""
+
     def to_labels(self, prob: Tensor) -> Tensor:
         """The most probable label of each pixel: what ``step`` returned ``-> [H, W]`` uint8."""
         labels = torch.tensor([0, *self.objects], dtype=torch.uint8, device=prob.device)
@@ -181,6 +185,9 @@ class InferenceCore(Core):
     @property
     def objects(self) -> list[int]:
         return self._objects
+
+    def working_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        return self._working_shape(shape) or shape
 
     @torch.inference_mode()
     def step(

@@ -236,6 +236,11 @@ class BackgroundWriter:
             self.pending.popleft().result()
         self.pending.append(self.pool.submit(write, *args))
 
+    def flush(self) -> None:
+        """Wait until all that was submitted is written. Raises what a write raised."""
+        while self.pending:
+            self.pending.popleft().result()
+
     def __exit__(self, error_type, *_) -> None:
         # What waits when a stop comes may complete a video.
         self.pool.shutdown(cancel_futures=error_type not in (None, Stopped))

@@ -5,7 +5,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -61,6 +61,78 @@ class Source(ABC):
 
     @abstractmethod
     def __iter__(self) -> Iterator[Upcoming]: ...
+
+    def count(self) -> int:
+        """How many frames there are, exactly; a video file is read once for it.
+
+        Raises:
+            DataError: of a camera, whose frames can only be had forwards.
+        """
+        assert self.frames is not None
+        return self.frames
+
+    def shape(self) -> tuple[int, int]:
+        """(H, W) of its frames; the first one is read for it. Raises ``DataError`` if it cannot be."""
+        picture = next(iter(self)).read()
+        if picture is None:
+            raise DataError(f'{self.name}: expected frames, found none')
+        return picture.image.shape[0], picture.image.shape[1]
+
+    def forwards(self, begin: int = 0) -> Iterator[Upcoming]:
+        """The frames from number ``begin`` on."""
+        return itertools.islice(self, begin, None)
+
+    def backwards(self, begin: int) -> Iterator[Upcoming]:
+        """The frames from number ``begin`` down to 0, which is the last one then. Raises as :meth:`count`."""
+        frames = list(itertools.islice(self, begin + 1))  # none of them is read
+        return (replace(frames[number], last=number == 0) for number in range(begin, -1, -1))
+
+    def annotations(self) -> dict[int, tuple[int, ...]]:
+        """The labels that each annotation speaks of, by the number of its frame; without those of no object.
+
+        Raises:
+            DataError: an annotation has to be read to know them, and cannot be.
+        """
+        found = {}
+        for number, frame in enumerate(self):
+            if frame.annotated and (labels := _labels_of(frame)):
+                found[number] = labels
+        return found
+
+
+def _labels_of(frame: Upcoming) -> tuple[int, ...]:
+    if frame.objects is not None:
+        return tuple(frame.objects)
+    picture = frame.read()
+    if picture is None or picture.mask is None:
+        return ()
+    return tuple(label for label in np.unique(picture.mask).tolist() if label)
+
+
+class Course(Source):
+    """The frames of a source from one of them on, to its last one or, backwards, to its first.
+
+    Args:
+        begin: number of the frame that comes first.
+        backwards: in reverse order.
+    """
+
+    def __init__(self, source: Source, begin: int = 0, *, backwards: bool = False):
+        self.source = source
+        self.begin = begin
+        self.is_backwards = backwards
+        self.name, self.readers = source.name, source.readers
+        if backwards:
+            self.frames = begin + 1
+        else:
+            self.frames = None if source.frames is None else max(0, source.frames - begin)
+
+    def __iter__(self) -> Iterator[Upcoming]:
+        return self.source.backwards(self.begin) if self.is_backwards else self.source.forwards(self.begin)
+
+    def number(self, position: int) -> int:
+        """The number in the source of the frame that comes in this place."""
+        return self.begin - position if self.is_backwards else self.begin + position
 
 
 class DatasetSource(Source):
@@ -131,6 +203,12 @@ class UserSource(Source):
                 self.frames - 1,
             )
 
+    def shape(self) -> tuple[int, int]:
+        return self.height, self.width
+
+    def annotations(self) -> dict[int, tuple[int, ...]]:
+        return {number: tuple(labels) for number, labels in self.masks.objects.items() if labels}
+
     def _upcoming(
         self, number: int, name: str, read: Callable[[], tuple[np.ndarray, int] | None], *, last: bool, origin: str
     ) -> Upcoming:
@@ -189,10 +267,29 @@ class SequentialSource(UserSource):
         self.frame_rate, self.time_base = reader.frame_rate, reader.time_base
 
     def __iter__(self) -> Iterator[Upcoming]:
-        pictures = iter(self.reader)
-        for number in itertools.count():
-            origin = f'{self.name}: frame {number}'
-            yield self._upcoming(number, f'{number:05d}', partial(next, pictures, None), last=False, origin=origin)
+        return self.forwards()
+
+    def count(self) -> int:
+        if isinstance(self.reader, Camera):
+            raise DataError(
+                f'{self.name}: a camera is segmented forwards only, since its frames are gone once they are shown. '
+                'To go backwards, record a video first'
+            )
+        return self.reader.count()
+
+    def forwards(self, begin: int = 0) -> Iterator[Upcoming]:
+        pictures = itertools.islice(self.reader, begin, None)
+        return (self._next(pictures, number, last=False) for number in itertools.count(begin))
+
+    def backwards(self, begin: int) -> Iterator[Upcoming]:
+        self.count()
+        assert isinstance(self.reader, VideoReader)
+        pictures = self.reader.backwards(begin)
+        return (self._next(pictures, number, last=number == 0) for number in range(begin, -1, -1))
+
+    def _next(self, pictures: Iterator[tuple[np.ndarray, int]], number: int, *, last: bool) -> Upcoming:
+        origin = f'{self.name}: frame {number}'
+        return self._upcoming(number, f'{number:05d}', partial(next, pictures, None), last=last, origin=origin)
 
 
 class Camera:
