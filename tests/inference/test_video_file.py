@@ -454,15 +454,15 @@ def test_backwards_the_same_frames_come(tmp_path, monkeypatch, name, chunk):
             assert np.array_equal(image, other)
 
 
-def test_backwards_in_a_damaged_file(tmp_path, monkeypatch, caplog):
+def test_backwards_in_a_damaged_file(tmp_path, monkeypatch):
     monkeypatch.setattr(video_file, 'CHUNK_BYTES', 0)
-    path = make_video(tmp_path / 'whole.mkv', pts=range(60))
+    path = make_video(tmp_path / 'whole.ts', pts=range(200))
     data = bytearray(path.read_bytes())
-    data[len(data) // 2 : len(data) // 2 + 200] = bytes(200)
-    path.write_bytes(data[: -len(data) // 5])
+    data[len(data) // 2 : len(data) // 2 + 100] = bytes(100)
+    path.write_bytes(data[: -len(data) // 10])
     reader = VideoReader(path)
     times = [pts for _, pts in reader]
-    assert 10 < len(times) < 60
+    assert 20 < len(times) < 200
     assert [pts for _, pts in reader.backwards(reader.count() - 1)] == times[::-1]
 
 
