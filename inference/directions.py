@@ -4,7 +4,7 @@ import shutil
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -12,16 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inference.outputs import BackgroundWriter
-from inference.sources import Course, Source
+from inference.sources import Course, Direction, Source
 from inference.stream import Passed, Segmented, propagate
 from util.files import atomic_path, require_disk
 
 if TYPE_CHECKING:
     from inference.core import Core
     from inference.stream import Stopwatch
-
-Direction = Literal['forward', 'backward', 'both']
-DIRECTIONS: tuple[Direction, ...] = ('forward', 'backward', 'both')
 
 
 class Known(NamedTuple):
@@ -182,7 +179,11 @@ class Propagation:
 
     Attributes:
         core: of the pass that is under way, or was.
-        steps: how many frames iterating gives, as far as is known.
+        courses: the frames of each pass.
+        course: the place of the pass that is under way among them.
+        done: how many frames of it are done.
+        passed: how many frames of all passes are.
+        steps: frames of all passes, as far as is known.
 
     Raises:
         DataError: the source has no other direction than forward, or its annotations cannot be read.
@@ -191,6 +192,7 @@ class Propagation:
 
     def __init__(self, make_core: Callable[[], 'Core'], source: Source, direction: Direction, folder: Path):
         self.make_core = make_core
+        self.direction = direction
         self.core = make_core()
         self.waiting = WaitingPass(folder)
         self.annotations = Annotations({})
@@ -203,6 +205,7 @@ class Propagation:
             self.courses = [Course(source, self.last - 1, backwards=True)]
         else:
             self._plan_both(source)
+        self.course = self.done = self.passed = 0
         frames = [course.frames for course in self.courses]
         self.steps = None if None in frames else sum(count or 0 for count in frames)
 
@@ -221,14 +224,29 @@ class Propagation:
 
     def frames(self, stopwatch: 'Stopwatch | None' = None) -> Generator[Segmented | Passed, None, None]:
         """Every frame. Raises as :func:`inference.stream.propagate`, and ``OSError`` where what waits is written."""
-        for number, course in enumerate(self.courses):
-            if number:
-                # First without, so that two memories are never there together.
-                del self.core
-                self.core = self.make_core()
+        while self.course < len(self.courses):
+            course = self.courses[self.course].after(self.done)
             with self.waiting:
                 for found in propagate(self.core, course, stopwatch):
+                    self.done += 1
+                    self.passed += 1
                     yield self._finish(found._replace(number=course.number(found.number)), course)
+            self.course, self.done = self.course + 1, 0
+            if self.course < len(self.courses):
+                del self.core  # first, so that two memories are never there together
+                self.core = self.make_core()
+
+    @property
+    def next_frame(self) -> int:
+        """The number of the frame that is to come, of the last one after the end."""
+        return self.courses[min(self.course, len(self.courses) - 1)].number(self.done)
+
+    @property
+    def finished(self) -> range:
+        """The frames that have come and are final."""
+        if self.courses[self.course].is_backwards:
+            return range(self.next_frame + 1, self.first)
+        return range(self.next_frame)
 
     def _finish(self, found: Segmented | Passed, course: Course) -> Segmented | Passed:
         """A frame as it is in the end; ``Passed`` while it is not."""
@@ -247,6 +265,10 @@ class Propagation:
             known = blend(found.number, known, waiting, self.annotations)
             return found._replace(prob=known.prob, labels=known.to_labels(), objects=known.objects)
         return found
+
+    def flush(self) -> None:
+        """Wait until all that waits is on the disk; between two frames."""
+        self.waiting.flush()
 
     def remove(self) -> None:
         """Delete what waited."""

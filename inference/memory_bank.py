@@ -1,6 +1,7 @@
 """The memory of one video: keys and values of past frames, and the read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,10 @@ class _Rows:
             self.buffer[: slot * P] = old
         self.buffer[slot * P : (slot + 1) * P] = rows
 
+    def read(self, slot: int) -> Tensor:
+        """A copy of the rows of a slot."""
+        return self.buffer[slot * self.positions : (slot + 1) * self.positions].clone()
+
     def copy(self, source: int, target: int) -> None:
         """Slot ``target`` becomes equal to slot ``source``."""
         P = self.positions
@@ -51,13 +56,19 @@ class _Keys:
         self.rows = _Rows(capacity)
         self.bias = _Rows(capacity)  # of nothing, where the similarity has none
 
-    def write(self, slot: int, key: Tensor) -> None:
+    def write_key(self, slot: int, key: Tensor) -> None:
         """``key [G, Ck, h, w]``; kept in float32, since the similarity squares it."""
-        rows = key.float().flatten(2).permute(2, 0, 1)
+        self.write(slot, key.float().flatten(2).permute(2, 0, 1))
+
+    def write(self, slot: int, rows: Tensor) -> None:
+        """``rows [P, G, Ck]`` become slot ``slot``."""
         self.rows.write(slot, rows)
         bias = SIMILARITIES[self.metric].bias(rows)
         if bias is not None:
             self.bias.write(slot, bias)
+
+    def read(self, slot: int) -> Tensor:
+        return self.rows.read(slot)
 
     def copy(self, source: int, target: int) -> None:
         self.rows.copy(source, target)
@@ -149,6 +160,8 @@ class MemoryBank:
         self.scratch_bytes = scratch_bytes
         self.permanent = 0  # slots that stay
         self.temporary = False  # one more, to be replaced
+        self.serials: list[int] = []  # of the slots that stay: how many of them came before
+        self._added = 0
         self._shared_keys = _Keys(self.capacity, metric=metric) if shared_keys else None
         self._groups: list[_Group] = []
         self._scratch = torch.empty(0)
@@ -194,7 +207,7 @@ class MemoryBank:
             own_keys = None if self._shared_keys else _Keys(capacity, metric=self.metric)
             self._groups.append(_Group(slot, joining, capacity, own_keys=own_keys))
         if self._shared_keys:
-            self._shared_keys.write(slot, key)
+            self._shared_keys.write_key(slot, key)
         first = 0
         for group in self._groups:
             objects = slice(first, first + group.size)
@@ -202,7 +215,10 @@ class MemoryBank:
             rows = value[objects].flatten(2).permute(2, 0, 1)
             group.values.write(slot - group.start, rows.to(self.value_dtype or rows.dtype))
             if group.own_keys:
-                group.own_keys.write(slot - group.start, key[objects])
+                group.own_keys.write_key(slot - group.start, key[objects])
+        if permanent:
+            self.serials.append(self._added)
+            self._added += 1
         self.permanent += permanent
         self.temporary = not permanent
         if permanent and self.eviction is not None:
@@ -226,7 +242,41 @@ class MemoryBank:
         for group in self._groups:
             group.start -= group.start > slot
         self.permanent = len(kept)
+        self.serials = [self.serials[other] for other in kept]
         return kept
+
+    def state(self) -> dict[str, Any]:
+        """What has to be known beside :meth:`rows` to :meth:`restore` the memory: numbers and lists of numbers."""
+        return {
+            'permanent': self.permanent,
+            'temporary': self.temporary,
+            'groups': [(group.start, group.size) for group in self._groups],
+            'serials': self.serials,
+            'added': self._added,
+            'scratch': self._scratch.numel(),  # on which the parts of a read depend, and with them its rounding
+            'eviction': None if self.eviction is None else self.eviction.state(),
+        }
+
+    def rows(self, slot: int) -> list[Tensor]:
+        """Copies of the keys and values of a memory frame."""
+        return [store.read(slot - start) for store, start in self._stores() if slot >= start]
+
+    def restore(self, state: dict[str, Any], rows: Iterable[Sequence[Tensor]], device: torch.device) -> None:
+        """Make an empty memory what another one was, bit for bit: its state, and the rows of each of its frames."""
+        self._groups = []
+        for start, size in state['groups']:
+            capacity = max(self.capacity - start, 1)
+            own_keys = None if self._shared_keys else _Keys(capacity, metric=self.metric)
+            self._groups.append(_Group(start, size, capacity, own_keys=own_keys))
+        for slot, tensors in enumerate(rows):
+            stores = [(store, start) for store, start in self._stores() if slot >= start]
+            for (store, start), tensor in zip(stores, tensors, strict=True):
+                store.write(slot - start, tensor.to(device))
+        self.permanent, self.temporary = state['permanent'], state['temporary']
+        self.serials, self._added = list(state['serials']), state['added']
+        self._scratch = torch.empty(state['scratch'], device=device)
+        if self.eviction is not None:
+            self.eviction.restore(state['eviction'], device)
 
     def read(self, query_key: Tensor) -> Tensor:
         """``query_key [Ck, h, w] -> readout [K, Cv, h, w]``, in the precision of the query.

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -32,6 +32,7 @@ WRITERS = 2  # threads that encode files
 SETTINGS_FILE = 'settings.json'
 OLDER_SETTINGS_FILES = ('segment_video.json',)
 PROBABILITIES = 'probabilities'
+UNFINISHED = '.unfinished'  # below the output folder: what a run that is killed goes on from
 STRIP_HEIGHT = 240
 STRIP_GAP = 4
 
@@ -109,6 +110,15 @@ class Cutouts(Output):
                 )
 
 
+class Redrawn(NamedTuple):
+    """A frame that was segmented before, with the mask from its file."""
+
+    number: int
+    image: np.ndarray  # uint8 [H, W, 3] RGB
+    pts: int
+    labels: 'Tensor'  # uint8 [H, W]
+
+
 class Pictures(Output):
     """The objects shown on the frames: an overlay video and a strip of stills, either of which may be ``None``.
 
@@ -124,7 +134,7 @@ class Pictures(Output):
             self.video.__enter__()
         return self
 
-    def job(self, frame: 'Segmented') -> Callable[[], None] | None:
+    def job(self, frame: 'Segmented | Redrawn') -> Callable[[], None] | None:
         strip = self.strip if self.strip is not None and self.strip.takes(frame.number) else None
         if self.video is None and strip is None:
             return None
@@ -202,15 +212,34 @@ class Outputs:
             self._stack = stack.pop_all()
         return self
 
-    def write(self, frame: 'Segmented | Passed') -> None:
-        """Write a frame, if it is asked for."""
+    def write(self, frame: 'Segmented | Passed', *, in_order: bool = True) -> None:
+        """Write a frame, if it is asked for; no pictures of one that does not come in the order of the video."""
         if not frame.wanted:
             return
         for output in self.files:
             if job := output.job(frame):
                 self._in_any_order.submit(job)
+        if in_order:
+            self.draw(frame)
+
+    def draw(self, frame: 'Segmented | Redrawn') -> None:
+        """The pictures of a frame alone."""
         if self.pictures is not None and (job := self.pictures.job(frame)):
             self._in_order.submit(job)
+
+    @property
+    def draws(self) -> bool:
+        """Whether there are pictures."""
+        return self.pictures is not None and (self.pictures.video is not None or self.pictures.strip is not None)
+
+    @property
+    def masks(self) -> Masks:
+        """Where the masks go."""
+        return next(each for each in self.files if isinstance(each, Masks))
+
+    def flush(self) -> None:
+        """Wait until all files are written."""
+        self._in_any_order.flush()
 
     def __exit__(self, *error) -> bool | None:
         return self._stack.__exit__(*error)

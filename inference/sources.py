@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from util.errors import DataError
 
 log = logging.getLogger(__name__)
 
+Direction = Literal['forward', 'backward', 'both']
+DIRECTIONS: tuple[Direction, ...] = ('forward', 'backward', 'both')
 READERS = 2  # threads that decode images which are files of their own
 
 
@@ -130,6 +132,10 @@ class Course(Source):
     def __iter__(self) -> Iterator[Upcoming]:
         return self.source.backwards(self.begin) if self.is_backwards else self.source.forwards(self.begin)
 
+    def after(self, count: int) -> 'Course':
+        """The rest, when so many frames are done."""
+        return Course(self.source, self.number(count), backwards=self.is_backwards)
+
     def number(self, position: int) -> int:
         """The number in the source of the frame that comes in this place."""
         return self.begin - position if self.is_backwards else self.begin + position
@@ -173,6 +179,7 @@ class UserSource(Source):
         time_base: seconds of one tick of the timestamps.
         has_audio: whether there is an audio track.
         names: of the frames, where they are files.
+        live: whether it shows what happens now, so that no frame can be had twice.
         masks: by the number of their frame.
     """
 
@@ -183,6 +190,7 @@ class UserSource(Source):
     time_base: Fraction
     has_audio = False
     names: Sequence[str] | None = None
+    live = False
     masks: UserMasks[int]
 
     def annotate(self, given: Sequence[GivenMask]) -> None:
@@ -262,6 +270,7 @@ class SequentialSource(UserSource):
     def __init__(self, reader: 'VideoReader | Camera', name: str):
         self.name = name
         self.reader = reader
+        self.live = isinstance(reader, Camera)
         self.frames, self.has_audio = reader.frames, reader.has_audio
         self.height, self.width, self.pixel_aspect = reader.height, reader.width, reader.pixel_aspect
         self.frame_rate, self.time_base = reader.frame_rate, reader.time_base
@@ -270,7 +279,7 @@ class SequentialSource(UserSource):
         return self.forwards()
 
     def count(self) -> int:
-        if isinstance(self.reader, Camera):
+        if not isinstance(self.reader, VideoReader):
             raise DataError(
                 f'{self.name}: a camera is segmented forwards only, since its frames are gone once they are shown. '
                 'To go backwards, record a video first'

@@ -10,8 +10,12 @@ OUTPUT/overlay.mp4       the objects tinted on the video, with its timestamps an
 OUTPUT/cutouts/LABEL/    with --cutouts: each object alone on a transparent ground, FRAME.png
 OUTPUT/strip.png         with --strip N: N frames side by side
 
+Masks of any frames will do: with --direction both, what lies before the first mask is segmented backwards, and between
+two masks of an object both count.
+
 Any length fits: memory holds a few frames and --max_memory_frames. Ctrl-C once ends the run after the frame it is at:
-masks and overlay are whole up to there. A second time it ends at once: the masks stay, there is no overlay.
+masks and overlay are whole up to there. A second time it ends at once: the masks stay, there is no overlay. The same
+command again goes on from there, after Ctrl-C or a kill, to the same masks.
 """
 
 import argparse
@@ -21,6 +25,7 @@ import sys
 import time
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset.io import FRAME_SUFFIXES
 from dataset.mask_files import GivenMask
-from inference.outputs import Cutouts, Masks, Outputs, Pictures, Strip, claim
-from inference.sources import UserSource, open_source
+from inference.outputs import UNFINISHED, Cutouts, Masks, Outputs, Pictures, Strip, claim
+from inference.sources import DIRECTIONS, UserSource, open_source
 from inference.video_file import VideoWriter
 from scripts.flags import (
     add_inference_flags,
@@ -44,7 +49,8 @@ from util.errors import MissingPackageError, UserError
 from util.stop import StopRequest
 
 if TYPE_CHECKING:
-    from inference import Ensemble
+    from inference.continuing import Unfinished
+    from inference.directions import Propagation
 
 log = logging.getLogger(__name__)
 
@@ -54,18 +60,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Before anything heavy is loaded, all that can be wrong with the files.
     source = open_source(args.input, fps=args.fps)
     source.annotate(args.mask)
+    check_direction(args.direction, source)
     outputs = outputs_of(args, source)
     networks = load_networks(args)
 
     from inference import Ensemble
+    from inference.continuing import Unfinished
+    from inference.directions import Propagation
 
     config = inference_config(args, networks)
-    core = Ensemble.of(networks, config, object_chunk=args.object_chunk, num_frames=source.frames)
-    masks = {frame: [str(file) for file in each.files] for frame, each in source.masks.given.items()}
-    what = {'input': args.input, 'mask': masks}
+    make_core = partial(Ensemble.of, networks, config, object_chunk=args.object_chunk, num_frames=source.frames)
+    unfinished = Unfinished(args.output)
+    way = Propagation(make_core, source, args.direction, unfinished.waiting)
     with naming_flags():
-        claim_output(args, source, outputs, config.settings() | network_settings(args) | what)
-    return segment_video(core, source, outputs, args.output)
+        claim_output(args, source, outputs, config.settings() | network_settings(args) | other_settings(args, source))
+        if not source.live:
+            unfinished.resume(way, outputs, source)
+    return segment_video(way, source, outputs, None if source.live else unfinished, args.output)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -90,6 +101,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         '(palette, grayscale, colours, or black and white). Of several FILEs, or with a LABEL, each is one object: '
         'whatever is not background in it; labelled LABEL, LABEL + 1 ... (1, 2 ... without), later ones in front. A '
         'mask of a later frame adds the objects that are new, and corrects those in it that are known; others stay',
+    )
+    add(
+        '--direction',
+        choices=DIRECTIONS,
+        default='forward',
+        help='forward: from the first mask to the end; backward: from the last mask to the beginning; both (default: '
+        'forward). Not of a camera',
     )
     add('--output', type=Path, required=True, help='folder for the masks and everything else')
     add(
@@ -165,6 +183,32 @@ def overlay_writer(args: argparse.Namespace, source: UserSource) -> VideoWriter 
         return None
 
 
+def check_direction(direction: str, source: UserSource) -> None:
+    """Say which frames stay empty, and whether the video can be segmented in this direction at all.
+
+    Raises:
+        DataError: it cannot: a camera.
+    """
+    frames = sorted(source.annotations())
+    if direction == 'forward':
+        if frames[0]:
+            log.info('%d frames lie before the first mask and stay empty; --direction both fills them', frames[0])
+        return
+    if direction == 'backward' and (after := source.count() - 1 - frames[-1]) > 0:
+        log.info('%d frames lie after the last mask and stay empty; --direction both fills them', after)
+    source.count()
+
+
+def other_settings(args: argparse.Namespace, source: UserSource) -> dict[str, object]:
+    """What ``settings.json`` says beside networks and configuration."""
+    masks = {frame: [str(file) for file in each.files] for frame, each in source.masks.given.items()}
+    settings: dict[str, object] = {'input': args.input, 'mask': masks}
+    if args.direction != 'forward':
+        settings['direction'] = args.direction
+    # Of an unfinished run the frames of before have them, or not.
+    return settings | ({'cutouts': True} if args.cutouts else {})
+
+
 def claim_output(args: argparse.Namespace, source: UserSource, outputs: Outputs, settings: dict) -> None:
     """Make the folder this run's, whichever outputs an earlier one wrote there."""
     masks, cutouts, strip = (args.output / name for name in ('masks', 'cutouts', 'strip.png'))
@@ -178,44 +222,64 @@ def claim_output(args: argparse.Namespace, source: UserSource, outputs: Outputs,
             *masks.glob('*.png'),
             *cutouts.glob('*/*.png'),
             *(path for path in (strip, overlay) if path.exists()),
+            *(args.output / UNFINISHED).glob('**/*.*'),
         ],
         overwrite=args.overwrite,
+        resume=(args.output / UNFINISHED).exists(),
     )
 
 
-def segment_video(core: 'Ensemble', source: UserSource, outputs: Outputs, folder: Path) -> int:
+def segment_video(
+    way: 'Propagation', source: UserSource, outputs: Outputs, unfinished: 'Unfinished | None', folder: Path
+) -> int:
     """Every frame through the core and into the outputs; prints what was done. Returns the exit status."""
     import torch
 
-    from inference.stream import STOPPING, Progress, peak_memory, segment
+    from inference.continuing import segment_on
+    from inference.stream import STOPPING, Progress, peak_memory
 
-    if core.device.type == 'cuda':
-        torch.cuda.reset_peak_memory_stats(core.device)
+    device = way.core.device
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
     failed, start = False, time.perf_counter()
-    with StopRequest(STOPPING) as stop, outputs, Progress(source.frames) as progress:
+    with StopRequest(STOPPING) as stop, outputs, Progress(way.steps, done=way.passed) as progress:
         try:
-            segment(core, source, outputs, stop=stop, progress=progress)
+            segment_on(way, source, outputs, unfinished, stop=stop, progress=progress)
         except UserError as error:
             # Hours of work may lie behind: they are finished as after Ctrl-C.
             failed = True
-            log.error('error at frame %d: %s', progress.count, error)
-    count, seconds = progress.count, time.perf_counter() - start
+            log.error('error at frame %d: %s', way.next_frame, error)
+    seconds = time.perf_counter() - start
     print(
-        f'frames: {count}\nFPS (wall clock): {count / seconds:.2f}\n'
-        f'peak memory: {peak_memory(core.device) / 2**20:.0f} MiB\noutput: {folder}'
+        f'frames: {progress.count}\nFPS (wall clock): {(progress.count - progress.done) / seconds:.2f}\n'
+        f'peak memory: {peak_memory(device) / 2**20:.0f} MiB\noutput: {folder}'
     )
     if stop.signal:
-        log.warning('interrupted after %d frames; they are complete', count)
+        log.warning(
+            'interrupted after %d frames; they are complete%s',
+            progress.count,
+            '' if unfinished is None else ', and the same command goes on from there',
+        )
         return 128 + stop.signal
+    if failed:
+        return 1
+    if unfinished is not None:
+        unfinished.remove()
+    return report_unused(source, way)
+
+
+def report_unused(source: UserSource, way: 'Propagation') -> int:
+    """Complain of masks of frames that the video turned out not to have. Returns the exit status."""
+    count = way.passed if way.direction == 'forward' else source.count()
     missed = [frame for frame in source.masks.given if frame >= count]
-    if missed and not failed:
+    if missed:
         log.error(
             '%s: has %d frames, so the masks of these were not used: %s',
             source.name,
             count,
             ', '.join(map(str, missed)),
         )
-    return 1 if failed or missed else 0
+    return 1 if missed else 0
 
 
 if __name__ == '__main__':
