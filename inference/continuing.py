@@ -33,8 +33,8 @@ SHARE = 20  # at most one part in so many of the time is spent on saving
 class Unfinished:
     """How far a segmentation has come, in a folder that is there as long as it is not finished.
 
-    What one pass has for the other lies in its folder ``waiting``. The memory is kept as it is, keys and values of each
-    memory frame in a file of its own, which is written once; ``state.pt`` names those that are in use. So a run that
+    What one pass has for the other lies in its folder ``waiting``. The memory is kept as it is, keys and values of a
+    frame in a file of its own, which is written once; ``state.pt`` names those that are in use. So a run that
     goes on gives the masks of one that was never interrupted, bit for bit on the same machine. What is written is
     bounded by the memory.
 
@@ -145,36 +145,30 @@ def segment_on(
     Raises:
         DataError, InputError, TooLittleMemoryError, OSError: as :meth:`inference.directions.Propagation.frames`.
     """
-    drawn = 0  # frames of which there are pictures
-    with closing(way.frames()) as frames:
-        for frame in frames:
-            forwards = not way.courses[way.course].is_backwards
-            if forwards and drawn < frame.number:
-                redraw(source, outputs, frame.number, stop)
-                if stop.signal:
-                    return
-            with enough_memory():
-                outputs.write(frame, in_order=forwards)
-            drawn = frame.number + 1 if forwards else 0
-            progress.advance()
-            if unfinished is not None and (stop.signal or unfinished.is_due()):
-                outputs.flush()
-                unfinished.save(way)
-            if stop.signal:
-                return
-    if not drawn:
-        outputs.flush()
+    for course in way.courses[way.course :]:
+        if not course.is_backwards:
+            redraw(source, outputs, way.next_frame, stop)
+        with closing(way.frames_of_pass()) as frames:
+            while not stop.signal and (frame := next(frames, None)) is not None:
+                with enough_memory():
+                    outputs.write(frame, in_order=not course.is_backwards)
+                progress.advance()
+                if unfinished is not None and (stop.signal or unfinished.is_due()):
+                    outputs.flush()
+                    unfinished.save(way)
+    if course.is_backwards:
         redraw(source, outputs, None, stop)
 
 
 def redraw(source: 'Source', outputs: Outputs, count: int | None, stop: 'StopRequest') -> None:
-    """Draw the first frames of a video, or all, with the masks in their files.
+    """Draw the first frames of a video, or all, with the masks in their files; up to where ``stop`` was asked for.
 
     Raises:
         DataError: a frame or a mask cannot be read.
     """
     if not outputs.draws:
         return
+    outputs.flush()
     for number, frame in enumerate(islice(source.forwards(), count)):
         if stop.signal or (picture := frame.read()) is None:
             return

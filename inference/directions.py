@@ -224,17 +224,21 @@ class Propagation:
 
     def frames(self, stopwatch: 'Stopwatch | None' = None) -> Generator[Segmented | Passed, None, None]:
         """Every frame. Raises as :func:`inference.stream.propagate`, and ``OSError`` where what waits is written."""
-        while self.course < len(self.courses):
-            course = self.courses[self.course].after(self.done)
-            with self.waiting:
-                for found in propagate(self.core, course, stopwatch):
-                    self.done += 1
-                    self.passed += 1
-                    yield self._finish(found._replace(number=course.number(found.number)), course)
-            self.course, self.done = self.course + 1, 0
-            if self.course < len(self.courses):
-                del self.core  # first, so that two memories are never there together
-                self.core = self.make_core()
+        for _ in self.courses[self.course :]:
+            yield from self.frames_of_pass(stopwatch)
+
+    def frames_of_pass(self, stopwatch: 'Stopwatch | None' = None) -> Generator[Segmented | Passed, None, None]:
+        """The frames that are left of the pass that is under way; after them the next one is."""
+        course = self.courses[self.course].after(self.done)
+        with self.waiting:
+            for found in propagate(self.core, course, stopwatch):
+                self.done += 1
+                self.passed += 1
+                yield self._finish(found._replace(number=course.number(found.number)), course)
+        self.course, self.done = self.course + 1, 0
+        if self.course < len(self.courses):
+            del self.core  # first, so that two memories are never there together
+            self.core = self.make_core()
 
     @property
     def next_frame(self) -> int:

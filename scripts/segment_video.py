@@ -201,7 +201,7 @@ def check_direction(direction: str, source: UserSource) -> None:
 
 def other_settings(args: argparse.Namespace, source: UserSource) -> dict[str, object]:
     """What ``settings.json`` says beside networks and configuration."""
-    masks = {frame: [str(file) for file in each.files] for frame, each in source.masks.given.items()}
+    masks = {str(frame): [str(file) for file in each.files] for frame, each in source.masks.given.items()}
     settings: dict[str, object] = {'input': args.input, 'mask': masks}
     if args.direction != 'forward':
         settings['direction'] = args.direction
