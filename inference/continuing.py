@@ -67,6 +67,7 @@ class Unfinished:
 
     def remove(self) -> None:
         """There is nothing to continue any more."""
+        self._record.unlink(missing_ok=True)  # first: it names the other files
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def is_due(self) -> bool:

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -169,6 +170,8 @@ def run_dataset(
                 continue
             finally:
                 WaitingPass(waiting).remove()
+                with suppress(OSError):  # another process has its own there, or there was none
+                    waiting.parent.rmdir()
             if stop.signal:
                 raise Stopped(stop.signal)
             if not way.core.objects:
