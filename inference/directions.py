@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from inference.core import Core
     from inference.stream import Stopwatch
 
+BYTES = 0.25  # that a byte of what waits takes at most, compressed; docs/video.md says what was found
+
 
 class Known(NamedTuple):
     """What one pass says of a frame."""
@@ -109,15 +111,14 @@ class WaitingPass:
         folder: of the files.
     """
 
-    BYTES = 0.25  # that a byte of the planes takes at most, compressed; measured: see docs/video.md
-
     def __init__(self, folder: Path):
         self.folder = folder
 
     def require_room(self, frames: int, objects: int, shape: tuple[int, int]) -> None:
         """Raises ``OSError`` if the disk has no room for so many frames and objects of a working size (H, W)."""
-        size = int(self.BYTES * frames * objects * shape[0] * shape[1])
-        require_disk(self.folder, size, f'{self.folder}: the {frames} frames of a pass that waits for the other')
+        present = sum(path.stat().st_size for path in self.folder.glob('*'))  # of a run that goes on
+        size = int(BYTES * frames * objects * shape[0] * shape[1]) - present
+        require_disk(self.folder, size, f'{self.folder}: what one pass keeps of {frames} frames for the other')
 
     def __enter__(self) -> 'WaitingPass':
         self._writer = BackgroundWriter(8)

@@ -24,7 +24,6 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,7 +43,7 @@ from scripts.flags import (
     network_settings,
     parse_flags,
 )
-from util.cli import HelpFormatter, positive, run_main
+from util.cli import HelpFormatter, frame_rate, positive, run_main
 from util.errors import MissingPackageError, UserError
 from util.stop import StopRequest
 
@@ -129,14 +128,6 @@ class Help(HelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Leaves the lines above as they are."""
 
 
-def frame_rate(text: str) -> Fraction:
-    """A positive number or ratio (30000/1001), for argparse."""
-    value = Fraction(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f'expected a positive number, found {text}')
-    return value
-
-
 def given_mask(text: str) -> GivenMask:
     """``[FRAME[:LABEL]=]FILE[,FILE...]``, for argparse. A file whose own name has a comma is taken for one."""
     frame, label, names = re.fullmatch(r'(?:(\d+)(?::(\d+))?=)?(.+)', text, re.DOTALL).groups()
@@ -190,13 +181,11 @@ def check_direction(direction: str, source: UserSource) -> None:
         DataError: it cannot: a camera.
     """
     frames = sorted(source.annotations())
-    if direction == 'forward':
-        if frames[0]:
-            log.info('%d frames lie before the first mask and stay empty; --direction both fills them', frames[0])
-        return
-    if direction == 'backward' and (after := source.count() - 1 - frames[-1]) > 0:
-        log.info('%d frames lie after the last mask and stay empty; --direction both fills them', after)
-    source.count()
+    empty, where = frames[0], 'before the first'
+    if direction != 'forward':
+        empty, where = max(0, source.count() - 1 - frames[-1]), 'after the last'
+    if empty and direction != 'both':
+        log.info('%d frames lie %s mask and stay empty; --direction both fills them', empty, where)
 
 
 def other_settings(args: argparse.Namespace, source: UserSource) -> dict[str, object]:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from dataset.io import DataError, read_image
 from dataset.mask_files import GivenMask
-from inference import InferenceCore, video_file
+from inference import InferenceCore, directions, video_file
 from inference.directions import Annotations, Known, Propagation, WaitingPass, blend
 from inference.sources import FolderSource, open_source
 from inference.video_file import VideoReader, VideoWriter
@@ -158,7 +158,7 @@ def test_what_waits_is_small_and_comes_back(tmp_path, size, small_network, clip,
     assert (found.prob - prob).abs().max() < (0.01 if size is None else 1)
     assert (found.to_labels() != Known(prob, [4, 2, 7]).to_labels()).float().mean() < 0.03
     [file] = (tmp_path / 'waiting').iterdir()
-    assert file.stat().st_size < 3 * H * W * WaitingPass.BYTES
+    assert file.stat().st_size < 3 * H * W * directions.BYTES
     waiting.remove()
     assert not (tmp_path / 'waiting').exists()
 
@@ -167,7 +167,7 @@ def test_no_room_is_an_error_before_the_first_pass(run, tmp_path, monkeypatch):
     monkeypatch.setattr('shutil.disk_usage', lambda path: SimpleNamespace(free=1000))
     monkeypatch.setattr(InferenceCore, 'step', lambda *args, **options: pytest.fail('a frame was computed'))
     clip, mask = link(tmp_path / 'clip', FRAMES), GOLDEN / 'first_mask.png'
-    with pytest.raises(OSError, match=r'the 7 frames of a pass that waits for the other needs 0\.0 MB of free disk'):
+    with pytest.raises(OSError, match=r'what one pass keeps of 7 frames for the other needs 0\.0 MB of free disk'):
         run(source(clip, (2, mask), (9, mask)), 'both')
     assert not (tmp_path / 'waiting').exists()
 
