@@ -34,9 +34,13 @@ class _Rows:
             self.buffer[: slot * P] = old
         self.buffer[slot * P : (slot + 1) * P] = rows
 
-    def read(self, slot: int) -> Tensor:
+    def read(self, slot: int) -> list[Tensor]:
         """A copy of the rows of a slot."""
-        return self.buffer[slot * self.positions : (slot + 1) * self.positions].clone()
+        return [self.buffer[slot * self.positions : (slot + 1) * self.positions].clone()]
+
+    def restore(self, slot: int, tensors: Iterator[Tensor]) -> None:
+        """What ``read`` gave becomes a slot again."""
+        self.write(slot, next(tensors))
 
     def copy(self, source: int, target: int) -> None:
         """Slot ``target`` becomes equal to slot ``source``."""
@@ -56,19 +60,23 @@ class _Keys:
         self.rows = _Rows(capacity)
         self.bias = _Rows(capacity)  # of nothing, where the similarity has none
 
-    def write_key(self, slot: int, key: Tensor) -> None:
+    def write(self, slot: int, key: Tensor) -> None:
         """``key [G, Ck, h, w]``; kept in float32, since the similarity squares it."""
-        self.write(slot, key.float().flatten(2).permute(2, 0, 1))
-
-    def write(self, slot: int, rows: Tensor) -> None:
-        """``rows [P, G, Ck]`` become slot ``slot``."""
+        rows = key.float().flatten(2).permute(2, 0, 1)
         self.rows.write(slot, rows)
         bias = SIMILARITIES[self.metric].bias(rows)
         if bias is not None:
             self.bias.write(slot, bias)
 
-    def read(self, slot: int) -> Tensor:
-        return self.rows.read(slot)
+    def read(self, slot: int) -> list[Tensor]:
+        """The bias, too: computed again it would be rounded in another way."""
+        return self.rows.read(slot) + (self.bias.read(slot) if len(self.bias.buffer) else [])
+
+    def restore(self, slot: int, tensors: Iterator[Tensor]) -> None:
+        rows = next(tensors)
+        self.rows.write(slot, rows)
+        if SIMILARITIES[self.metric].bias(rows) is not None:
+            self.bias.write(slot, next(tensors))
 
     def copy(self, source: int, target: int) -> None:
         self.rows.copy(source, target)
@@ -207,7 +215,7 @@ class MemoryBank:
             own_keys = None if self._shared_keys else _Keys(capacity, metric=self.metric)
             self._groups.append(_Group(slot, joining, capacity, own_keys=own_keys))
         if self._shared_keys:
-            self._shared_keys.write_key(slot, key)
+            self._shared_keys.write(slot, key)
         first = 0
         for group in self._groups:
             objects = slice(first, first + group.size)
@@ -215,7 +223,7 @@ class MemoryBank:
             rows = value[objects].flatten(2).permute(2, 0, 1)
             group.values.write(slot - group.start, rows.to(self.value_dtype or rows.dtype))
             if group.own_keys:
-                group.own_keys.write_key(slot - group.start, key[objects])
+                group.own_keys.write(slot - group.start, key[objects])
         if permanent:
             self.serials.append(self._added)
             self._added += 1
@@ -259,7 +267,7 @@ class MemoryBank:
 
     def rows(self, slot: int) -> list[Tensor]:
         """Copies of the keys and values of a memory frame."""
-        return [store.read(slot - start) for store, start in self._stores() if slot >= start]
+        return [rows for store, start in self._stores() if slot >= start for rows in store.read(slot - start)]
 
     def restore(self, state: dict[str, Any], rows: Iterable[Sequence[Tensor]], device: torch.device) -> None:
         """Make an empty memory what another one was, bit for bit: its state, and the rows of each of its frames."""
@@ -269,9 +277,10 @@ class MemoryBank:
             own_keys = None if self._shared_keys else _Keys(capacity, metric=self.metric)
             self._groups.append(_Group(start, size, capacity, own_keys=own_keys))
         for slot, tensors in enumerate(rows):
-            stores = [(store, start) for store, start in self._stores() if slot >= start]
-            for (store, start), tensor in zip(stores, tensors, strict=True):
-                store.write(slot - start, tensor.to(device))
+            left = iter([each.to(device) for each in tensors])
+            for store, start in self._stores():
+                if slot >= start:
+                    store.restore(slot - start, left)
         self.permanent, self.temporary = state['permanent'], state['temporary']
         self.serials, self._added = list(state['serials']), state['added']
         self._scratch = torch.empty(state['scratch'], device=device)
