@@ -1,8 +1,53 @@
 """Entry points of ``torch.hub``: ``torch.hub.load(CHECKOUT, 'stcn_light', source='local')``."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.machinery import PathFinder
+from pathlib import Path
+
 dependencies = ['torch', 'torchvision', 'numpy', 'PIL', 'cv2']
 
-from inference import InferenceCore, load_model  # noqa: E402
+CHECKOUT = Path(__file__).resolve().parent
+PACKAGES = ('dataset', 'inference', 'model', 'util')  # what a core is made of
+
+
+def _others_have(package: str) -> bool:
+    """Whether the program that loads us has a package or module of this name, imported already or on its path."""
+    module = sys.modules.get(package)
+    if module is not None:
+        file = getattr(module, '__file__', None)
+        return file is None or not Path(file).resolve().is_relative_to(CHECKOUT)
+    elsewhere = [folder for folder in sys.path if Path(folder or '.').resolve() != CHECKOUT]
+    return PathFinder.find_spec(package, elsewhere) is not None
+
+
+def _take_out() -> dict:
+    """Remove the modules with names of our packages from those that Python knows, and return them."""
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition('.')[0] in PACKAGES}
+
+
+@contextmanager
+def _beside_others() -> Iterator[None]:
+    """In the block our packages are imported, after it the program finds its own ones of the same names.
+
+    Ours go on working, since their modules import all that they need at their beginning. Where nobody else has such
+    names, ours stay known to Python under them.
+    """
+    if not any(map(_others_have, PACKAGES)):
+        yield
+        return
+    others = _take_out()
+    try:
+        yield
+    finally:
+        _take_out()
+        sys.modules.update(others)
+
+
+with _beside_others():
+    from inference import InferenceCore, load_model
+    from model import STCN, VARIANTS
 
 
 def stcn_light(pretrained: bool = True, **options) -> InferenceCore:
@@ -10,8 +55,6 @@ def stcn_light(pretrained: bool = True, **options) -> InferenceCore:
 
     ``pretrained=False`` gives random weights.
     """
-    from model import STCN, VARIANTS
-
     return InferenceCore(load_model() if pretrained else STCN(VARIANTS['stcn_light']).eval(), **options)
 
 

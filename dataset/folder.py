@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.io import FRAME_SUFFIXES, DataError, check_path, image_size, list_frames, natural_key, some
+from dataset.io import FRAME_SUFFIXES, DataError, check_path, entries_of, image_size, list_frames, natural_key, some
 from dataset.mask_files import FrameMasks, list_masks
 from dataset.sequence import Frame, GroundTruth, Video
 from dataset.user_masks import UserMasks
@@ -152,7 +152,10 @@ def _entries(folder: Path) -> tuple[dict[str, Path], list[Path]]:
 def _video(name: str, images: Path, annotations: Path, *, first_only: bool, direction: str) -> FolderVideo:
     paths = list_frames(images)
     if not paths:
-        raise DataError(f'{images}: no frames ({" ".join(FRAME_SUFFIXES)})')
+        raise DataError(
+            f'{images}: expected frames of a video ({" ".join(FRAME_SUFFIXES)}), found {entries_of(images)}. The '
+            'folders of the videos are directly in JPEGImages, and their frames directly in these.'
+        )
     masks = list_masks(annotations) if annotations.is_dir() else {}
     if not masks:
         raise DataError(

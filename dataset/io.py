@@ -258,6 +258,12 @@ def some(names: Sequence[object]) -> str:
     return ', '.join(shown) + (f' and {len(names) - SHOWN} more' if len(names) > SHOWN else '')
 
 
+def entries_of(folder: Path) -> str:
+    """What is in a folder and not hidden, for a message on what is not."""
+    names = [f'{path.name}/' if path.is_dir() else path.name for path in sorted(folder.iterdir())]
+    return some([name for name in names if not name.startswith('.')]) or 'nothing'
+
+
 def check_name(name: str, source: str | Path) -> str:
     """A name of a video or frame from a list, checked to be no path: output files are named after it.
 

@@ -2,6 +2,7 @@
 
 import glob
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,11 +117,8 @@ def match_masks(given: Sequence[GivenMask], names: Sequence[str] | None) -> list
         named += _masks_of_folders(folders)
     if len(single) > 1:
         named += [FrameMasks(path.stem, (path,)) for path in single]
-    for path in single if len(single) == 1 else ():
-        frame = list(names or ()).index(path.stem) if path.stem in (names or ()) else 0
-        if frame:
-            log.info('%s: the mask of frame %d, which has this name', path, frame)
-        found.append(FrameMasks(frame, (path,)))
+    if len(single) == 1:
+        found.append(FrameMasks(_frame_of(single[0], names), (single[0],)))
     found += _matched(named, names)
     frames: dict[int, FrameMasks[int]] = {}
     for masks in found:
@@ -130,6 +128,30 @@ def match_masks(given: Sequence[GivenMask], names: Sequence[str] | None) -> list
                 'files of a frame, one an object, are joined by commas.'
             )
     return [frames[frame] for frame in sorted(frames)]
+
+
+def _frame_of(path: Path, names: Sequence[str] | None) -> int:
+    """The frame of a single mask: that of its name, or the first one."""
+    places = {name: place for place, name in enumerate(names or ())}
+    if place := places.get(path.stem):
+        log.info('%s: the mask of frame %d, which has this name', path, place)
+        return place
+    if path.stem in places:
+        return 0
+    # 00004_mask.png of 00004.jpg; 4.png, too, and 00004.png of a video file.
+    words = re.findall('[^_.-]+', path.stem)
+    meant = [place for name, place in places.items() if name in words]
+    if not meant and path.stem.isdecimal():
+        numbers = {int(name): place for name, place in places.items() if name.isdecimal()}
+        meant = [int(path.stem) if names is None else numbers.get(int(path.stem), 0)]
+    if len(meant) == 1 and meant[0]:
+        log.warning(
+            '%s: taken for the mask of frame 0, since no frame has exactly this name. If it is that of frame %d, give '
+            'it as %d=%s',
+            path,
+            *(meant[0], meant[0], path),
+        )
+    return 0
 
 
 def _masks_of_a_frame(given: GivenMask, names: Sequence[str] | None) -> FrameMasks[int]:

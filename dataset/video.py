@@ -74,13 +74,26 @@ def find_youtube(root: str | Path) -> list[TrainingVideo]:
     Every fifth frame is annotated.
 
     Raises:
-        DataError: it is there as downloaded, and was not downsized.
+        DataError: it is there as downloaded, and was not downsized; or ``root`` is a folder in it.
     """
     base, downloaded = Path(root) / YOUTUBE_FOLDER, Path(root) / 'train'
-    if not base.is_dir() and (downloaded / 'JPEGImages').is_dir():
+    convert = f"'python scripts/convert.py youtube --root {root}'"
+    if (downloaded / 'JPEGImages').is_dir():
+        if not (base / 'JPEGImages').is_dir():
+            raise DataError(
+                f'{base}: expected YouTubeVOS at a shorter edge of 480, found it as downloaded in {downloaded}. '
+                f"Convert it with {convert}, or leave it out with the root 'none'."
+            )
+        unconverted = _folders(downloaded / 'JPEGImages') - _folders(base / 'JPEGImages')
+        if unconverted:
+            log.warning(
+                '%s: lacks %d of the videos in %s: %s. %s converts the rest',
+                *(base, len(unconverted), downloaded, _some(sorted(unconverted)), convert),
+            )
+    if not base.is_dir() and (Path(root) / 'JPEGImages').is_dir():
         raise DataError(
-            f'{base}: expected YouTubeVOS at a shorter edge of 480, found it as downloaded in {downloaded}. Convert '
-            f"it with 'python scripts/convert.py youtube --root {root}', or leave it out with the root 'none'."
+            f'{base}: expected a folder with JPEGImages/<video>, found that {root} has them itself. The root is the '
+            f'folder that holds {YOUTUBE_FOLDER}.'
         )
     return find_videos(
         base / 'JPEGImages',

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dataset.io import DataError, check_name, list_frames, natural_key, read_mask
+from dataset.io import DataError, check_name, list_frames, natural_key, read_mask, some
 from dataset.sequence import Frame, GroundTruth, Video
 from util.metrics import labels_in
 
@@ -42,7 +42,8 @@ def youtube(root: str | Path, *, split: str = 'valid', output_all: bool = False)
         by_name = {path.stem: path for path in list_frames(images / name)}
         missing = [frame for frame in listed if frame not in by_name]
         if missing:
-            raise DataError(f'{images / name}: frames that meta.json lists are missing: {", ".join(missing)}')
+            missing.sort(key=natural_key)
+            raise DataError(f'{images / name}: frames that meta.json lists are missing: {some(missing)}')
         first_frames = _first_masks(base / 'Annotations' / name, first_frames, list(by_name))
         order = {frame: position for position, frame in enumerate(by_name)}
         begin = min(order[frame] for frame in first_frames.values())
@@ -77,9 +78,7 @@ def _first_masks(folder: Path, first_frames: dict[int, str], frames: list[str]) 
         if label in labels(listed):
             continue
         there = (folder / f'{listed}.png').is_file()
-        # Where its file is not there, an earlier mask is no sign that ``meta.json`` is wrong: the file may be lost.
-        others = frames if there else frames[frames.index(listed) :]
-        shown = next((frame for frame in others if label in labels(frame)), None)
+        shown = next((frame for frame in frames if label in labels(frame)), None)
         if shown is not None:
             found[label] = shown
             log.warning('%s: object %d begins at %s, where its mask is, not at %s', folder, label, shown, listed)
@@ -147,7 +146,7 @@ def _read_meta(path: Path) -> tuple[list[_Listed], dict[str, Any]]:
         found = []
         for name, video in sorted(videos.items()):
             listed = {
-                int(label): [str(frame) for frame in thing['frames']]
+                int(label): _names(thing['frames'])
                 for label, thing in sorted(video['objects'].items(), key=lambda item: int(item[0]))
             }
             if (
@@ -180,6 +179,12 @@ def _read_meta(path: Path) -> tuple[list[_Listed], dict[str, Any]]:
     if not found:
         raise DataError(f'{path}: lists no videos')
     return found, meta
+
+
+def _names(frames: object) -> list[str]:
+    if not isinstance(frames, list):  # a text would give its characters
+        raise TypeError(f'"frames" is {frames!r}')
+    return list(map(str, frames))
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -58,7 +58,7 @@ class Unfinished:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self._record.exists():
             return
-        self._restore(way)
+        self._restore(way, outputs)
         frames = enumerate(islice(source.forwards(), way.finished.stop))
         files = [outputs.masks.path(frame.name) for number, frame in frames if number in way.finished]
         if missing := [str(path) for path in files if not path.exists()]:
@@ -73,22 +73,24 @@ class Unfinished:
     def is_due(self) -> bool:
         return time.monotonic() >= self._due
 
-    def save(self, way: 'Propagation') -> None:
-        """Keep the present state; all its frames are written. What is there already is not written again.
+    def save(self, way: 'Propagation', outputs: Outputs) -> None:
+        """Keep the present state. What is there already is not written again.
 
         A disk that is full costs the continuation, not the run: there is a warning.
         """
         start = time.monotonic()
         way.flush()
+        outputs.flush()
         try:
-            self._save(way)
+            self._save(way, outputs)
         except OSError as error:
             log.warning('if this run is killed, it will go on from an earlier frame: %s', error)
         now = time.monotonic()
         self._due = now + max(SAVE_SECONDS, SHARE * (now - start))
 
-    def _save(self, way: 'Propagation') -> None:
+    def _save(self, way: 'Propagation', outputs: Outputs) -> None:
         state: dict[str, Any] = {'course': way.course, 'done': way.done, 'passed': way.passed, 'cores': []}
+        state['outputs'] = [each.state() for each in outputs.files]
         used = {self._record}
         for part, core in enumerate(way.core.parts):
             memory = core.memory
@@ -105,9 +107,11 @@ class Unfinished:
             if path not in used:
                 path.unlink()
 
-    def _restore(self, way: 'Propagation') -> None:
+    def _restore(self, way: 'Propagation', outputs: Outputs) -> None:
         state = self._read(self._record)
         way.course, way.done, way.passed = state['course'], state['done'], state['passed']
+        for output, gathered in zip(outputs.files, state['outputs'], strict=True):
+            output.restore(gathered)
         for core, kept in zip(way.core.parts, state['cores'], strict=True):
             rows = [self._read(self.folder / name) for name in kept['rows']]
             core.restore(kept['core'], [*rows, kept['temporary']] if kept['temporary'] else rows)
@@ -155,8 +159,7 @@ def segment_on(
                     outputs.write(frame, in_order=not course.is_backwards)
                 progress.advance()
                 if unfinished is not None and (stop.signal or unfinished.is_due()):
-                    outputs.flush()
-                    unfinished.save(way)
+                    unfinished.save(way, outputs)
     if course.is_backwards:
         redraw(source, outputs, None, stop)
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataset.io import MAX_SIDE
+from inference.confidence import expected_iou
 from inference.config import LIGHT_WEIGHTS, InferenceConfig, recommended_config
 from inference.memory_bank import MemoryBank
 from model.aggregate import aggregate
@@ -106,10 +107,21 @@ class Core(ABC):
     def working_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
         """The size (H, W) at which the network works on frames of this size; of several, the largest."""
 
+    @abstractmethod
+    def remove(self, label: int) -> None:
+        """Drop an object between two frames; see :meth:`InferenceCore.remove`."""
+
     def to_labels(self, prob: Tensor) -> Tensor:
         """The most probable label of each pixel: what ``step`` returned ``-> [H, W]`` uint8."""
         labels = torch.tensor([0, *self.objects], dtype=torch.uint8, device=prob.device)
         return labels[prob.argmax(dim=0)]
+
+    def confidence(self, prob: Tensor) -> dict[int, float]:
+        """How sure the networks are of each object, in [0, 1]: what ``step`` returned ``-> {label: confidence}``.
+
+        To be asked for right after that step, if at all; it is computed only then. An annotated mask has 1.
+        """
+        return dict(zip(self.objects, expected_iou(prob).tolist(), strict=True))
 
 
 class InferenceCore(Core):
@@ -286,6 +298,25 @@ class InferenceCore(Core):
         self._objects = known
         self.schedule.advance(annotated=annotated, wanted=wanted, last=last)
         return self._to_frame(prob, padding) if wanted else None
+
+    @torch.inference_mode()
+    def remove(self, label: int) -> None:
+        """Drop an object, and what the memory holds of it alone: its values, and frames from before the others joined.
+
+        The frames that follow cost what they would cost had the object never been there. Where it is seen, they show
+        the background or another object. The label may be annotated again, and is a new object then. Without any
+        object left, the core waits for an annotation, as at the beginning.
+
+        Raises:
+            InputError: there is no such object; the core is as it was before.
+        """
+        if label not in self.objects:
+            raise InputError(f'label: expected one of the objects {self.objects}, found {label!r}')
+        index = self.objects.index(label)
+        self.memory.remove(index)
+        self._objects = [other for other in self.objects if other != label]
+        if not self.objects:
+            self.schedule.last_annotated = None
 
     def _background(self) -> Tensor:
         """The probabilities of a frame before any object is known."""

@@ -117,3 +117,8 @@ class Ensemble(Core):
             if prob is not None:
                 total = prob if total is None else total.add_(prob)
         return None if total is None else total.div_(len(self.cores))
+
+    def remove(self, label: int) -> None:
+        """Drop an object from all cores; as :meth:`InferenceCore.remove`."""
+        for core in self.cores:
+            core.remove(label)

@@ -47,6 +47,14 @@ class _Rows:
         P = self.positions
         self.buffer[target * P : (target + 1) * P] = self.buffer[source * P : (source + 1) * P]
 
+    def drop_first(self, slots: int) -> None:
+        """The slots after the first ``slots`` move to the front; the space of these is given back."""
+        self.buffer = self.buffer[slots * self.positions :].clone()
+
+    def drop_column(self, column: int) -> None:
+        """Every row loses one entry of its first dimension: rows are ``[K, ...]``, and object ``column`` leaves."""
+        self.buffer = torch.cat([self.buffer[:, :column], self.buffer[:, column + 1 :]], dim=1)
+
     @property
     def nbytes(self) -> int:
         return self.buffer.nbytes
@@ -79,9 +87,19 @@ class _Keys:
             self.bias.write(slot, next(tensors))
 
     def copy(self, source: int, target: int) -> None:
-        self.rows.copy(source, target)
-        if len(self.bias.buffer):
-            self.bias.copy(source, target)
+        for store in self._stores():
+            store.copy(source, target)
+
+    def drop_first(self, slots: int) -> None:
+        for store in self._stores():
+            store.drop_first(slots)
+
+    def drop_column(self, column: int) -> None:
+        for store in self._stores():
+            store.drop_column(column)
+
+    def _stores(self) -> list[_Rows]:
+        return [self.rows, self.bias] if len(self.bias.buffer) else [self.rows]
 
     def similarity(self, query: Tensor, positions: int, scratch: Tensor) -> Tensor:
         """``query [1, Q, Ck] -> [G, Q, positions]``, a view of ``scratch``."""
@@ -123,9 +141,9 @@ class _Group:
 class MemoryBank:
     """Memory frames in the order in which they came; an object reads the suffix since the frame at which it joined.
 
-    Objects that joined together form a group. With shared keys (STCN) there is one key store and
-    one similarity for everybody, then one top-k and one gather of values a group. Without (STM)
-    every object has its own keys. The last slot may be temporary: the next ``add`` replaces it.
+    Objects that joined together form a group, and may leave one by one. With shared keys (STCN) there is one
+    key store and one similarity for everybody, then one top-k and one gather of values a group. Without
+    (STM) every object has its own keys. The last slot may be temporary: the next ``add`` replaces it.
 
     Args:
         shared_keys: whether one key a frame serves all objects.
@@ -161,18 +179,24 @@ class MemoryBank:
         self.top_k = top_k
         self.metric = metric
         self.kernel_sigma = kernel_sigma
-        self.eviction = None if max_frames is None else LeastUsed(max_frames)
+        self.max_frames = max_frames
         # One frame more than allowed is there while the least used one is chosen.
         self.capacity = max(capacity if max_frames is None else min(capacity, max_frames + 1), 1)
         self.value_dtype = value_dtype
         self.scratch_bytes = scratch_bytes
+        self.shared_keys = shared_keys
+        self._scratch = torch.empty(0)
+        self._added = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        """There are no objects and no memory frames."""
         self.permanent = 0  # slots that stay
         self.temporary = False  # one more, to be replaced
-        self.serials: list[int] = []  # of the slots that stay: how many of them came before
-        self._added = 0
-        self._shared_keys = _Keys(self.capacity, metric=metric) if shared_keys else None
+        self.serials: list[int] = []  # of the slots that stay: no two contents have the same number
+        self._shared_keys = _Keys(self.capacity, metric=self.metric) if self.shared_keys else None
         self._groups: list[_Group] = []
-        self._scratch = torch.empty(0)
+        self.eviction = None if self.max_frames is None else LeastUsed(self.max_frames)
 
     def __len__(self) -> int:
         """Memory frames, the temporary one included."""
@@ -208,7 +232,7 @@ class MemoryBank:
         if joining < 0 or (joining and not permanent):
             raise ValueError(
                 f'{len(value)} objects at a {"" if permanent else "temporary "}memory frame after '
-                f'{self.num_objects}: objects never leave, and join at permanent frames'
+                f'{self.num_objects}: objects leave by remove alone, and join at permanent frames'
             )
         if joining:
             capacity = max(self.capacity - slot, 1)
@@ -234,6 +258,35 @@ class MemoryBank:
             least_used = self.eviction.choose()
             if least_used is not None:
                 self.eviction.keep(self._evict(least_used))
+
+    def remove(self, index: int) -> None:
+        """Drop an object, its number in the order in which they joined, and the frames that no other one reads."""
+        for group in self._groups:
+            if index < group.size:
+                break
+            index -= group.size
+        else:
+            raise IndexError(f'index: expected less than {self.num_objects}, the objects in the memory')
+        self.serials = list(range(self._added, self._added + self.permanent))
+        self._added += self.permanent
+        group.size -= 1
+        if group.size:
+            group.values.drop_column(index)
+            if group.own_keys:
+                group.own_keys.drop_column(index)
+            return
+        self._groups.remove(group)
+        if not self._groups:
+            self._forget()
+        elif unread := self._groups[0].start:
+            if self._shared_keys:
+                self._shared_keys.drop_first(unread)
+            for other in self._groups:
+                other.start -= unread
+            if self.eviction is not None:
+                self.eviction.keep(list(range(unread, self.permanent)))
+            self.permanent -= unread
+            self.serials = self.serials[unread:]
 
     def _evict(self, slot: int) -> list[int]:
         """Drop a frame. Returns the slots of the others, in their new order."""

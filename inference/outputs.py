@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from PIL import Image
@@ -38,13 +38,29 @@ STRIP_GAP = 4
 
 
 class Output(ABC):
-    """Something that is written of every frame that is asked for. ``behind``: frames that may wait for it."""
+    """Something that is written of every frame that is asked for. ``behind``: frames that may wait for it.
+
+    A context manager, for what is to be done before the first frame and after the last one.
+    """
 
     behind = 8
 
     @abstractmethod
     def job(self, frame: 'Segmented') -> Callable[[], None] | None:
         """What a thread has to do for a frame; it holds what it needs of the frame, and no more."""
+
+    def state(self) -> object:
+        """What it has gathered of the frames, in numbers, strings, lists and dictionaries, for a run that goes on."""
+        return None
+
+    def restore(self, state: Any) -> None:  # noqa: B027 most have nothing to do
+        """Go on with what another one had gathered."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error) -> None:  # noqa: B027 most have nothing to do
+        pass
 
 
 class FilePerFrame(Output):
@@ -122,14 +138,14 @@ class Redrawn(NamedTuple):
 class Pictures(Output):
     """The objects shown on the frames: an overlay video and a strip of stills, either of which may be ``None``.
 
-    A context manager, which completes the files at its end; after an exception there are none.
+    The files are complete at its end; after an exception there are none.
     """
 
     def __init__(self, video: VideoWriter | None, strip: 'Strip | None'):
         self.video = video
         self.strip = strip
 
-    def __enter__(self) -> 'Pictures':
+    def __enter__(self) -> Self:
         if self.video is not None:
             self.video.__enter__()
         return self
@@ -208,6 +224,8 @@ class Outputs:
             if self.pictures is not None:
                 stack.enter_context(self.pictures)
                 self._in_order = stack.enter_context(BackgroundWriter(self.pictures.behind, threads=1))
+            for each in self.files:
+                stack.enter_context(each)
             self._in_any_order = stack.enter_context(BackgroundWriter(min(each.behind for each in self.files)))
             self._stack = stack.pop_all()
         return self

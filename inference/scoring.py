@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 STATISTICS = ('mean', 'recall', 'decay')
 
 
+class NothingLeftError(DataError):
+    """The network was given all ground truth; one that gets the first mask of each object alone leaves the others."""
+
+
 @dataclass(frozen=True)
 class Pair:
     """The ground truth of a video, and where the masks to be scored have to be."""
@@ -55,7 +59,8 @@ def score_results(
         num_workers: processes; they do not change the numbers.
 
     Raises:
-        DataError: ground truth or results are incomplete, unreadable or do not match, or nothing is left to score.
+        NothingLeftError: the network was given all ground truth.
+        DataError: ground truth or results are incomplete, unreadable or do not match, or there is nothing to score.
     """
     if (results / 'Annotations').is_dir():
         results = results / 'Annotations'
@@ -63,7 +68,10 @@ def score_results(
     pairs = []
     for truth in truths:
         direct = truth.name == single and not (results / truth.name).is_dir()
-        pairs.append(Pair(truth, results if direct else results / truth.name, given.get(truth.name, {})))
+        known = given.get(truth.name, {})
+        if direct and len(given) == 1:  # whatever that run called the video
+            [known] = given.values()
+        pairs.append(Pair(truth, results if direct else results / truth.name, known))
     check_complete(pairs)
 
     tables, short = {}, []
@@ -74,14 +82,21 @@ def score_results(
         else:
             short.append(_too_short(pair))
     if not tables:
-        why = 'Is the ground truth of this split public?'
-        if pairs[0].given:
-            why = 'A run with the first mask of each object alone leaves the others to be scored.'
+        if any(pair.given and len(pair.truth.masks) > 1 for pair in pairs):
+            raise NothingLeftError(f'{short[0]}. There is nothing to score.')
+        own = any(pair.given for pair in pairs)
+        why = 'Later frames need masks, too.' if own else 'Is the ground truth of this split public?'
         raise DataError(f'{short[0]}. There is nothing to score. {why}')
     for line in short:
         log.warning('%s; not scored', line)
 
     every = [entry for table in tables.values() for entry in table['objects'].values()]
+    if all(set(entry[measure]['frames'].values()) == {1.0} for entry in every for measure in MEASURES):
+        log.warning(
+            '%s: equal the ground truth in every pixel that counts. Are these the ground truth itself, or the masks '
+            'of a network that was given it?',
+            results,
+        )
     numbers = {**average(every), 'sequences': tables}
     if groups is not None:
         members: dict[str, list[dict]] = {'seen': [], 'unseen': []}
@@ -178,7 +193,7 @@ def _too_short(pair: Pair) -> str:
     known = f', {len(pair.given)} of them given to the network' if pair.given else ''
     return (
         f'{pair.truth.name}: expected ground truth after the first annotated frame{last}, found '
-        f'{len(pair.truth.masks)} masks in all{known}'
+        f'{len(pair.truth.masks)} in all{known}'
     )
 
 

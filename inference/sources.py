@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from dataset.io import FRAME_SUFFIXES, list_frames, read_image
+from dataset.io import FRAME_SUFFIXES, entries_of, list_frames, read_image
 from dataset.mask_files import GivenMask, match_masks
 from dataset.sequence import Frame, Video
 from dataset.user_masks import UserMasks
@@ -217,8 +217,12 @@ class UserSource(Source):
     def annotations(self) -> dict[int, tuple[int, ...]]:
         return {number: tuple(labels) for number, labels in self.masks.objects.items() if labels}
 
+    def frame_name(self, number: int) -> str:
+        """That of the files of a frame."""
+        return self.names[number] if self.names is not None else f'{number:05d}'
+
     def _upcoming(
-        self, number: int, name: str, read: Callable[[], tuple[np.ndarray, int] | None], *, last: bool, origin: str
+        self, number: int, read: Callable[[], tuple[np.ndarray, int] | None], *, last: bool, origin: str
     ) -> Upcoming:
         given = self.masks.given.get(number)
 
@@ -229,7 +233,7 @@ class UserSource(Source):
             return Picture(image, self.masks.read(number, image.shape[:2]), pts)
 
         objects = None if given is None else given.objects
-        return Upcoming(name, picture, given is not None, objects, last=last, origin=origin)
+        return Upcoming(self.frame_name(number), picture, given is not None, objects, last=last, origin=origin)
 
 
 class FolderSource(UserSource):
@@ -242,7 +246,7 @@ class FolderSource(UserSource):
         self.name = str(folder)
         self.paths = list_frames(folder)
         if not self.paths:
-            raise DataError(f'{folder}: expected images ({", ".join(FRAME_SUFFIXES)}), found none')
+            raise DataError(f'{folder}: expected images ({", ".join(FRAME_SUFFIXES)}), found {entries_of(folder)}')
         self.height, self.width = read_image(self.paths[0]).shape[:2]
         self.frame_rate, self.time_base = fps, 1 / fps
         self.frames = len(self.paths)
@@ -251,7 +255,7 @@ class FolderSource(UserSource):
     def __iter__(self) -> Iterator[Upcoming]:
         for number, path in enumerate(self.paths):
             last = number == self.frames - 1
-            yield self._upcoming(number, path.stem, partial(self._read, number), last=last, origin=str(path))
+            yield self._upcoming(number, partial(self._read, number), last=last, origin=str(path))
 
     def _read(self, number: int) -> tuple[np.ndarray, int]:
         path = self.paths[number]
@@ -298,7 +302,7 @@ class SequentialSource(UserSource):
 
     def _next(self, pictures: Iterator[tuple[np.ndarray, int]], number: int, *, last: bool) -> Upcoming:
         origin = f'{self.name}: frame {number}'
-        return self._upcoming(number, f'{number:05d}', partial(next, pictures, None), last=last, origin=origin)
+        return self._upcoming(number, partial(next, pictures, None), last=last, origin=origin)
 
 
 class Camera:

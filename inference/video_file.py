@@ -517,7 +517,10 @@ def _open(path: str | Path) -> 'av.container.InputContainer':
         ) from error
     if NOT_VIDEOS & set(container.format.name.split(',')) or container.format.name.endswith('_pipe'):
         container.close()
-        raise DataError(f'{path}: expected a video, found a file of another kind ({container.format.name})')
+        kind = container.format.name
+        if kind.endswith('_pipe'):
+            raise DataError(f'{path}: expected a video, found a picture ({kind}). Give the folder of the frames.')
+        raise DataError(f'{path}: expected a video, found a file of another kind ({kind})')
     return container
 
 

@@ -12,8 +12,10 @@ each with or without the ``module.`` prefix of a parallel wrapper. Our own may a
 of inference that the network was selected with, on videos held aside.
 """
 
+import codecs
 import dataclasses
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +37,17 @@ RECOMMENDED: dict[str, tuple[type[int], int]] = {
     'size': (int, 0),
 }
 """What a checkpoint may recommend, its type and least value. 0: no period, all positions, frames as they are."""
+
+OTHER_FILES = {
+    b'\x1f\x8b': 'a file packed by gzip. Unpack it with gunzip; inside may be the checkpoint, or a web page.',
+    b'\x93NUMPY': 'an array of numpy. Save a dictionary of tensors with torch.save().',
+    b'\x89PNG': 'an image. Give the file of a network.',
+    b'\xff\xd8\xff': 'an image. Give the file of a network.',
+    b'\x89HDF': 'an HDF5 file, as Keras writes it.',
+}
+"""By their first bytes, what was taken for a checkpoint, and what to do."""
+
+MAX_HEADER = 10**8  # bytes, of a safetensors file
 
 NOT_COMPARED = 'num_batches_tracked'  # batch norm's counter; never used, absent from old files
 
@@ -60,21 +73,30 @@ def load_network(
 
 def read_checkpoint(path: str | Path) -> dict:
     """The content of a checkpoint file, on the CPU; nothing in it is executed (``weights_only``)."""
+    if not Path(path).is_file():
+        raise CheckpointError(f'{path}: no such checkpoint file')
+    unreadable = f'{path}: unreadable; truncated, or not a PyTorch checkpoint'
+    with foreign_call(CheckpointError, unreadable):
+        other = _other_content(path)
+    if other:
+        raise CheckpointError(f'{path}: expected a checkpoint, found {other}')
     try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f'{path}: no such checkpoint file') from None
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # about pickles of other programs, which are refused anyway
+            content = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        found = _known_content(path)
-        if found:
-            raise CheckpointError(f'{path}: expected a checkpoint, found {found}') from error
-        raise CheckpointError(f'{path}: not a checkpoint that can be loaded safely: {cause_of(error)}') from error
+        # What PyTorch says is how to load such a file all the same.
+        or_damage = '' if zipfile.is_zipfile(path) else ', or a damaged file'
+        raise CheckpointError(
+            f'{path}: expected a checkpoint, found objects other than tensors{or_damage}. These are not loaded: they '
+            'may run any code. Save the state_dict() of the network instead.'
+        ) from error
     except MemoryError:
         raise
     except Exception as error:  # depends on where in its zip directory, its pickle or its tensors the damage is
-        cause = cause_of(error)
-        raise CheckpointError(f'{path}: unreadable; truncated, or not a PyTorch checkpoint ({cause})') from error
-    with foreign_call(CheckpointError, f'{path}: unreadable; truncated, or not a PyTorch checkpoint'):
+        cause = cause_of(error).partition('. ')[0]  # the rest is advice that does not help here
+        raise CheckpointError(f'{unreadable} ({cause})') from error
+    with foreign_call(CheckpointError, unreadable):
         damaged = _damaged_record(path)
     if damaged:
         raise CheckpointError(f'{path}: damaged, the checksum of its record {damaged} is wrong; fetch it again')
@@ -83,19 +105,44 @@ def read_checkpoint(path: str | Path) -> dict:
     return content
 
 
-def _known_content(path: str | Path) -> str | None:
-    """What a file is that was taken for a checkpoint, and what to do about it; ``None`` where that is not known."""
+def _other_content(path: str | Path) -> str | None:
+    """What a file is that was taken for a checkpoint, and what to do about it; ``None`` where it may be one."""
     with open(path, 'rb') as file:
-        begin = file.read(512).lstrip()
-    if begin.startswith(b'version https://git-lfs'):
-        return "a pointer of git-lfs. Fetch the file itself with 'git lfs pull'."
-    if begin.startswith(b'<'):
-        return 'a web page, perhaps one that says why there is no download. Download the file in a browser.'
+        begin = file.read(512)
+    if not begin:
+        return 'an empty file. Download it again.'
+    for magic, kind in OTHER_FILES.items():
+        if begin.startswith(magic):
+            return kind
+    if begin[8:9] == b'{' and int.from_bytes(begin[:8], 'little') < MAX_HEADER:
+        return 'a safetensors file. Save its tensors with torch.save().'
     if begin.startswith(b'PK'):
+        return _other_zip(path)
+    text = begin.decode(
+        'utf-16' if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else 'utf-8', 'ignore'
+    )
+    text = text.lstrip('\ufeff \t\r\n')
+    if text.startswith('version https://git-lfs'):
+        return "a pointer of git-lfs. Fetch the file itself with 'git lfs pull'."
+    if text.startswith('<'):
+        return 'a web page, perhaps one that says why there is no download. Download the file in a browser.'
+    if all(character.isprintable() or character.isspace() for character in text):
         return (
-            'objects other than tensors, which are not loaded since they may run any code. Save the state_dict() of '
-            'the network instead.'
+            f'text, perhaps of why there is no download: {(text.splitlines() or [""])[0][:80]!r}. Download it again.'
         )
+    return None
+
+
+def _other_zip(path: str | Path) -> str | None:
+    """As :func:`_other_content`, of a zip archive, which a checkpoint is, too."""
+    if not zipfile.is_zipfile(path):
+        return 'only the beginning of one. Download it again.'
+    with zipfile.ZipFile(path) as file:
+        names = file.namelist()
+    if any(name.endswith('/constants.pkl') for name in names):
+        return 'a TorchScript module. Save the state_dict() of the network instead.'
+    if not any(name.endswith('/data.pkl') for name in names):
+        return f'an archive of other files ({", ".join(names[:3])}). If the checkpoint is one of them, unpack it.'
     return None
 
 
@@ -126,7 +173,10 @@ def network_from_checkpoint(
         raise CheckpointError(f'{path}: "{name}" holds a {type(state).__name__}, expected a state dict')
     state = {str(name).removeprefix('module.'): value for name, value in state.items() if isinstance(value, Tensor)}
     if not state:
-        raise CheckpointError(f'{path}: holds no tensors, so no network')
+        raise CheckpointError(
+            f'{path}: holds no tensors, so no network; expected them at the top or under "network", found the entries '
+            f'{", ".join(map(repr, list(content)[:5])) or "none"}'
+        )
     _check_tensors(state, path)
 
     config = _config_of(content, state, path)
@@ -219,6 +269,12 @@ def _config_of(content: dict, state: dict[str, Tensor], path: str | Path) -> STC
         if not problems[name]:
             return config
     closest = min(problems, key=lambda name: len(problems[name]))
+    known = _on_meta(VARIANTS[closest]).state_dict().keys() & state.keys()
+    if 2 * len(known) < len(state):
+        raise CheckpointError(
+            f'{path}: expected the weights of STCN or STM, found those of another network: of {len(state)} tensors '
+            f'({", ".join(list(state)[:3])} ...) {len(known)} have names that {closest!r} knows, too'
+        )
     raise CheckpointError(
         f'{path}: matches no known network; the closest is {closest!r}, from which it differs:\n' + problems[closest]
     )

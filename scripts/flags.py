@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from inference.config import LIGHT_WEIGHTS, InferenceConfig, recommendation, recommended_config
 from inference.outputs import OutputError
+from inference.scoring import NothingLeftError
 from scripts.presets import flags_text
 from util.cli import cores, not_negative, period, positive, sha256, sigma
 from util.ranks import rank
@@ -190,15 +191,25 @@ def load_networks(args: argparse.Namespace) -> list['Network']:
 
 def network_settings(args: argparse.Namespace) -> dict[str, object]:
     """What ``settings.json`` says of the networks."""
-    hashes = [sha256(path) for path in model_files(args)]
-    return {'network': hashes[0] if len(hashes) == 1 else hashes} | ({'compile': True} if args.compile else {})
+    return {'network': network_hashes(model_files(args))} | ({'compile': True} if args.compile else {})
+
+
+def network_hashes(files: Sequence[str | Path]) -> str | list[str]:
+    """The hashes of checkpoint files, as ``settings.json`` has them."""
+    hashes = [sha256(path) for path in files]
+    return hashes[0] if len(hashes) == 1 else hashes
 
 
 @contextmanager
 def naming_flags() -> Iterator[None]:
-    """Adds the flags that help to what is wrong with an output folder."""
+    """Adds the flags that help to what is wrong with an output folder, or with its scores."""
     try:
         yield
+    except NothingLeftError as error:
+        raise NothingLeftError(
+            f'{error} A run of eval_folder.py with --first_only is given the first mask of each object alone, and '
+            'leaves the others to be scored.'
+        ) from error
     except OutputError as error:
         flags = '--overwrite or another --output' if error.replaceable else 'another --output'
         raise OutputError(f'{error}; use {flags}', replaceable=error.replaceable) from error

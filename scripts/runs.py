@@ -1,5 +1,6 @@
 """Runs of the evaluation scripts as rows of a table: each in a process of its own, scored, and never run twice."""
 
+import itertools
 import json
 import logging
 import math
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING
 import eval_davis
 import eval_youtube
 from dataset.sequence import GroundTruth
+from inference.outputs import SETTINGS_FILE
 from inference.scoring import score_results
+from scripts.flags import network_hashes
 from util.cli import cores, set_up_logging
 from util.errors import DataError
 from util.files import atomic_path
@@ -50,7 +53,10 @@ def measure(
     flags: Sequence[str],
     truths: Callable[[], Sequence[GroundTruth]] | None,
 ) -> Measurement:
-    """Run a script of ``RUNS`` and score its masks, or take the numbers from an earlier run of the same command.
+    """Run a script of ``RUNS`` and score its masks, or take the numbers from an earlier run.
+
+    That has to be one of the same command, with the same checkpoints in its files. The masks of a checkpoint that was
+    replaced since then are deleted.
 
     Args:
         arguments: its command line but for ``--output``, which is ``folder``; the numbers are kept beside it, in
@@ -61,13 +67,14 @@ def measure(
     arguments = [*arguments, '--output', str(folder), *flags]
     command = shlex.join(['python', script, *arguments])
     finished = folder.with_suffix(folder.suffix + '.json')
-    if finished.exists():
-        kept = json.loads(finished.read_text())
-        if kept['command'] == command:
-            log.info('%s: finished before', folder.name)
-            return Measurement(**{field.name: kept[field.name] for field in fields(Measurement)})
+    network = network_hashes(_model_files(arguments))
+    before = _read(folder / SETTINGS_FILE).get('network', network)  # that of the masks, if there are some
+    kept = _read(finished)
+    if kept and kept['command'] == command and kept.get('network', before) == network:
+        log.info('%s: finished before', folder.name)
+        return Measurement(**{field.name: kept[field.name] for field in fields(Measurement)})
     log.info('%s', command)
-    summary = segment(script, arguments)
+    summary = segment(script, [*arguments, '--overwrite'] if before != network else arguments)
     scores = (math.nan,) * 3
     if truths is not None:
         total = score_results(truths(), folder, num_workers=cores())
@@ -80,8 +87,19 @@ def measure(
         peak=summary.peak_memory / 2**20 if summary.frames else math.nan,
     )
     with atomic_path(finished) as temporary:
-        temporary.write_text(json.dumps(asdict(measurement), indent=2) + '\n')
+        temporary.write_text(json.dumps(asdict(measurement) | {'network': network}, indent=2) + '\n')
     return measurement
+
+
+def _read(path: Path) -> dict:
+    """A file of JSON, or nothing."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _model_files(arguments: Sequence[str]) -> list[str]:
+    """The checkpoints in a command line; the last ``--model`` counts."""
+    last = max(index for index, word in enumerate(arguments) if word == '--model')
+    return list(itertools.takewhile(lambda word: not word.startswith('--'), arguments[last + 1 :]))
 
 
 def segment(script: str, arguments: Sequence[str]) -> 'Summary':

@@ -9,6 +9,8 @@ OUTPUT/masks/FRAME.png   palette PNGs with the labels; FRAME: the name of the im
 OUTPUT/overlay.mp4       the objects tinted on the video, with its timestamps and its audio
 OUTPUT/cutouts/LABEL/    with --cutouts: each object alone on a transparent ground, FRAME.png
 OUTPUT/strip.png         with --strip N: N frames side by side
+OUTPUT/report.json       with --report: how sure the network is of each object in each frame, and which frames to look
+                         at first, to correct them with one more --mask; report.png: a picture of it over time
 
 Masks of any frames will do: with --direction both, what lies before the first mask is segmented backwards, and between
 two masks of an object both count.
@@ -33,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataset.io import FRAME_SUFFIXES
 from dataset.mask_files import GivenMask
 from inference.outputs import UNFINISHED, Cutouts, Masks, Outputs, Pictures, Strip, claim
+from inference.report import Report
 from inference.sources import DIRECTIONS, UserSource, open_source
 from inference.video_file import VideoWriter
 from scripts.flags import (
@@ -118,6 +121,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--no_overlay', dest='overlay', action='store_false', default=None, help='leave it out')
     add('--cutouts', action='store_true', help='also write OUTPUT/cutouts/LABEL/FRAME.png, RGBA, at full size')
     add('--strip', type=positive, metavar='N', help='also write OUTPUT/strip.png, N frames at even distances')
+    add(
+        '--report',
+        action='store_true',
+        help='also write OUTPUT/report.json and OUTPUT/report.png: how sure the network is of each object over time, '
+        'and the frames to look at first',
+    )
     add('--fps', type=frame_rate, default='25', help='of the overlay of a folder')
     add_inference_flags(parser, model=None, size=[480], max_memory_frames=64)
     add('--overwrite', action='store_true', help='delete what an earlier run wrote to OUTPUT; without, a run refuses')
@@ -144,6 +153,8 @@ def outputs_of(args: argparse.Namespace, source: UserSource) -> Outputs:
     files = [Masks(args.output / 'masks')]
     if args.cutouts:
         files.append(Cutouts(args.output / 'cutouts'))
+    if args.report:
+        files.append(Report(args.output))
     strip = Strip(args.output / 'strip.png', args.strip) if args.strip else None
     return Outputs(files, Pictures(overlay_writer(args, source), strip))
 
@@ -191,26 +202,29 @@ def check_direction(direction: str, source: UserSource) -> None:
 def other_settings(args: argparse.Namespace, source: UserSource) -> dict[str, object]:
     """What ``settings.json`` says beside networks and configuration."""
     masks = {str(frame): [str(file) for file in each.files] for frame, each in source.masks.given.items()}
-    settings: dict[str, object] = {'input': args.input, 'mask': masks}
+    # By the names of the frames' files, as evaluate.py needs them.
+    given = {source.frame_name(frame): objects for frame, objects in source.masks.objects.items()}
+    settings: dict[str, object] = {'input': args.input, 'mask': masks, 'given': {args.input: given}}
     if args.direction != 'forward':
         settings['direction'] = args.direction
-    # Of an unfinished run the frames of before have them, or not.
-    return settings | ({'cutouts': True} if args.cutouts else {})
+    # Of an unfinished run, the frames of before have them or not.
+    return settings | {name: True for name in ('cutouts', 'report') if getattr(args, name)}
 
 
 def claim_output(args: argparse.Namespace, source: UserSource, outputs: Outputs, settings: dict) -> None:
     """Make the folder this run's, whichever outputs an earlier one wrote there."""
-    masks, cutouts, strip = (args.output / name for name in ('masks', 'cutouts', 'strip.png'))
+    masks, cutouts = args.output / 'masks', args.output / 'cutouts'
+    strip, *report = (args.output / name for name in ('strip.png', 'report.json', 'report.png'))
     overlay = outputs.pictures.video.path if outputs.pictures.video else args.output / 'overlay.mp4'
     claim(
         args.output,
         settings,
-        places=[masks, cutouts, strip, overlay],
+        places=[masks, cutouts, strip, overlay, *report],
         inputs=[Path(args.input), *source.masks.files],
         files=lambda: [
             *masks.glob('*.png'),
             *cutouts.glob('*/*.png'),
-            *(path for path in (strip, overlay) if path.exists()),
+            *(path for path in (strip, overlay, *report) if path.exists()),
             *(args.output / UNFINISHED).glob('**/*.*'),
         ],
         overwrite=args.overwrite,

@@ -79,7 +79,8 @@ def run_main(main) -> None:
     Ctrl-C and SIGTERM end it with 130 and 143.
     """
     # Older launchers, torch.distributed.launch among them, also give as a flag what they say in LOCAL_RANK.
-    sys.argv[1:] = [each for each in sys.argv[1:] if not re.fullmatch(r'--local[-_]rank=\d+', each)]
+    words = '\0'.join(['', *sys.argv[1:]])
+    sys.argv[1:] = re.sub(r'\0--local[-_]rank[=\0]\d+(?=\0|$)', '', words).split('\0')[1:]
     set_up_logging()
     stop_on_sigterm()
     try:
@@ -95,7 +96,8 @@ def run_main(main) -> None:
         if lacks_shared_memory(error):
             sys.exit(
                 'error: too little shared memory for the processes that load data. A container has 64 MB unless it is '
-                f'started with --shm-size=8g or --ipc=host; --num_workers 0 takes none ({cause_of(error)})'
+                'started with --shm-size=8g or --ipc=host; --num_workers 0 takes none, and 1 none in scripts without '
+                f'training ({cause_of(error)})'
             )
         if not is_for_the_user(error):
             raise

@@ -1,7 +1,9 @@
 """What a user can mend is one kind of exception, whatever part of the program found it."""
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -44,6 +46,11 @@ def is_for_the_user(error: BaseException) -> bool:
 def lacks_shared_memory(error: BaseException) -> bool:
     """Whether a process that loads data could not hand on what it loaded; PyTorch says so only in words."""
     text = str(error)
+    if isinstance(error, OSError) and error.filename is None:
+        # The locks of processes lie there, too; what is wrong with one says no more than "read-only" or "no space".
+        raised_in = [Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if raised_in and raised_in[-1].parts[-2:] == ('multiprocessing', 'synchronize.py'):
+            return True
     return isinstance(error, RuntimeError | OSError) and (
         'shared memory' in text or ('</torch_' in text and 'No space left' in text)
     )

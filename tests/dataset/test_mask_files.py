@@ -1,6 +1,7 @@
 """Which files are the masks of which frames, what folders of frames and masks may hold, and videos made of them."""
 
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,30 @@ def write(path: Path, array: np.ndarray) -> None:
 def test_a_single_file_belongs_to_the_frame_of_its_name_or_the_first(tmp_path, caplog, name, frame):
     touch(tmp_path, name)
     assert places(match_masks([given(tmp_path / name)], NAMES)) == {frame: name}
-    assert ('the mask of frame' in caplog.text) == (frame > 0)
+    assert (': the mask of frame' in caplog.text) == (frame > 0)
+
+
+@pytest.mark.parametrize(
+    ('name', 'names', 'meant'),
+    [
+        ('4.png', NAMES, 4),
+        ('0004.png', NAMES, 4),
+        ('00004_mask.png', NAMES, 4),
+        ('mask.00003.png', NAMES, 3),
+        ('00004.png', None, 4),
+        ('0.png', NAMES, None),
+        ('00000_mask.png', NAMES, None),
+        ('00000.png', None, None),
+        ('dog4.png', NAMES, None),
+        ('dog4.png', None, None),
+        ('00003_00004.png', NAMES, None),
+    ],
+)
+def test_a_name_much_like_that_of_a_frame_is_told(tmp_path, caplog, name, names, meant):
+    touch(tmp_path, name)
+    assert places(match_masks([given(tmp_path / name)], names)) == {0: name}
+    expected = f'taken for the mask of frame 0, .* give it as {meant}={tmp_path}/{name}$'
+    assert re.search(expected, caplog.text, re.MULTILINE) if meant else not caplog.text
 
 
 @pytest.mark.parametrize('frame', [0, 1, 5])

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from inference.confidence import expected_iou
 from inference.core import InferenceCore, InputError, Schedule
 from inference.memory_bank import MemoryBank
 from model.aggregate import aggregate
@@ -282,6 +283,80 @@ def test_bounded_memory_keeps_the_annotated_frames(small_network, clip, first_ma
     assert core.memory.eviction.protected.count(True) == 2
     assert torch.equal(kept[0], annotated[0])
     assert any(torch.equal(frame, annotated[1]) for frame in kept)
+
+
+@pytest.mark.parametrize('toy', [False, True])
+@pytest.mark.parametrize('options', [{}, {'include_last': True}, {'max_memory_frames': 2}])
+def test_object_that_comes_later_does_not_pay_for_those_that_left(small_network, clip, later, toy, options):
+    network = PerObjectKeys() if toy else small_network
+    core, fresh = (InferenceCore(network, mem_every=2, num_frames=12, **options) for _ in range(2))
+    for t, image in enumerate(clip):
+        if t == 5:
+            with pytest.raises(InputError, match=r'one of the objects \[2, 7\], found 3'):
+                core.remove(3)
+            core.remove(7)
+            assert core.objects == [2]
+            core.remove(2)
+            assert core.objects == []
+            assert core.memory.nbytes == 0
+        found = core.step(image, later.get(t) if t < 4 else {7: later[5]}.get(t), last=t == 11)
+        if t in (5, 6):
+            assert torch.equal(found, torch.ones(1, 110, 182))
+        if t >= 7:
+            expected = fresh.step(image, later[5] if t == 7 else None, last=t == 11)
+            assert torch.equal(found, expected)
+            assert core.objects == fresh.objects == [2, 200]
+            assert core.memory.nbytes == fresh.memory.nbytes
+
+
+@pytest.mark.parametrize('toy', [False, True])
+def test_object_that_leaves_takes_its_memory_with_it(small_network, clip, later, toy):
+    """Object 2 is there from frame 0 on, 7 from frame 3 on; 2 leaves before frame 4 and is a new object at 5."""
+    network = PerObjectKeys() if toy else small_network
+    core = InferenceCore(network, mem_every=1)
+    before, kept = 0, []
+    for t, image in enumerate(clip[:9]):
+        if t == 4:
+            before, both = core.memory.nbytes, core.objects
+            core.remove(2)
+            assert both == [2, 7]  # a list that was handed out stays as it is
+            assert len(core.memory) == 1
+            assert core.memory.nbytes < before / 2
+        kept.append(core.step(image, later.get(t)))
+    assert core.objects == [7, 2, 200]
+    assert [len(prob) for prob in kept] == [2, 2, 2, 3, 2, 4, 4, 4, 4]
+    expected, _ = run(network, clip[:9], later, mem_every=1)
+    assert all(torch.equal(kept[t], expected[t]) for t in range(4))
+    # What was annotated is what is shown, whoever left; and the frames that follow are this network's own.
+    assert torch.equal(core.to_labels(kept[5]) == 200, later[5] == 200)
+    assert all(prob.isfinite().all() for prob in kept)
+
+
+def test_confidence(small_network, clip, later):
+    core = InferenceCore(small_network)
+    for t, image in enumerate(clip[:6]):
+        prob = core.step(image, later.get(t))
+        sure = core.confidence(prob)
+        assert list(sure) == core.objects
+        assert all(0 < value <= 1 for value in sure.values())
+        if t in later:  # what was given is known; what was not is not
+            given = set(later[t].unique().tolist())
+            assert {label for label, value in sure.items() if value > 0.999} == given - {0}
+
+
+def test_expected_iou():
+    prob = torch.zeros(3, 100, 100)
+    prob[1, :10, :50] = 0.9  # 500 pixels in the mask, 100 more around it
+    prob[1, 10:12, :50] = 0.4
+    prob[2, 50:60, :30] = 1.0  # 300 pixels, and 100 that lie apart
+    prob[2, 80:90, 80:90] = 1.0
+    prob[0] = 1 - prob[1:].sum(dim=0)
+    least = 1e-3 * 100 * 100
+    expected = [(450 + least) / (500 + 40 + least), (300 + least) / (400 + least)]
+    assert expected_iou(prob).tolist() == pytest.approx(expected)
+    nowhere = torch.tensor([1 - 2e-7, 1e-7, 1e-7])[:, None, None].expand(3, 100, 100)
+    assert expected_iou(nowhere).tolist() == pytest.approx([1, 1], abs=1e-3)
+    assert expected_iou(torch.ones(1, 100, 100)).tolist() == []
 
 
 def test_schedule():

@@ -170,6 +170,19 @@ def test_frames_that_no_core_takes_change_nothing(small_network, clip, masks):
     assert_equal(found, expected)
 
 
+def test_an_object_leaves_all_cores(small_network, clip, masks):
+    members = [Member(small_network, size=32), Member(small_network, size=48, flip=True)]
+    ensemble, fresh = Ensemble(members), Ensemble(members)
+    run(ensemble, clip[:4], masks)
+    with pytest.raises(InputError, match='found 3'):
+        ensemble.remove(3)
+    for label in (9, 1, 2):
+        ensemble.remove(label)
+    assert ensemble.objects == []
+    again = {0: masks[3], 2: masks[0]}
+    assert_equal(run(ensemble, clip[:5], again), run(fresh, clip[:5], again))
+
+
 def test_a_network_is_there_once(small_network):
     ensemble = Ensemble([Member(small_network, size=size, flip=flip) for size in (64, 80) for flip in (False, True)])
     assert {id(core.network) for core in ensemble.cores} == {id(small_network)}

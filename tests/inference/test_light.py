@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
 
 import hubconf
@@ -73,6 +74,35 @@ def test_the_hub_loads_a_checkout(tmp_path):
         [sys.executable, '-c', program, str(REPOSITORY)], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
     assert done.stdout.split('\n')[0] == 'torch.Size([2, 32, 48]) [7] 3', done.stderr
+
+
+@needs_weights
+@pytest.mark.parametrize('before', ['', 'import dataset.mine, model, util'], ids=['found later', 'imported before'])
+def test_the_hub_loads_a_checkout_beside_packages_of_the_same_names(tmp_path, before):
+    """A package, a module and a folder without __init__.py of the program; they stay its own, and the core works."""
+    (tmp_path / 'dataset').mkdir()
+    (tmp_path / 'dataset' / '__init__.py').touch()
+    (tmp_path / 'dataset' / 'mine.py').write_text('name = "my data"')
+    (tmp_path / 'model.py').write_text('name = "my model"')
+    (tmp_path / 'util').mkdir()
+    (tmp_path / 'program.py').write_text(
+        f'import sys, torch\n{before}\n'
+        'for top in (20, 30):\n'
+        '    core = torch.hub.load(sys.argv[1], "stcn_light", source="local", top_k=top, trust_repo=True)\n'
+        'image, mask = torch.rand(3, 64, 96), torch.zeros(64, 96, dtype=torch.uint8)\n'
+        'mask[:, :20] = 7\n'
+        'core.step(image, mask), core.step(image)\n'
+        'mask[:20, 40:] = 9\n'
+        'prob = core.step(image, mask)\n'
+        'import dataset.mine, model, util\n'
+        'found = core.to_labels(prob).unique().tolist()\n'
+        'print(found, core.config.top_k, dataset.mine.name, model.name, util.__path__)'
+    )
+    done = subprocess.run(
+        [sys.executable, 'program.py', str(REPOSITORY)], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    expected = f"[0, 7, 9] 30 my data my model _NamespacePath(['{tmp_path}/util'])\n"
+    assert done.stdout == expected, done.stderr
 
 
 def test_the_hub_has_random_weights():

@@ -69,15 +69,61 @@ def test_temporary_frame_is_replaced_by_the_next_one():
     assert len(bank) == 2
 
 
-def test_objects_join_only_at_permanent_frames_and_never_leave():
+def test_objects_join_only_at_permanent_frames_and_never_leave_unasked():
     keys, values, _ = random_frames(2, 2, shared=True)
     bank = MemoryBank()
     bank.add(keys[0], values[0, :1])
     with pytest.raises(ValueError, match='join at permanent'):
         bank.add(keys[1], values[1], permanent=False)
     bank.add(keys[1], values[1])
-    with pytest.raises(ValueError, match='never leave'):
+    with pytest.raises(ValueError, match='leave by remove alone'):
         bank.add(keys[1], values[1, :1])
+
+
+@pytest.mark.parametrize('shared', [True, False])
+@pytest.mark.parametrize('max_frames', [None, 5])
+@pytest.mark.parametrize('leaving', [[1], [0, 0], [2], [4, 3], [0, 0, 0], [3, 0, 0, 0]])
+def test_objects_that_leave_take_their_values_and_the_frames_that_nobody_else_reads(shared, max_frames, leaving):
+    """The others read what they read before, also from frames that come later, and in a memory that is bounded."""
+    joins = [0, 0, 2, 3, 3]
+    keys, values, query = random_frames(9, len(joins), shared=shared)
+    bank, expected = (MemoryBank(shared_keys=shared, top_k=5, max_frames=max_frames, capacity=9) for _ in range(2))
+    left = list(range(len(joins)))
+    for t in range(9):
+        if t == 5:
+            before, all_frames = bank.nbytes, len(bank)
+            for index in leaving:
+                bank.remove(index)
+                left.pop(index)
+            assert bank.nbytes < before
+            assert bank.num_objects == len(left)
+            if max_frames is None:
+                assert len(bank) == all_frames - min(joins[k] for k in left)
+        here = [k for k in left if joins[k] <= t]
+        everybody = [k for k in range(len(joins)) if joins[k] <= t]
+        bank.add(keys[t, [0] if shared else here], values[t, here], permanent=t != 5)
+        expected.add(keys[t, [0] if shared else everybody], values[t, everybody], permanent=t != 5)
+        if t < 6 or max_frames is None:  # a bounded memory chooses by the weights of all objects
+            torch.testing.assert_close(bank.read(query), expected.read(query)[here])
+        assert bank.read(query).isfinite().all()
+        assert max_frames is None or len(bank) <= max_frames + 1
+
+
+def test_memory_that_everybody_left_is_new():
+    keys, values, query = random_frames(6, 2, shared=True)
+    bank, new = (MemoryBank(max_frames=3) for _ in range(2))
+    for t in range(4):
+        bank.add(keys[t], values[t], permanent=t < 3)
+    with pytest.raises(IndexError, match='less than 2'):
+        bank.remove(2)
+    bank.remove(0)
+    bank.remove(0)
+    assert len(bank) == bank.nbytes == 0
+    for t in (4, 5):
+        for each in (bank, new):
+            each.add(keys[t], values[t])
+    assert torch.equal(bank.read(query), new.read(query))
+    assert bank.nbytes == new.nbytes
 
 
 def test_reserved_memory_does_not_grow():

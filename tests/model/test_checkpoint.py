@@ -150,11 +150,11 @@ class Evil:
     ('make', 'message'),
     [
         (lambda path: None, 'no such checkpoint file'),
-        (lambda path: path.write_bytes(b''), 'unreadable'),
+        (lambda path: path.write_bytes(b''), 'an empty file'),
         (lambda path: path.write_text('<html>quota exceeded</html>'), 'found a web page'),
         (
             lambda path: path.write_bytes(pickle.dumps(Evil(), protocol=2)),
-            'not a checkpoint that can be loaded safely',
+            'objects other than tensors, or a damaged file',
         ),
         (lambda path: torch.save({'network': Evil()}, path), 'objects other than tensors'),
         (lambda path: torch.save([1, 2], path), 'expected a dictionary'),

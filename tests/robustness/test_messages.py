@@ -1,11 +1,13 @@
 """One line each for what users type, download or start: what was found, where, and what to do."""
 
+import gzip
 import logging
 import os
 import re
 import socket
 import subprocess
 import sys
+from multiprocessing import synchronize
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +24,11 @@ from inference.stream import propagate
 from model import CheckpointError
 from scripts import web
 from tests.conftest import REPOSITORY
+from tests.helpers import make_zip
 from util.cli import run_main
 from util.distributed import choose_device
 from util.errors import UserError
+from util.ranks import rank
 
 
 def ended(main) -> str:
@@ -64,6 +68,33 @@ def test_launchers_that_say_the_rank_in_a_flag(monkeypatch, flag):
         run_main(lambda: 0)
     assert end.value.code == 0
     assert sys.argv == ['train.py', '--id', '--local-rank', 'x']
+
+
+@pytest.mark.parametrize('words', [['--local-rank', '0'], ['--local_rank', '12', '--local-rank=0']])
+def test_launchers_that_say_the_rank_in_two_words(monkeypatch, words):
+    monkeypatch.setattr(sys, 'argv', ['train.py', '--id', 'a b', *words, '', '-i', '1'])
+    with pytest.raises(SystemExit) as end:
+        run_main(lambda: 0)
+    assert end.value.code == 0
+    assert sys.argv == ['train.py', '--id', 'a b', '', '-i', '1']
+
+
+@pytest.mark.parametrize(
+    ('environment', 'message'),
+    [
+        ({'RANK': 'x'}, 'RANK=x in the environment: expected a number'),
+        ({'WORLD_SIZE': 'two'}, 'WORLD_SIZE=two in the environment: expected a number'),
+        ({'RANK': '1'}, 'RANK=1 in .*: expected a number below that of the processes, WORLD_SIZE 1'),
+        ({'WORLD_SIZE': '2'}, 'WORLD_SIZE=2 in .*: expected RANK, MASTER_ADDR, MASTER_PORT beside it'),
+    ],
+)
+def test_an_environment_of_no_launcher(monkeypatch, environment, message):
+    for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=rf'^{message}.*(torchrun|unset)'):
+        rank()
 
 
 def test_the_launcher_of_the_release(tmp_path):
@@ -110,6 +141,15 @@ def test_too_little_shared_memory(monkeypatch, error):
     message = ended(main)
     assert re.search(r'--shm-size=\w+ or --ipc=host; --num_workers 0', message)
     assert len(message.splitlines()) == 1
+
+
+def test_no_shared_memory_for_locks(monkeypatch):
+    """Of a read-only or full /dev/shm a process's first lock says no more than the number of the error."""
+    monkeypatch.delenv('STCN_TRACEBACK', raising=False)
+
+    where = Path(synchronize.__file__)
+    locking = compile("raise OSError(30, 'Read-only file system')", where, 'exec')
+    assert 'too little shared memory' in ended(lambda: exec(locking))
 
 
 def test_other_errors_are_not_blamed_on_shared_memory(monkeypatch):
@@ -177,8 +217,18 @@ def test_a_port_that_is_taken():
         (b'\n  <html lang="en">', 'found a web page'),
         (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', 'found a web page'),
         (b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n', r"git-lfs\. .* with 'git lfs pull'"),
-        (b'', 'truncated'),
-        (b'hello', 'cannot|not a checkpoint|unreadable'),
+        (b'\xef\xbb\xbf\n <!doctype html>', 'found a web page'),
+        ('<html>'.encode('utf-16'), 'found a web page'),
+        (b'', 'found an empty file'),
+        (b'404: Not Found', "found text.*'404: Not Found'"),
+        (b'{"error": "quota"}\n', 'found text.*quota'),
+        (gzip.compress(b'<html>'), 'packed by gzip'),
+        (b'PK\x03\x04' + bytes(60), 'only the beginning'),
+        (make_zip({'stcn.pth': b'x'}), r'an archive of other files \(stcn\.pth\)'),
+        (make_zip({'m/data.pkl': b'x', 'm/constants.pkl': b'x'}), 'TorchScript'),
+        (b'\x93NUMPY\x01\x00' + bytes(60), 'numpy'),
+        (b'\x10\0\0\0\0\0\0\0{"a":{"dtype":1}}', 'safetensors'),
+        (b'\x08\x07\x12\x07pytorch\x1a\x052.0.0', 'objects other than tensors|unreadable'),
     ],
 )
 def test_downloads_that_are_no_checkpoints(tmp_path, content, message):
@@ -186,6 +236,21 @@ def test_downloads_that_are_no_checkpoints(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=rf'^{path}: .*({message})') as error:
         load_model(path, device='cpu')
+    assert len(str(error.value).splitlines()) == 1
+    assert 'weights_only' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ({'conv1.weight': torch.zeros(3), 'fc.bias': torch.zeros(3)}, 'STCN or STM, found those of another network'),
+        ({'state_dict': {'conv1.weight': torch.zeros(3)}}, 'no tensors.* under "network", found .*\'state_dict\''),
+    ],
+)
+def test_checkpoints_of_other_programs(tmp_path, content, message):
+    torch.save(content, tmp_path / 'other.pth')
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_model(tmp_path / 'other.pth', device='cpu')
     assert len(str(error.value).splitlines()) == 1
 
 
@@ -213,7 +278,15 @@ def test_youtube_as_downloaded(tmp_path, caplog):
     with pytest.raises(DataError, match=r'convert\.py youtube'):
         find_main(tmp_path / 'nowhere', tmp_path)
     (tmp_path / 'train_480p').mkdir()
+    with pytest.raises(DataError, match=r'convert\.py youtube'):
+        find_youtube(tmp_path)
+    with pytest.raises(DataError, match=rf'found that {tmp_path}/train has them itself'):
+        find_youtube(tmp_path / 'train')
+    (tmp_path / 'train_480p' / 'JPEGImages').mkdir()
+    (tmp_path / 'train_480p' / 'Annotations').mkdir()
+    caplog.clear()
     assert find_youtube(tmp_path) == []
+    assert re.search(rf'lacks 1 of the videos in .*: v\. .*--root {tmp_path}. converts the rest', caplog.text)
 
 
 # Frames

@@ -1,8 +1,10 @@
 """scripts/ablate.py: the grid, its table and plot, and that an interrupted one continues."""
 
 import csv
+import json
 import re
 import shlex
+import shutil
 
 import pytest
 
@@ -11,6 +13,7 @@ from inference.run import Summary
 from model import save_network
 from scripts import ablate, runs
 from tests.conftest import REPOSITORY, make_small_network
+from util.cli import sha256
 
 
 @pytest.fixture
@@ -60,6 +63,47 @@ def test_a_grid_and_its_continuation(grid, tmp_path, monkeypatch):
     with pytest.raises(OSError, match='stopped here'):  # other flags are another run
         grid('--schedules', 'first', '--top', 0, '--flags', '--device', 'cpu', '--flip')
     assert [arguments[-1] for arguments in asked] == ['--flip']
+
+
+def test_a_replaced_file_is_measured_again(davis_root, small_checkpoint, tmp_path, monkeypatch):
+    network = shutil.copy(small_checkpoint, tmp_path / 'network.pth')
+    asked = []
+    summary = Summary(videos=2, frames=12, propagation=4.0, peak_memory=2**30)
+
+    def segment(script, arguments):
+        asked.append(list(arguments))
+        (tmp_path / 'row').mkdir(exist_ok=True)
+        settings = {'network': sha256(network)}
+        (tmp_path / 'row' / 'settings.json').write_text(json.dumps(settings))
+        return summary
+
+    monkeypatch.setattr(runs, 'segment', segment)
+
+    def measure():
+        arguments = ['--model', 'another.pth', '--top', '20']
+        flags = ['--model', str(network), '--device', 'cpu']
+        return runs.measure('eval_davis.py', arguments, tmp_path / 'row', flags=flags, truths=None)
+
+    def finished_before():
+        count = len(asked)
+        measure()
+        return len(asked) == count
+
+    assert not finished_before()
+    assert '--overwrite' not in asked[-1]
+    assert finished_before()
+    save_network(network, make_small_network(similarity='dot'))
+    assert not finished_before()
+    assert asked[-1][-1] == '--overwrite'
+    assert finished_before()
+    # What was measured before the hash was kept: the masks' settings say it.
+    kept = json.loads((tmp_path / 'row.json').read_text())
+    del kept['network']
+    (tmp_path / 'row.json').write_text(json.dumps(kept))
+    assert finished_before()
+    shutil.copy(small_checkpoint, network)
+    assert not finished_before()
+    assert '--overwrite' not in measure().command
 
 
 def test_rows_have_the_scores_of_the_evaluation(grid, tmp_path, monkeypatch):

@@ -4,13 +4,14 @@ import json
 import re
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from inference.core import InferenceCore
 from model import VARIANTS
-from scripts.benchmarks import loader, measures, memory, memory_model, speed, training_step
+from scripts.benchmarks import confidence, loader, measures, memory, memory_model, speed, training_step
 from scripts.benchmarks.baseline import ConcatenatedMemory, StraightforwardSTCN
 from scripts.benchmarks.roofline import Allocations, Work
 from tests.conftest import golden, state_dict
@@ -169,3 +170,25 @@ def test_loader(one_thread, capsys, tmp_path):
     flags = ['--static_root', str(static_root), '--davis_root', str(tmp_path), '--crop_size', '64', '--count', '2']
     assert loader.main(flags) == 0
     assert re.search(r'^static, .* usual .* ms .* ours .* ms .*x$', capsys.readouterr().out, re.MULTILINE)
+
+
+def test_confidence_of_a_network_and_what_corrections_do(roots, small_checkpoint, capsys):
+    """Every frame corrected is a J of 1; the order of the frames is that of confidence, of time or of J."""
+    davis = roots['davis_root'] / '2017' / 'trainval'
+    folders = ['--images', davis / 'JPEGImages' / '480p', '--annotations', davis / 'Annotations' / '480p']
+    flags = [*folders, '--video', 'bear', '--model', small_checkpoint, '--size', 64, '--device', 'cpu']
+    confidence.main([*map(str, flags), '--corrections', '7', '--target', '1', '--num_threads', '1'])
+    lines = capsys.readouterr().out.splitlines()
+    curves = [[float(value) for value in part.split()] for part in lines[-1].split('   ')[-1].split(';')]
+    assert len(curves) == 3
+    for curve in curves:
+        assert len(curve) == 8  # without corrections, with one ... with all of the seven frames that are scored
+        assert curve[0] == curves[0][0] < curve[-1] == 100
+
+
+def test_area_under_curve_and_ranks():
+    assert confidence.ranks(np.array([3.0, 1.0, 3.0, 2.0])).tolist() == [3.5, 1, 3.5, 2]
+    found = np.array([False, True, True, False])
+    assert confidence.area_under_curve(np.array([0.1, 0.9, 0.8, 0.2]), found) == 1
+    assert confidence.area_under_curve(np.array([0.9, 0.1, 0.2, 0.8]), found) == 0
+    assert confidence.area_under_curve(np.array([0.5, 0.5, 0.9, 0.7]), found) == pytest.approx(0.625)

@@ -228,6 +228,10 @@ def test_shares_are_balanced_and_complete(youtube_root):
             'are missing: 99999',
         ),
         (
+            lambda root: change_meta(root, lambda videos: videos['0a1b']['objects']['2'].update(frames='00000')),
+            "found something else .*'00000'",
+        ),
+        (
             lambda root: (root / 'valid/Annotations/0a1b/00008.png').unlink(),
             r'annotation of objects \(5,\) is missing',
         ),
@@ -243,7 +247,7 @@ def test_incomplete_roots(youtube_root, damage, message):
         youtube(youtube_root)
 
 
-@pytest.mark.parametrize('listed', ['00000', '00004', '00014'])
+@pytest.mark.parametrize('listed', ['00000', '00004', '00010', '00014'])
 def test_an_object_begins_where_its_mask_is(youtube_root, caplog, listed):
     """Whether ``meta.json`` says a frame whose mask does not show it, or one without a mask, before or after."""
     expected = [(frame.name, frame.objects) for frame in youtube(youtube_root)[0].frames if frame.mask]
@@ -368,7 +372,10 @@ def test_masks_of_another_size(folder_root, small_checkpoint, tmp_path):
         (lambda root: (root / 'Annotations/cat/0.png').unlink(), 'no masks'),
         (lambda root: (root / 'Annotations/cat/0.png').rename(root / 'Annotations/cat/00.png'), 'without a frame'),
         (lambda root: shutil.copy(root / 'JPEGImages/cat/1.jpeg', root / 'JPEGImages/cat/1.jpg'), 'one file a frame'),
-        (lambda root: [path.unlink() for path in (root / 'JPEGImages/cat').iterdir()], 'no frames'),
+        (
+            lambda root: [path.unlink() for path in (root / 'JPEGImages/cat').iterdir()],
+            'expected frames of a video .*, found nothing',
+        ),
         (lambda root: [shutil.rmtree(path) for path in (root / 'JPEGImages').iterdir()], 'of frames, found nothing'),
     ],
 )

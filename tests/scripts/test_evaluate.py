@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from dataset.io import DataError, read_mask, write_mask
-from scripts.evaluate import evaluate
+from inference.scoring import NothingLeftError
+from scripts.evaluate import evaluate, main
 from tests.conftest import REPOSITORY
 from util.metrics import boundary, boundary_accuracy, region_similarity, statistics
 
@@ -353,8 +354,35 @@ def test_what_the_network_was_given_is_not_scored(tmp_path, single):
     assert objects({}) == {'1': {'00001': 1, '00002': 0, '00003': 1}, '2': {'00002': 0, '00003': 0}}
     assert objects({'00000': [1], '00001': [1, 2]}) == {'1': {'00002': 0, '00003': 1}, '2': {'00002': 0, '00003': 0}}
     assert objects({'00002': [2], '00003': [2]}) == {'1': {'00001': 1, '00002': 0, '00003': 1}}
-    with pytest.raises(DataError, match='4 of them given to the network'):
+    with pytest.raises(NothingLeftError, match='4 of them given to the network'):
         objects({f'{number:05d}': [1, 2] for number in range(4)})
+    if single:  # whatever the run called it
+        settings = {'given': {'/home/me/clip.mp4': {'00002': [2], '00003': [2]}}}
+        (tmp_path / 'results' / 'settings.json').write_text(json.dumps(settings))
+        assert evaluate(*arguments, dataset='folder')['sequences']['v']['objects'].keys() == {'1'}
+
+
+def test_the_script_says_how_to_leave_something_to_score(tmp_path):
+    write_video(tmp_path / 'v' / 'Annotations', [square(5, 5, 10)] * 2)
+    write_video(tmp_path / 'out', [square(5, 5, 10)] * 2)
+    (tmp_path / 'out' / 'settings.json').write_text(json.dumps({'given': {'v': {'00000': [1], '00001': [1]}}}))
+    arguments = [*map(str, ('--results', tmp_path / 'out', '--dataset', 'folder', '--root', tmp_path / 'v'))]
+    with pytest.raises(NothingLeftError, match=r'eval_folder.py with --first_only'):
+        main(arguments)
+    (tmp_path / 'v' / 'Annotations' / '00001.png').unlink()  # it would not help
+    with pytest.raises(DataError, match='Later frames need masks, too') as error:
+        main(arguments)
+    assert 'first_only' not in str(error.value)
+
+
+def test_results_that_equal_the_ground_truth_are_told(tmp_path, caplog):
+    write_video(tmp_path / 'v' / 'Annotations', [square(5, 5, 10), square(6, 6, 10), square(7, 7, 10)])
+    assert evaluate(tmp_path / 'v' / 'Annotations', tmp_path / 'v', dataset='folder')['J&F'] == 1
+    assert 'equal the ground truth in every pixel' in caplog.text
+    caplog.clear()
+    write_video(tmp_path / 'out', [square(5, 5, 10), square(6, 6, 10), square(8, 7, 10)])
+    assert evaluate(tmp_path / 'out', tmp_path / 'v', dataset='folder')['J&F'] < 1
+    assert not caplog.text
 
 
 def save(image: Image.Image, path: Path) -> None:

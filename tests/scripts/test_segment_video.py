@@ -19,9 +19,11 @@ from PIL import Image
 from dataset.io import PALETTE, DataError, read_image, read_mask, write_mask
 from dataset.mask_files import GivenMask
 from inference import Ensemble, InferenceConfig, InferenceCore, continuing, ensemble, load_model, outputs
+from inference.scoring import NothingLeftError
 from inference.video_file import VideoReader, VideoWriter
 from model import Network
 from scripts import segment_video
+from scripts.evaluate import evaluate
 from scripts.segment_video import given_mask
 from tests.conftest import FRAMES, GOLDEN, REPOSITORY, tree
 from tests.kill_runs import kill_segmentation
@@ -112,6 +114,39 @@ def binary(path: Path, rows: slice, columns: slice, value: int = 255) -> np.ndar
     mask[rows, columns] = value
     Image.fromarray(mask).save(path)
     return mask > 0
+
+
+@pytest.mark.parametrize('name', ['report.json', 'report.png'])
+def test_no_report_over_a_file_that_is_somebody_elses(run, tmp_path, name):
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / name).write_text('mine')
+    with pytest.raises(outputs.OutputError, match=name):
+        run('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay', '--report', '--overwrite')
+    assert (tmp_path / 'out' / name).read_text() == 'mine'
+
+
+def test_a_report_says_how_sure_the_network_is(run, tmp_path, network):
+    """Of every frame and object what the core says, and first of all frames the least sure one; a picture of it."""
+    flags = ('--input', GOLDEN / 'clip', '--mask', f'0={FIRST}', f'6={FIRST}', '--no_overlay', '--report')
+    assert run(*flags) == 0
+    found = json.loads((tmp_path / 'out' / 'report.json').read_text())
+    core, first = InferenceCore(network), torch.from_numpy(read_mask(FIRST))
+    expected = []
+    for number, path in enumerate(FRAMES):
+        image = torch.from_numpy(read_image(path)).permute(2, 0, 1)
+        sure = core.confidence(core.step(image, first if number in (0, 6) else None))
+        expected.append({str(label): round(value, 4) for label, value in sure.items()})
+    assert [frame['name'] for frame in found['frames']] == [path.stem for path in FRAMES]
+    assert [frame['confidence'] for frame in found['frames']] == expected
+    worst = min(range(COUNT), key=lambda number: min(expected[number].values()))
+    entry = found['first'][0]
+    assert (entry['frame'], entry['name']) == (worst, FRAMES[worst].stem)
+    assert entry['confidence'] == expected[worst][str(entry['object'])] == min(expected[worst].values())
+    with Image.open(tmp_path / 'out' / 'report.png') as picture:
+        colours = {colour for _, colour in picture.convert('RGB').getcolors(100_000)}
+    assert {tuple(PALETTE[label].tolist()) for label in (1, 2, 3)} <= colours
+    assert run(*flags[:-1], '--overwrite') == 0
+    assert not list((tmp_path / 'out').glob('report.*'))
 
 
 def test_a_folder_gives_the_masks_of_the_core(run, tmp_path, network, capsys):
@@ -268,6 +303,17 @@ def test_masks_belong_to_the_frames_of_their_names(run, tmp_path, monkeypatch, h
         assert 5 in written[4]
 
 
+def test_scoring_knows_what_the_network_was_given(run, tmp_path):
+    for number in (0, 5):
+        image = Image.open(FIRST)
+        (tmp_path / 'root' / 'Annotations').mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / 'root' / 'Annotations' / f'{number:05d}.png')
+    masks = [f'{number}={FIRST}' for number in (0, 5)]
+    assert run('--input', GOLDEN / 'clip', '--no_overlay', '--mask', *masks) == 0
+    with pytest.raises(NothingLeftError, match='2 of them given to the network'):
+        evaluate(tmp_path / 'out' / 'masks', tmp_path / 'root', dataset='folder')
+
+
 def test_a_mask_beyond_the_end_of_a_video_is_reported_and_the_rest_is_there(run, tmp_path, video, caplog):
     assert run('--input', video, '--mask', FIRST, f'40={FIRST}') == 1
     assert 'these were not used: 40' in caplog.text
@@ -343,11 +389,12 @@ def interrupt_after(monkeypatch, frames: int, times: int) -> None:
 def test_ctrl_c_ends_after_the_frame_with_everything_whole(run, tmp_path, video, monkeypatch, caplog):
     interrupt_after(monkeypatch, 5, times=1)
     handler = signal.getsignal(signal.SIGINT)
-    assert run('--input', video, '--mask', FIRST, '--strip', 2) == 130
+    assert run('--input', video, '--mask', FIRST, '--strip', 2, '--report') == 130
     assert signal.getsignal(signal.SIGINT) is handler
     assert len(written_masks(tmp_path / 'out')) == 6
     assert len(list(VideoReader(tmp_path / 'out' / 'overlay.mp4'))) == 6
     assert (tmp_path / 'out' / 'strip.png').exists()
+    assert len(json.loads((tmp_path / 'out' / 'report.json').read_text())['frames']) == 6
     assert 'interrupted after 6 frames' in caplog.text
 
 
@@ -524,7 +571,8 @@ def test_a_run_goes_on_where_it_was_interrupted(run, tmp_path, video, monkeypatc
     monkeypatch.setattr(continuing, 'SAVE_SECONDS', 0)
     monkeypatch.setattr(continuing, 'SHARE', 0)
     later = GOLDEN / 'appearing' / '00004.png'
-    command = ('--input', video, '--mask', f'2={FIRST}', f'8={later}', '--size', 48, '--strip', 3, *flags)
+    pictures = ('--strip', 3, '--report')
+    command = ('--input', video, '--mask', f'2={FIRST}', f'8={later}', '--size', 48, *pictures, *flags)
     whole, out = tmp_path / 'whole', tmp_path / 'out'
     assert run(*command, output=whole) == 0
     monkeypatch.setattr(Ensemble, 'step', interrupted)

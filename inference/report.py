@@ -1,0 +1,132 @@
+"""How sure the network was of each object over a video: numbers, a picture, and the frames to look at first."""
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageDraw
+
+from dataset.io import PALETTE
+from inference.outputs import Output
+from util.files import atomic_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from inference.stream import Segmented
+
+FIRST = 10
+"""Frames to look at that a report names."""
+
+WIDTH, HEIGHT, MARGIN = 960, 240, 28
+"""Of the picture, in pixels."""
+
+
+def least_sure(confidence: Mapping[int, float], count: int) -> list[int]:
+    """The frames to look at first, the least sure one before the others: up to ``count``, and no neighbours.
+
+    Two of them are at least 1 / (2 count) of the frames apart, so that one bad moment does not take them all.
+
+    Args:
+        confidence: frame -> how sure the network is of it; of annotated frames there is nothing.
+    """
+    apart = max(2, len(confidence) // (2 * count))
+    chosen: list[int] = []
+    for frame in sorted(confidence, key=confidence.__getitem__):
+        if len(chosen) < count and all(abs(frame - other) >= apart for other in chosen):
+            chosen.append(frame)
+    return chosen
+
+
+class Report(Output):
+    """``folder/report.json`` and ``folder/report.png``, written when the video ends, also after Ctrl-C.
+
+    The JSON has ``first``, the frames to look at first (``frame``, ``name``, ``object`` and its ``confidence``), and
+    ``frames``, of every frame its ``name`` and the ``confidence`` of each object, in [0, 1].
+    """
+
+    behind = 32
+
+    def __init__(self, folder: Path):
+        self.json, self.picture = folder / 'report.json', folder / 'report.png'
+        self.names: dict[int, str] = {}
+        self.confidence: dict[int, dict[int, float]] = {}  # frame -> label -> value
+
+    def job(self, frame: 'Segmented') -> Callable[[], None]:
+        from inference.confidence import expected_iou  # --help must not wait for torch
+
+        return partial(self.add, frame.number, frame.name, frame.objects, expected_iou(frame.prob))
+
+    def add(self, number: int, name: str, objects: list[int], values: 'Tensor') -> None:
+        """Take the next frame; ``values [K]`` are of its objects."""
+        self.names[number] = name
+        self.confidence[number] = dict(zip(objects, values.tolist(), strict=True))
+
+    def state(self) -> dict[str, dict]:
+        return {'names': self.names, 'confidence': self.confidence}
+
+    def restore(self, state: dict[str, dict]) -> None:
+        self.names, self.confidence = state['names'], state['confidence']
+
+    def __exit__(self, *error) -> None:
+        if error[0] is None and self.names:
+            self.write()
+
+    def write(self) -> None:
+        """Both files, as far as the frames have come."""
+        worst = {number: min(values, key=values.__getitem__) for number, values in self.confidence.items() if values}
+        sure = {number: self.confidence[number][label] for number, label in worst.items()}
+        marked = least_sure(sure, FIRST)
+        first = [
+            {
+                'frame': number,
+                'name': self.names[number],
+                'object': worst[number],
+                'confidence': _rounded(sure[number]),
+            }
+            for number in marked
+        ]
+        frames = [
+            {
+                'frame': number,
+                'name': self.names[number],
+                'confidence': {str(label): _rounded(value) for label, value in self.confidence[number].items()},
+            }
+            for number in sorted(self.names)
+        ]
+        with atomic_path(self.json) as temporary:
+            temporary.write_text(json.dumps({'first': first, 'frames': frames}, indent=1) + '\n')
+        with atomic_path(self.picture) as temporary:
+            draw(self.confidence, marked).save(temporary, format='PNG')
+
+
+def draw(confidence: Mapping[int, Mapping[int, float]], marked: list[int]) -> Image.Image:
+    """Confidence over time, a line an object in the colour of its mask; the ``marked`` frames have a tick below."""
+    picture = Image.new('RGB', (WIDTH, HEIGHT), 'white')
+    pen = ImageDraw.Draw(picture)
+    last = max(1, *confidence)
+
+    def place(frame: int, value: float) -> tuple[float, float]:
+        return MARGIN + frame / last * (WIDTH - 2 * MARGIN), MARGIN + (1 - value) * (HEIGHT - 2 * MARGIN)
+
+    for value in (0, 0.5, 1):
+        pen.line([place(0, value), place(last, value)], fill='lightgray')
+        pen.text((2, place(0, value)[1] - 6), f'{value:g}', fill='black')
+    for frame in (0, last):
+        pen.text((place(frame, 0)[0] - 6, HEIGHT - 14), str(frame), fill='black')
+    for frame in marked:
+        x, y = place(frame, 0)
+        pen.line([(x, y - 6), (x, y + 6)], fill='black', width=2)
+    for label in sorted({label for values in confidence.values() for label in values}):
+        line = [place(frame, values[label]) for frame, values in sorted(confidence.items()) if label in values]
+        colour = tuple(PALETTE[label].tolist())
+        pen.line(line if len(line) > 1 else [*line, (line[0][0] + 1, line[0][1])], fill=colour, width=2)
+        x, y = line[-1]
+        pen.text((x + 4, y - 6), str(label), fill=colour)
+    return picture
+
+
+def _rounded(value: float) -> float:
+    return round(value, 4)
