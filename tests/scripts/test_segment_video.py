@@ -553,8 +553,7 @@ CONTINUED = {
 }
 
 
-@pytest.mark.parametrize('name', CONTINUED)
-@pytest.mark.parametrize('times', [1, 2])
+@pytest.mark.parametrize(('name', 'times'), [*((name, 2) for name in CONTINUED), ('both', 1)])
 def test_a_run_goes_on_where_it_was_interrupted(run, tmp_path, video, monkeypatch, name, times):
     """After Ctrl-C once or twice, as if nothing had been."""
     flags, interruptions = CONTINUED[name]
