@@ -34,7 +34,7 @@ class FolderVideo(Video):
         }
 
 
-def folder(root: str | Path, *, first_only: bool = False) -> list[FolderVideo]:
+def folder(root: str | Path, *, first_only: bool = False, direction: str = 'forward') -> list[FolderVideo]:
     """The videos of a folder, with every annotation that is there; asked for from the first one on.
 
     Frames and masks belong together by name: ``JPEGImages/cat/0007.jpg`` and ``Annotations/cat/0007.png``, or
@@ -42,7 +42,8 @@ def folder(root: str | Path, *, first_only: bool = False) -> list[FolderVideo]:
     ``JPEGImages`` is one video, named like the folder. All masks are looked at.
 
     Args:
-        first_only: of each object its first mask alone.
+        first_only: of each object its first mask alone; backwards, its last one.
+        direction: ``backward`` asks for the frames up to the last annotation, ``both`` for all frames.
 
     Raises:
         DataError: for missing folders, a video without frames or masks, masks without a frame, masks that cannot be
@@ -58,11 +59,11 @@ def folder(root: str | Path, *, first_only: bool = False) -> list[FolderVideo]:
             )
     names = _video_names(images, annotations)
     if not names:
-        return [_video(root.resolve().name, images, annotations, first_only=first_only)]
+        return [_video(root.resolve().name, images, annotations, first_only=first_only, direction=direction)]
     videos, problems = [], []
     for name in names:
         try:
-            videos.append(_video(name, images / name, annotations / name, first_only=first_only))
+            videos.append(_video(name, images / name, annotations / name, first_only=first_only, direction=direction))
         except DataError as error:
             problems.append(error)
     if len(problems) == 1:
@@ -148,7 +149,7 @@ def _entries(folder: Path) -> tuple[dict[str, Path], list[Path]]:
     return {path.name: path for path in entries if path.is_dir()}, [path for path in entries if not path.is_dir()]
 
 
-def _video(name: str, images: Path, annotations: Path, *, first_only: bool) -> FolderVideo:
+def _video(name: str, images: Path, annotations: Path, *, first_only: bool, direction: str) -> FolderVideo:
     paths = list_frames(images)
     if not paths:
         raise DataError(
@@ -165,18 +166,21 @@ def _video(name: str, images: Path, annotations: Path, *, first_only: bool) -> F
     if stray:
         raise DataError(f'{annotations}: masks without a frame of the same name in {images}: {some(stray)}')
     given = [masks[path.stem] for path in paths if path.stem in masks]
-    begin = next(position for position, path in enumerate(paths) if path.stem in masks)
+    places = [position for position, path in enumerate(paths) if path.stem in masks]
+    begin, end = places[0], places[-1]
     size = None
     with suppress(DataError):  # of a frame that cannot be read; whoever comes to it complains
         size = image_size(paths[begin])
     user_masks = UserMasks(given, size_hw=size, name=name)
+    asked = {'forward': range(begin, len(paths)), 'backward': range(end + 1), 'both': range(len(paths))}[direction]
     frames, known = [], set()
-    for position, path in enumerate(paths):
+    order = reversed if direction == 'backward' else iter
+    for position, path in order(list(enumerate(paths))):
         found = masks.get(path.stem)
         mask, objects = (found.files[0], found.objects) if found else (None, None)
         if found and first_only:
             objects = tuple(label for label in user_masks.objects[path.stem] if label not in known)
             known |= {*objects}
             mask = mask if objects else None
-        frames.append(Frame(path.stem, path, mask=mask, objects=objects or None, wanted=position >= begin))
-    return FolderVideo(name, name, tuple(frames), masks=user_masks)
+        frames.append(Frame(path.stem, path, mask=mask, objects=objects or None, wanted=position in asked))
+    return FolderVideo(name, name, tuple(order(frames)), masks=user_masks)

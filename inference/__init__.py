@@ -7,9 +7,10 @@ from util.lazy import lazy_names
 if TYPE_CHECKING:
     from inference.config import InferenceConfig
     from inference.core import InferenceCore, InputError, load_model
+    from inference.directions import Propagation
     from inference.ensemble import Ensemble, Member
 
-__all__ = ['Ensemble', 'InferenceConfig', 'InferenceCore', 'InputError', 'Member', 'load_model']
+__all__ = ['Ensemble', 'InferenceConfig', 'InferenceCore', 'InputError', 'Member', 'Propagation', 'load_model']
 
 __getattr__ = lazy_names(
     __name__,
@@ -20,5 +21,6 @@ __getattr__ = lazy_names(
         'load_model': 'core',
         'Ensemble': 'ensemble',
         'Member': 'ensemble',
+        'Propagation': 'directions',
     },
 )

@@ -1,11 +1,11 @@
 """Streaming propagation: one frame in, its probabilities out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from operator import index
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -97,6 +97,15 @@ class Core(ABC):
         last: bool = False,
     ) -> Tensor | None:
         """The next frame of the video; see :meth:`InferenceCore.step`."""
+
+    @property
+    @abstractmethod
+    def parts(self) -> Sequence['InferenceCore']:
+        """The cores that it consists of: itself, or several that act as one."""
+
+    @abstractmethod
+    def working_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """The size (H, W) at which the network works on frames of this size; of several, the largest."""
 
     @abstractmethod
     def remove(self, label: int) -> None:
@@ -193,6 +202,34 @@ class InferenceCore(Core):
     @property
     def objects(self) -> list[int]:
         return self._objects
+
+    @property
+    def parts(self) -> Sequence['InferenceCore']:
+        return [self]
+
+    def state(self) -> dict[str, Any]:
+        """What a core like this one has to know to go on here, beside the rows of its memory; see :meth:`restore`."""
+        return {
+            'schedule': asdict(self._schedule),
+            'objects': self._objects,
+            'frame_shape': self._frame_shape,
+            'memory': self.memory.state(),
+        }
+
+    def restore(self, state: dict[str, Any], rows: Iterable[Sequence[Tensor]]) -> None:
+        """Go on where another core of the same network and configuration was, bit for bit.
+
+        Args:
+            state: what its ``state()`` was.
+            rows: of each frame in its memory, what its ``memory.rows(slot)`` were.
+        """
+        self._schedule = Schedule(**state['schedule'])
+        self._objects = list(state['objects'])
+        self._frame_shape = None if state['frame_shape'] is None else tuple(state['frame_shape'])
+        self.memory.restore(state['memory'], rows, self.device)
+
+    def working_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        return self._working_shape(shape) or shape
 
     @torch.inference_mode()
     def step(

@@ -83,6 +83,13 @@ class Ensemble(Core):
         """Labels, in the order of the channels."""
         return self.cores[-1].objects
 
+    @property
+    def parts(self) -> Sequence[InferenceCore]:
+        return self.cores
+
+    def working_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        return max(core.working_shape(shape) for core in self.cores)
+
     @torch.inference_mode()
     def step(
         self,

@@ -1,5 +1,7 @@
 """Which memory frame goes when there are too many."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -50,6 +52,15 @@ class LeastUsed:
             candidates.pop()
         weight = self._weight.tolist()
         return min(candidates, key=lambda slot: weight[slot] / max(self._reads[slot], 1))
+
+    def state(self) -> dict[str, Any]:
+        """What has to be known to :meth:`restore` it: numbers and lists of numbers."""
+        return {'protected': self.protected, 'reads': self._reads, 'weight': self._weight.cpu()}
+
+    def restore(self, state: dict[str, Any], device: torch.device) -> None:
+        """Become what another one was."""
+        self.protected, self._reads = list(state['protected']), list(state['reads'])
+        self._weight = state['weight'].to(device)
 
     def keep(self, slots: list[int]) -> None:
         """The frames of these slots are left, in this order."""

@@ -1,6 +1,7 @@
 """The memory of one video: keys and values of past frames, and the read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,14 @@ class _Rows:
             self.buffer = rows.new_empty(slots * P, *rows.shape[1:])
             self.buffer[: slot * P] = old
         self.buffer[slot * P : (slot + 1) * P] = rows
+
+    def read(self, slot: int) -> list[Tensor]:
+        """A copy of the rows of a slot."""
+        return [self.buffer[slot * self.positions : (slot + 1) * self.positions].clone()]
+
+    def restore(self, slot: int, tensors: Iterator[Tensor]) -> None:
+        """What ``read`` gave becomes a slot again."""
+        self.write(slot, next(tensors))
 
     def copy(self, source: int, target: int) -> None:
         """Slot ``target`` becomes equal to slot ``source``."""
@@ -66,6 +75,16 @@ class _Keys:
         bias = SIMILARITIES[self.metric].bias(rows)
         if bias is not None:
             self.bias.write(slot, bias)
+
+    def read(self, slot: int) -> list[Tensor]:
+        """The bias, too: computed again it would be rounded in another way."""
+        return self.rows.read(slot) + (self.bias.read(slot) if len(self.bias.buffer) else [])
+
+    def restore(self, slot: int, tensors: Iterator[Tensor]) -> None:
+        rows = next(tensors)
+        self.rows.write(slot, rows)
+        if SIMILARITIES[self.metric].bias(rows) is not None:
+            self.bias.write(slot, next(tensors))
 
     def copy(self, source: int, target: int) -> None:
         for store in self._stores():
@@ -167,12 +186,14 @@ class MemoryBank:
         self.scratch_bytes = scratch_bytes
         self.shared_keys = shared_keys
         self._scratch = torch.empty(0)
+        self._added = 0
         self._forget()
 
     def _forget(self) -> None:
         """There are no objects and no memory frames."""
         self.permanent = 0  # slots that stay
         self.temporary = False  # one more, to be replaced
+        self.serials: list[int] = []  # of the slots that stay: no two contents have the same number
         self._shared_keys = _Keys(self.capacity, metric=self.metric) if self.shared_keys else None
         self._groups: list[_Group] = []
         self.eviction = None if self.max_frames is None else LeastUsed(self.max_frames)
@@ -227,6 +248,9 @@ class MemoryBank:
             group.values.write(slot - group.start, rows.to(self.value_dtype or rows.dtype))
             if group.own_keys:
                 group.own_keys.write(slot - group.start, key[objects])
+        if permanent:
+            self.serials.append(self._added)
+            self._added += 1
         self.permanent += permanent
         self.temporary = not permanent
         if permanent and self.eviction is not None:
@@ -243,6 +267,8 @@ class MemoryBank:
             index -= group.size
         else:
             raise IndexError(f'index: expected less than {self.num_objects}, the objects in the memory')
+        self.serials = list(range(self._added, self._added + self.permanent))
+        self._added += self.permanent
         group.size -= 1
         if group.size:
             group.values.drop_column(index)
@@ -260,6 +286,7 @@ class MemoryBank:
             if self.eviction is not None:
                 self.eviction.keep(list(range(unread, self.permanent)))
             self.permanent -= unread
+            self.serials = self.serials[unread:]
 
     def _evict(self, slot: int) -> list[int]:
         """Drop a frame. Returns the slots of the others, in their new order."""
@@ -276,7 +303,42 @@ class MemoryBank:
         for group in self._groups:
             group.start -= group.start > slot
         self.permanent = len(kept)
+        self.serials = [self.serials[other] for other in kept]
         return kept
+
+    def state(self) -> dict[str, Any]:
+        """What has to be known beside :meth:`rows` to :meth:`restore` the memory: numbers and lists of numbers."""
+        return {
+            'permanent': self.permanent,
+            'temporary': self.temporary,
+            'groups': [(group.start, group.size) for group in self._groups],
+            'serials': self.serials,
+            'added': self._added,
+            'scratch': self._scratch.numel(),  # on which the parts of a read depend, and with them its rounding
+            'eviction': None if self.eviction is None else self.eviction.state(),
+        }
+
+    def rows(self, slot: int) -> list[Tensor]:
+        """Copies of the keys and values of a memory frame."""
+        return [rows for store, start in self._stores() if slot >= start for rows in store.read(slot - start)]
+
+    def restore(self, state: dict[str, Any], rows: Iterable[Sequence[Tensor]], device: torch.device) -> None:
+        """Make an empty memory what another one was, bit for bit: its state, and the rows of each of its frames."""
+        self._groups = []
+        for start, size in state['groups']:
+            capacity = max(self.capacity - start, 1)
+            own_keys = None if self._shared_keys else _Keys(capacity, metric=self.metric)
+            self._groups.append(_Group(start, size, capacity, own_keys=own_keys))
+        for slot, tensors in enumerate(rows):
+            left = iter([each.to(device) for each in tensors])
+            for store, start in self._stores():
+                if slot >= start:
+                    store.restore(slot - start, left)
+        self.permanent, self.temporary = state['permanent'], state['temporary']
+        self.serials, self._added = list(state['serials']), state['added']
+        self._scratch = torch.empty(state['scratch'], device=device)
+        if self.eviction is not None:
+            self.eviction.restore(state['eviction'], device)
 
     def read(self, query_key: Tensor) -> Tensor:
         """``query_key [Ck, h, w] -> readout [K, Cv, h, w]``, in the precision of the query.

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from PIL import Image
@@ -32,6 +32,7 @@ WRITERS = 2  # threads that encode files
 SETTINGS_FILE = 'settings.json'
 OLDER_SETTINGS_FILES = ('segment_video.json',)
 PROBABILITIES = 'probabilities'
+UNFINISHED = '.unfinished'  # below the output folder: what a run that is killed goes on from
 STRIP_HEIGHT = 240
 STRIP_GAP = 4
 
@@ -47,6 +48,13 @@ class Output(ABC):
     @abstractmethod
     def job(self, frame: 'Segmented') -> Callable[[], None] | None:
         """What a thread has to do for a frame; it holds what it needs of the frame, and no more."""
+
+    def state(self) -> object:
+        """What it has gathered of the frames, in numbers, strings, lists and dictionaries, for a run that goes on."""
+        return None
+
+    def restore(self, state: Any) -> None:  # noqa: B027 most have nothing to do
+        """Go on with what another one had gathered."""
 
     def __enter__(self) -> Self:
         return self
@@ -118,6 +126,15 @@ class Cutouts(Output):
                 )
 
 
+class Redrawn(NamedTuple):
+    """A frame that was segmented before, with the mask from its file."""
+
+    number: int
+    image: np.ndarray  # uint8 [H, W, 3] RGB
+    pts: int
+    labels: 'Tensor'  # uint8 [H, W]
+
+
 class Pictures(Output):
     """The objects shown on the frames: an overlay video and a strip of stills, either of which may be ``None``.
 
@@ -133,7 +150,7 @@ class Pictures(Output):
             self.video.__enter__()
         return self
 
-    def job(self, frame: 'Segmented') -> Callable[[], None] | None:
+    def job(self, frame: 'Segmented | Redrawn') -> Callable[[], None] | None:
         strip = self.strip if self.strip is not None and self.strip.takes(frame.number) else None
         if self.video is None and strip is None:
             return None
@@ -213,15 +230,34 @@ class Outputs:
             self._stack = stack.pop_all()
         return self
 
-    def write(self, frame: 'Segmented | Passed') -> None:
-        """Write a frame, if it is asked for."""
+    def write(self, frame: 'Segmented | Passed', *, in_order: bool = True) -> None:
+        """Write a frame, if it is asked for; no pictures of one that does not come in the order of the video."""
         if not frame.wanted:
             return
         for output in self.files:
             if job := output.job(frame):
                 self._in_any_order.submit(job)
+        if in_order:
+            self.draw(frame)
+
+    def draw(self, frame: 'Segmented | Redrawn') -> None:
+        """The pictures of a frame alone."""
         if self.pictures is not None and (job := self.pictures.job(frame)):
             self._in_order.submit(job)
+
+    @property
+    def draws(self) -> bool:
+        """Whether there are pictures."""
+        return self.pictures is not None and (self.pictures.video is not None or self.pictures.strip is not None)
+
+    @property
+    def masks(self) -> Masks:
+        """Where the masks go."""
+        return next(each for each in self.files if isinstance(each, Masks))
+
+    def flush(self) -> None:
+        """Wait until all files are written."""
+        self._in_any_order.flush()
 
     def __exit__(self, *error) -> bool | None:
         return self._stack.__exit__(*error)
@@ -246,6 +282,11 @@ class BackgroundWriter:
         while self.pending and (len(self.pending) >= self.limit or self.pending[0].done()):
             self.pending.popleft().result()
         self.pending.append(self.pool.submit(write, *args))
+
+    def flush(self) -> None:
+        """Wait until all that was submitted is written. Raises what a write raised."""
+        while self.pending:
+            self.pending.popleft().result()
 
     def __exit__(self, error_type, *_) -> None:
         # What waits when a stop comes may complete a video.

@@ -71,6 +71,12 @@ class Report(Output):
         self.confidence[number] = dict(zip(objects, values.tolist(), strict=True))
         self.shown[number] = set(labels_in(labels.cpu().numpy()))
 
+    def state(self) -> dict[str, dict]:
+        return {'names': self.names, 'confidence': self.confidence}
+
+    def restore(self, state: dict[str, dict]) -> None:
+        self.names, self.confidence = state['names'], state['confidence']
+
     def __exit__(self, *error) -> None:
         if error[0] is None and self.names:
             self.write()

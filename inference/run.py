@@ -3,7 +3,9 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
@@ -12,6 +14,7 @@ import torch
 
 from dataset.sequence import Video
 from inference.config import InferenceConfig, recommended_config
+from inference.directions import Propagation, WaitingPass
 from inference.ensemble import Ensemble
 from inference.outputs import (
     PROBABILITIES,
@@ -24,7 +27,7 @@ from inference.outputs import (
     claim,
     write_archive,
 )
-from inference.sources import DatasetSource
+from inference.sources import DatasetSource, Direction
 from inference.stream import STOPPING, Progress, Stopwatch, peak_memory, segment
 from model import Network
 from util.distributed import gather, rank, world_size
@@ -32,6 +35,8 @@ from util.errors import UserError
 from util.stop import Stopped, StopRequest
 
 log = logging.getLogger(__name__)
+
+WAITING = '.waiting'  # below the output folder: what one pass over a video has for the other
 
 AnyVideo = TypeVar('AnyVideo', bound=Video)
 
@@ -83,6 +88,7 @@ def run_dataset(
     config: InferenceConfig | None = None,
     *,
     settings: Mapping[str, object] = MappingProxyType({}),
+    direction: Direction = 'forward',
     object_chunk: int | None = None,
     overwrite: bool = False,
     save_probs: bool = False,
@@ -102,6 +108,7 @@ def run_dataset(
         config: by default what the networks' checkpoints recommend.
         settings: what else determines the masks: which networks, which videos. Kept in ``output/settings.json``
             beside ``config``, so that a later run with others does not take these masks for its own.
+        direction: see :class:`inference.directions.Propagation`.
         object_chunk: as of :class:`InferenceCore`.
         overwrite: segment finished videos again.
         save_probs: also write ``output/probabilities/folder/name.npz``, see :class:`Probabilities`.
@@ -119,6 +126,8 @@ def run_dataset(
     binary = any(video.binary for video in videos)
     masks = Masks(output, binary=binary)
     settings = config.settings() | dict(settings) | ({'format': 'grayscale 0 and 255'} if binary else {})
+    if direction != 'forward':
+        settings['direction'] = direction
     files: list[FilePerFrame] = [masks, Probabilities(output / PROBABILITIES)] if save_probs else [masks]
     archive_path = archive_of(output) if archive else None
     refusal = None
@@ -148,20 +157,27 @@ def run_dataset(
     ):
         for index, source in enumerate(mine, 1):
             progress.say('%d/%d %s: %d frames', index, len(mine), source.name, source.frames)
-            core = Ensemble.of(networks, config, object_chunk=object_chunk, num_frames=source.frames)
+            make_core = partial(Ensemble.of, networks, config, object_chunk=object_chunk, num_frames=source.frames)
             stopwatch = Stopwatch(device)
+            waiting = output / WAITING / source.video.folder
             try:
-                segment(core, source, outputs, stop=stop, progress=progress, stopwatch=stopwatch)
+                way = Propagation(make_core, source, direction, waiting)
+                progress.total = total = total + (way.steps or source.frames) - source.frames
+                segment(way.frames(stopwatch), outputs, stop=stop, progress=progress)
             except UserError as error:
                 log.error('%s: %s', source.name, error)
                 summary.failures[source.name] = str(error)
                 continue
+            finally:
+                WaitingPass(waiting).remove()
+                with suppress(OSError):  # another process has its own there, or there was none
+                    waiting.parent.rmdir()
             if stop.signal:
                 raise Stopped(stop.signal)
-            if not core.objects:
+            if not way.core.objects:
                 log.warning('%s: nothing to segment, its annotation is empty', source.name)
             summary.videos += 1
-            summary.frames += source.frames
+            summary.frames += way.passed
             summary.propagation += stopwatch.seconds()
     if stop.signal:
         raise Stopped(stop.signal)

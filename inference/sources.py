@@ -5,11 +5,11 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from util.errors import DataError
 
 log = logging.getLogger(__name__)
 
+Direction = Literal['forward', 'backward', 'both']
+DIRECTIONS: tuple[Direction, ...] = ('forward', 'backward', 'both')
 READERS = 2  # threads that decode images which are files of their own
 
 
@@ -62,6 +64,82 @@ class Source(ABC):
     @abstractmethod
     def __iter__(self) -> Iterator[Upcoming]: ...
 
+    def count(self) -> int:
+        """How many frames there are, exactly; a video file is read once for it.
+
+        Raises:
+            DataError: of a camera, whose frames can only be had forwards.
+        """
+        assert self.frames is not None
+        return self.frames
+
+    def shape(self) -> tuple[int, int]:
+        """(H, W) of its frames; the first one is read for it. Raises ``DataError`` if it cannot be."""
+        picture = next(iter(self)).read()
+        if picture is None:
+            raise DataError(f'{self.name}: expected frames, found none')
+        return picture.image.shape[0], picture.image.shape[1]
+
+    def forwards(self, begin: int = 0) -> Iterator[Upcoming]:
+        """The frames from number ``begin`` on."""
+        return itertools.islice(self, begin, None)
+
+    def backwards(self, begin: int) -> Iterator[Upcoming]:
+        """The frames from number ``begin`` down to 0, which is the last one then. Raises as :meth:`count`."""
+        frames = list(itertools.islice(self, begin + 1))  # none of them is read
+        return (replace(frames[number], last=number == 0) for number in range(begin, -1, -1))
+
+    def annotations(self) -> dict[int, tuple[int, ...]]:
+        """The labels that each annotation speaks of, by the number of its frame; without those of no object.
+
+        Raises:
+            DataError: an annotation has to be read to know them, and cannot be.
+        """
+        found = {}
+        for number, frame in enumerate(self):
+            if frame.annotated and (labels := _labels_of(frame)):
+                found[number] = labels
+        return found
+
+
+def _labels_of(frame: Upcoming) -> tuple[int, ...]:
+    if frame.objects is not None:
+        return tuple(frame.objects)
+    picture = frame.read()
+    if picture is None or picture.mask is None:
+        return ()
+    return tuple(label for label in np.unique(picture.mask).tolist() if label)
+
+
+class Course(Source):
+    """The frames of a source from one of them on, to its last one or, backwards, to its first.
+
+    Args:
+        begin: number of the frame that comes first.
+        backwards: in reverse order.
+    """
+
+    def __init__(self, source: Source, begin: int = 0, *, backwards: bool = False):
+        self.source = source
+        self.begin = begin
+        self.is_backwards = backwards
+        self.name, self.readers = source.name, source.readers
+        if backwards:
+            self.frames = begin + 1
+        else:
+            self.frames = None if source.frames is None else max(0, source.frames - begin)
+
+    def __iter__(self) -> Iterator[Upcoming]:
+        return self.source.backwards(self.begin) if self.is_backwards else self.source.forwards(self.begin)
+
+    def after(self, count: int) -> 'Course':
+        """The rest, when so many frames are done."""
+        return Course(self.source, self.number(count), backwards=self.is_backwards)
+
+    def number(self, position: int) -> int:
+        """The number in the source of the frame that comes in this place."""
+        return self.begin - position if self.is_backwards else self.begin + position
+
 
 class DatasetSource(Source):
     """A video of a dataset: its own annotations, and the frames that are asked for."""
@@ -101,6 +179,7 @@ class UserSource(Source):
         time_base: seconds of one tick of the timestamps.
         has_audio: whether there is an audio track.
         names: of the frames, where they are files.
+        live: whether it shows what happens now, so that no frame can be had twice.
         masks: by the number of their frame.
     """
 
@@ -111,6 +190,7 @@ class UserSource(Source):
     time_base: Fraction
     has_audio = False
     names: Sequence[str] | None = None
+    live = False
     masks: UserMasks[int]
 
     def annotate(self, given: Sequence[GivenMask]) -> None:
@@ -130,6 +210,12 @@ class UserSource(Source):
                 self.frames,
                 self.frames - 1,
             )
+
+    def shape(self) -> tuple[int, int]:
+        return self.height, self.width
+
+    def annotations(self) -> dict[int, tuple[int, ...]]:
+        return {number: tuple(labels) for number, labels in self.masks.objects.items() if labels}
 
     def frame_name(self, number: int) -> str:
         """That of the files of a frame."""
@@ -188,15 +274,35 @@ class SequentialSource(UserSource):
     def __init__(self, reader: 'VideoReader | Camera', name: str):
         self.name = name
         self.reader = reader
+        self.live = isinstance(reader, Camera)
         self.frames, self.has_audio = reader.frames, reader.has_audio
         self.height, self.width, self.pixel_aspect = reader.height, reader.width, reader.pixel_aspect
         self.frame_rate, self.time_base = reader.frame_rate, reader.time_base
 
     def __iter__(self) -> Iterator[Upcoming]:
-        pictures = iter(self.reader)
-        for number in itertools.count():
-            origin = f'{self.name}: frame {number}'
-            yield self._upcoming(number, partial(next, pictures, None), last=False, origin=origin)
+        return self.forwards()
+
+    def count(self) -> int:
+        if not isinstance(self.reader, VideoReader):
+            raise DataError(
+                f'{self.name}: a camera is segmented forwards only, since its frames are gone once they are shown. '
+                'To go backwards, record a video first'
+            )
+        return self.reader.count()
+
+    def forwards(self, begin: int = 0) -> Iterator[Upcoming]:
+        pictures = itertools.islice(self.reader, begin, None)
+        return (self._next(pictures, number, last=False) for number in itertools.count(begin))
+
+    def backwards(self, begin: int) -> Iterator[Upcoming]:
+        self.count()
+        assert isinstance(self.reader, VideoReader)
+        pictures = self.reader.backwards(begin)
+        return (self._next(pictures, number, last=number == 0) for number in range(begin, -1, -1))
+
+    def _next(self, pictures: Iterator[tuple[np.ndarray, int]], number: int, *, last: bool) -> Upcoming:
+        origin = f'{self.name}: frame {number}'
+        return self._upcoming(number, partial(next, pictures, None), last=last, origin=origin)
 
 
 class Camera:

@@ -133,16 +133,10 @@ def _read(frame: Upcoming, device: torch.device) -> Read:
 
 
 def segment(
-    core: Core,
-    source: Source,
-    outputs: 'Outputs',
-    *,
-    stop: StopRequest,
-    progress: 'Progress',
-    stopwatch: 'Stopwatch | None' = None,
+    frames: Generator[Segmented | Passed, None, None], outputs: 'Outputs', *, stop: StopRequest, progress: 'Progress'
 ) -> None:
-    """Write every frame of a source, up to the one at which ``stop`` was asked for. Raises as :func:`propagate`."""
-    with closing(propagate(core, source, stopwatch)) as frames:
+    """Write every frame, up to the one at which ``stop`` was asked for. Raises as :func:`propagate`."""
+    with closing(frames):
         for frame in frames:
             with enough_memory():
                 outputs.write(frame)
@@ -157,12 +151,13 @@ class Progress:
 
     Args:
         total: frames, as far as is known.
+        done: of them, by an earlier run.
         bar: whether there may be a bar: one process shows one.
     """
 
-    def __init__(self, total: int | None, *, bar: bool = True):
+    def __init__(self, total: int | None, *, done: int = 0, bar: bool = True):
         self.total = total
-        self.count = 0
+        self.done = self.count = done
         self.with_bar = bar and sys.stderr.isatty()
 
     def __enter__(self) -> 'Progress':
@@ -182,7 +177,7 @@ class Progress:
             self.bar.update(self.count)
         elif now - self.logged >= LOG_SECONDS:
             self.logged = now
-            rate = self.count / (now - self.start)
+            rate = (self.count - self.done) / (now - self.start)
             left = max(0, round(((self.total or 0) - self.count) / rate))
             log.info(
                 'frame %d%s, %.1f FPS%s',

@@ -1,13 +1,15 @@
 """Video files: frames in, frames out, one at a time. Needs PyAV, an optional package, only where a file is opened."""
 
+import itertools
 import logging
 import struct
+import zlib
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -26,6 +28,8 @@ NOT_VIDEOS = {'tty', 'image2', 'hls', 'dash', 'concat'}
 UNANCHORED = {'mpegts', 'mpeg'}
 MICROSECOND = Fraction(1, 1_000_000)
 BT709, LIMITED_RANGE = 1, 1  # FFmpeg's numbers
+CHUNK_BYTES = 256 * 2**20  # of frames that are held at a time while a file is read backwards
+CHUNK_FRAMES = 8  # at least, however large they are
 OLDEST_AV = 17  # what is older decodes BT.709, the colours of HD, with the matrix of BT.601
 
 
@@ -50,10 +54,20 @@ def import_av() -> ModuleType:
     return av
 
 
+class _Entry(NamedTuple):
+    """What is remembered of a frame, to find it again."""
+
+    time: int | None  # the file's own timestamp
+    key: bool  # whether decoding can begin here, as the file says
+    pts: int  # as iterating gives it
+    checksum: int  # of its pixels
+
+
 class VideoReader:
     """The frames of a video file in the order in which they are shown, upright.
 
-    Iterating decodes from the beginning, every time anew, and holds one frame. Frames that cannot be
+    Iterating decodes from the beginning, every time anew, and holds one frame. :meth:`backwards` gives the same frames
+    from the last to the first, and holds some 256 MiB of them. Frames that cannot be
     decoded, and what is missing at the end of a truncated file, are left out with a warning.
 
     Attributes:
@@ -78,6 +92,8 @@ class VideoReader:
         self._origin = self._end = 0  # of the timestamps; in ticks
         self._damaged = 0  # packets, by the running iterator
         self._running: Generator | None = None
+        self._index: list[_Entry] = []
+        self._counted = False
         decoded = self._decode()
         first = next(decoded, None)
         decoded.close()
@@ -106,7 +122,78 @@ class VideoReader:
         self._running = self._images()
         return self._running
 
+    def count(self) -> int:
+        """How many frames there are. The file is decoded for it, once: what it says of itself is an estimate."""
+        if not self._counted:
+            self._index = [
+                _Entry(frame.pts, bool(frame.key_frame), pts, _checksum(self._to_image(frame)))
+                for frame, pts in self._frames()
+            ]
+            self._counted = True
+        return len(self._index)
+
+    def backwards(self, begin: int) -> Iterator[tuple[np.ndarray, int]]:
+        """The frames from number ``begin`` down to 0, each as iterating forwards gives it, bit for bit.
+
+        They are decoded in chunks, each from the key frame before it. A frame is checked against the first decoding;
+        where a file cannot be entered in its middle, it is decoded from its beginning for every chunk, which takes
+        longer and no more memory.
+
+        Raises:
+            DataError: the file was changed meanwhile.
+        """
+        self.count()
+        limit = max(CHUNK_FRAMES, CHUNK_BYTES // (self.height * self.width * 3))
+        end = begin + 1
+        while end > 0:
+            lowest = max(0, end - limit)
+            # A key frame, so that nothing is decoded twice; with key frames that are farther apart, any frame.
+            first = next((number for number in range(lowest, end) if self._index[number].key), lowest)
+            images = self._chunk(first, end)
+            for number in range(end - 1, first - 1, -1):
+                yield images.pop(), self._index[number].pts
+            end = first
+
+    def _chunk(self, first: int, end: int) -> list[np.ndarray]:
+        """The frames of these numbers."""
+        expected = [entry.checksum for entry in self._index[first:end]]
+        images: list[np.ndarray] = []
+        for start in (*self._entrances(first), 0):
+            images = self._decode_chunk(start, first, end)
+            if [_checksum(image) for image in images] == expected:
+                return images
+        # Of a damaged file, decoders in parallel may make up other pixels every time.
+        if len(images) < end - first:
+            raise DataError(f'{self.path}: expected {len(self._index)} frames as before, found fewer: was it changed?')
+        return images
+
+    def _entrances(self, first: int) -> list[int]:
+        """Frames at which decoding may begin to come to frame ``first``, the nearest first."""
+        keys = (number for number in range(first, 0, -1) if self._index[number].key)
+        return [number for number in itertools.islice(keys, 2) if self._index[number].time is not None]
+
+    def _decode_chunk(self, start: int, first: int, end: int) -> list[np.ndarray]:
+        """Frames ``first`` to ``end``, decoded from ``start``; fewer if that does not lead to them."""
+        images: list[np.ndarray] = []
+        number = start
+        with closing(self._decode(self._index[start].time if start else None)) as frames:
+            for frame in frames:
+                if start and number == start and frame.pts != self._index[start].time:
+                    continue  # from before the key frame, perhaps not whole
+                if number >= first:
+                    images.append(self._to_image(frame))
+                number += 1
+                if number == end:
+                    break
+        return images
+
     def _images(self) -> Generator[tuple[np.ndarray, int], None, None]:
+        with closing(self._frames()) as frames:
+            for frame, pts in frames:
+                yield self._to_image(frame), pts
+
+    def _frames(self) -> Generator[tuple['av.VideoFrame', int], None, None]:
+        """As decoded, each with its timestamp; complains at the end of what was not there."""
         step = max(1, round(1 / (self.frame_rate * self.time_base)))
         count, last, resized = 0, None, False
         for frame in self._decode():
@@ -125,14 +212,14 @@ class VideoReader:
                     frame.width,
                     frame.height,
                 )
-            yield self._to_image(frame), last
+            yield frame, last
             count += 1
         if self._damaged or (last is not None and self._end - last > 2 * step):
             expected = f' of about {self.frames}' if self.frames else ''
             log.warning('%s: damaged or truncated; %d%s frames could be decoded', self.path, count, expected)
 
-    def _decode(self) -> Generator['av.VideoFrame', None, None]:
-        """Decoded frames; sets what the container says about them."""
+    def _decode(self, time: int | None = None) -> Generator['av.VideoFrame', None, None]:
+        """Decoded frames, from the key frame of a timestamp on; sets what the container says about them."""
         self._damaged = 0
         with _open(self.path) as container:
             av = import_av()
@@ -140,6 +227,11 @@ class VideoReader:
             # Frames in parallel; the delay is as many frames as there are threads.
             stream.thread_type = 'AUTO'
             self._describe(container, stream)
+            if time is not None:
+                try:
+                    container.seek(time, stream=stream)
+                except av.FFmpegError:
+                    return
             packets = container.demux(stream)
             while True:
                 try:
@@ -465,6 +557,10 @@ def _display_matrix(frame: 'av.VideoFrame') -> tuple[int, int, int, int]:
     # PyAV's stubs do not know this side data, and make an object of it.
     a, b, _, c, d = struct.unpack_from('=5i', bytes(data))  # type: ignore[call-overload]
     return a, b, c, d
+
+
+def _checksum(image: np.ndarray) -> int:
+    return zlib.crc32(image.data)
 
 
 def _is_on_its_side(matrix: tuple[int, int, int, int]) -> bool:

@@ -17,9 +17,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from scripts.fetch import fetch  # noqa: E402
-from scripts.sources import file_size, read_sources, require_disk  # noqa: E402
+from scripts.sources import file_size, read_sources  # noqa: E402
 from scripts.unpack import ArchiveError, install  # noqa: E402
 from util.cli import run_main  # noqa: E402
+from util.files import require_disk  # noqa: E402
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from inference.sources import DIRECTIONS
 from scripts.evaluation import evaluation_parser, parse, report, segment_videos
 from util.cli import run_main
 from util.ranks import rank
@@ -25,18 +26,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         '--first_only',
         action='store_true',
-        help='give the network the first mask of each object alone, so that the others can be scored',
+        help='give the network the first mask of each object alone (backwards: the last one), so that the others can '
+        'be scored',
+    )
+    parser.add_argument(
+        '--direction',
+        choices=DIRECTIONS,
+        default='forward',
+        help='forward: from the first mask of a video to its end; backward: from the last one to its beginning; both '
+        '(default: forward)',
     )
     args = parse(parser, argv)
 
     from dataset.folder import folder
 
-    videos = folder(args.root, first_only=args.first_only)
+    videos = folder(args.root, first_only=args.first_only, direction=args.direction)
     given = {video.name: video.given for video in videos}
     if rank() == 0:
         frames, all_frames = sum(map(len, given.values())), sum(len(video.frames) for video in videos)
         log.info('given to the network: the masks of %d of %d frames, which are not scored', frames, all_frames)
-    return report(segment_videos(args, videos, {'root': os.path.realpath(args.root), 'given': given}))
+        if left := sum(not frame.wanted for video in videos for frame in video.frames):
+            beyond = 'after the last mask' if args.direction == 'backward' else 'before the first mask'
+            log.info('%d frames lie %s of their video and stay empty; --direction both fills them', left, beyond)
+    dataset = {'root': os.path.realpath(args.root), 'given': given}
+    return report(segment_videos(args, videos, dataset, direction=args.direction))
 
 
 if __name__ == '__main__':

@@ -21,6 +21,7 @@ from util.ranks import rank
 if TYPE_CHECKING:
     from dataset.sequence import Video
     from inference.run import Summary
+    from inference.sources import Direction
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,12 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
 
 
 def segment_videos(
-    args: argparse.Namespace, videos: Sequence['Video'], dataset: Mapping[str, object], *, server: bool = False
+    args: argparse.Namespace,
+    videos: Sequence['Video'],
+    dataset: Mapping[str, object],
+    *,
+    direction: 'Direction' = 'forward',
+    server: bool = False,
 ) -> 'Summary':
     """Load the networks and segment the videos; ``dataset`` says which these are, for ``settings.json``.
 
@@ -86,6 +92,7 @@ def segment_videos(
             args.output,
             inference_config(args, networks),
             settings=network_settings(args) | dataset,
+            direction=direction,
             object_chunk=args.object_chunk,
             overwrite=args.overwrite,
             save_probs=args.save_probs,

@@ -13,7 +13,8 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from scripts.sources import DownloadError, Source, file_size, gigabytes, is_page, require_disk
+from scripts.sources import DownloadError, Source, file_size, is_page
+from util.files import gigabytes, require_disk
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,12 @@ OUTPUT/strip.png         with --strip N: N frames side by side
 OUTPUT/report.json       with --report: how sure the network is of each object in each frame, and which frames to look
                          at first, to correct them with one more --mask; report.png: a picture of it over time
 
+Masks of any frames will do: with --direction both, what lies before the first mask is segmented backwards, and between
+two masks of an object both count.
+
 Any length fits: memory holds a few frames and --max_memory_frames. Ctrl-C once ends the run after the frame it is at:
-masks and overlay are whole up to there. A second time it ends at once: the masks stay, there is no overlay.
+masks and overlay are whole up to there. A second time it ends at once: the masks stay, there is no overlay. The same
+command again goes on from there, after Ctrl-C or a kill, to the same masks.
 """
 
 import argparse
@@ -22,7 +26,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,9 +34,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset.io import FRAME_SUFFIXES
 from dataset.mask_files import GivenMask
-from inference.outputs import Cutouts, Masks, Outputs, Pictures, Strip, claim
+from inference.outputs import UNFINISHED, Cutouts, Masks, Outputs, Pictures, Strip, claim
 from inference.report import Report
-from inference.sources import UserSource, open_source
+from inference.sources import DIRECTIONS, UserSource, open_source
 from inference.video_file import VideoWriter
 from scripts.flags import (
     add_inference_flags,
@@ -42,12 +46,13 @@ from scripts.flags import (
     network_settings,
     parse_flags,
 )
-from util.cli import HelpFormatter, positive, run_main
+from util.cli import HelpFormatter, frame_rate, positive, run_main
 from util.errors import MissingPackageError, UserError
 from util.stop import StopRequest
 
 if TYPE_CHECKING:
-    from inference import Ensemble
+    from inference.continuing import Unfinished
+    from inference.directions import Propagation
 
 log = logging.getLogger(__name__)
 
@@ -57,20 +62,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Before anything heavy is loaded, all that can be wrong with the files.
     source = open_source(args.input, fps=args.fps)
     source.annotate(args.mask)
+    check_direction(args.direction, source)
     outputs = outputs_of(args, source)
     networks = load_networks(args)
 
     from inference import Ensemble
+    from inference.continuing import Unfinished
+    from inference.directions import Propagation
 
     config = inference_config(args, networks)
-    core = Ensemble.of(networks, config, object_chunk=args.object_chunk, num_frames=source.frames)
-    masks = {frame: [str(file) for file in each.files] for frame, each in source.masks.given.items()}
-    # By the names of the frames' files, as evaluate.py needs them.
-    given = {source.frame_name(frame): objects for frame, objects in source.masks.objects.items()}
-    what = {'input': args.input, 'mask': masks, 'given': {args.input: given}}
+    make_core = partial(Ensemble.of, networks, config, object_chunk=args.object_chunk, num_frames=source.frames)
+    unfinished = Unfinished(args.output)
+    way = Propagation(make_core, source, args.direction, unfinished.waiting)
     with naming_flags():
-        claim_output(args, source, outputs, config.settings() | network_settings(args) | what)
-    return segment_video(core, source, outputs, args.output)
+        claim_output(args, source, outputs, config.settings() | network_settings(args) | other_settings(args, source))
+        if not source.live:
+            unfinished.resume(way, outputs, source)
+    return segment_video(way, source, outputs, None if source.live else unfinished, args.output)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -96,6 +104,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         'whatever is not background in it; labelled LABEL, LABEL + 1 ... (1, 2 ... without), later ones in front. A '
         'mask of a later frame adds the objects that are new, and corrects those in it that are known; others stay',
     )
+    add(
+        '--direction',
+        choices=DIRECTIONS,
+        default='forward',
+        help='forward: from the first mask to the end; backward: from the last mask to the beginning; both (default: '
+        'forward). Not of a camera',
+    )
     add('--output', type=Path, required=True, help='folder for the masks and everything else')
     add(
         '--overlay',
@@ -120,14 +135,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 class Help(HelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Leaves the lines above as they are."""
-
-
-def frame_rate(text: str) -> Fraction:
-    """A positive number or ratio (30000/1001), for argparse."""
-    value = Fraction(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f'expected a positive number, found {text}')
-    return value
 
 
 def given_mask(text: str) -> GivenMask:
@@ -178,6 +185,32 @@ def overlay_writer(args: argparse.Namespace, source: UserSource) -> VideoWriter 
         return None
 
 
+def check_direction(direction: str, source: UserSource) -> None:
+    """Say which frames stay empty, and whether the video can be segmented in this direction at all.
+
+    Raises:
+        DataError: it cannot: a camera.
+    """
+    frames = sorted(source.annotations())
+    empty, where = frames[0], 'before the first'
+    if direction != 'forward':
+        empty, where = max(0, source.count() - 1 - frames[-1]), 'after the last'
+    if empty and direction != 'both':
+        log.info('%d frames lie %s mask and stay empty; --direction both fills them', empty, where)
+
+
+def other_settings(args: argparse.Namespace, source: UserSource) -> dict[str, object]:
+    """What ``settings.json`` says beside networks and configuration."""
+    masks = {str(frame): [str(file) for file in each.files] for frame, each in source.masks.given.items()}
+    # By the names of the frames' files, as evaluate.py needs them.
+    given = {source.frame_name(frame): objects for frame, objects in source.masks.objects.items()}
+    settings: dict[str, object] = {'input': args.input, 'mask': masks, 'given': {args.input: given}}
+    if args.direction != 'forward':
+        settings['direction'] = args.direction
+    # Of an unfinished run, the frames of before have them or not.
+    return settings | {name: True for name in ('cutouts', 'report') if getattr(args, name)}
+
+
 def claim_output(args: argparse.Namespace, source: UserSource, outputs: Outputs, settings: dict) -> None:
     """Make the folder this run's, whichever outputs an earlier one wrote there."""
     masks, cutouts = args.output / 'masks', args.output / 'cutouts'
@@ -192,44 +225,64 @@ def claim_output(args: argparse.Namespace, source: UserSource, outputs: Outputs,
             *masks.glob('*.png'),
             *cutouts.glob('*/*.png'),
             *(path for path in (strip, overlay, *report) if path.exists()),
+            *(args.output / UNFINISHED).glob('**/*.*'),
         ],
         overwrite=args.overwrite,
+        resume=(args.output / UNFINISHED).exists(),
     )
 
 
-def segment_video(core: 'Ensemble', source: UserSource, outputs: Outputs, folder: Path) -> int:
+def segment_video(
+    way: 'Propagation', source: UserSource, outputs: Outputs, unfinished: 'Unfinished | None', folder: Path
+) -> int:
     """Every frame through the core and into the outputs; prints what was done. Returns the exit status."""
     import torch
 
-    from inference.stream import STOPPING, Progress, peak_memory, segment
+    from inference.continuing import segment_on
+    from inference.stream import STOPPING, Progress, peak_memory
 
-    if core.device.type == 'cuda':
-        torch.cuda.reset_peak_memory_stats(core.device)
+    device = way.core.device
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
     failed, start = False, time.perf_counter()
-    with StopRequest(STOPPING) as stop, outputs, Progress(source.frames) as progress:
+    with StopRequest(STOPPING) as stop, outputs, Progress(way.steps, done=way.passed) as progress:
         try:
-            segment(core, source, outputs, stop=stop, progress=progress)
+            segment_on(way, source, outputs, unfinished, stop=stop, progress=progress)
         except UserError as error:
             # Hours of work may lie behind: they are finished as after Ctrl-C.
             failed = True
-            log.error('error at frame %d: %s', progress.count, error)
-    count, seconds = progress.count, time.perf_counter() - start
+            log.error('error at frame %d: %s', way.next_frame, error)
+    seconds = time.perf_counter() - start
     print(
-        f'frames: {count}\nFPS (wall clock): {count / seconds:.2f}\n'
-        f'peak memory: {peak_memory(core.device) / 2**20:.0f} MiB\noutput: {folder}'
+        f'frames: {progress.count}\nFPS (wall clock): {(progress.count - progress.done) / seconds:.2f}\n'
+        f'peak memory: {peak_memory(device) / 2**20:.0f} MiB\noutput: {folder}'
     )
     if stop.signal:
-        log.warning('interrupted after %d frames; they are complete', count)
+        log.warning(
+            'interrupted after %d frames; they are complete%s',
+            progress.count,
+            '' if unfinished is None else ', and the same command goes on from there',
+        )
         return 128 + stop.signal
+    if failed:
+        return 1
+    if unfinished is not None:
+        unfinished.remove()
+    return report_unused(source, way)
+
+
+def report_unused(source: UserSource, way: 'Propagation') -> int:
+    """Complain of masks of frames that the video turned out not to have. Returns the exit status."""
+    count = way.passed if way.direction == 'forward' else source.count()
     missed = [frame for frame in source.masks.given if frame >= count]
-    if missed and not failed:
+    if missed:
         log.error(
             '%s: has %d frames, so the masks of these were not used: %s',
             source.name,
             count,
             ', '.join(map(str, missed)),
         )
-    return 1 if failed or missed else 0
+    return 1 if missed else 0
 
 
 if __name__ == '__main__':

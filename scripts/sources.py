@@ -1,9 +1,10 @@
 """What can be downloaded, from where, and what of it is here already."""
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+from util.files import gigabytes
 
 # With confirm=t Drive does not ask whether to download what is too large for its virus scan; see PageParser.
 DRIVE = 'https://drive.usercontent.google.com/download?id={}&export=download&confirm=t'
@@ -121,16 +122,3 @@ def is_page(path: Path) -> bool:
 
 def file_size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def require_disk(folder: Path, size: int, name: str) -> None:
-    """Raises OSError if fewer than ``size`` bytes are free."""
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise OSError(f'{name} needs {gigabytes(size)} of free disk, found {gigabytes(free)} in {folder}')
-
-
-def gigabytes(size: int) -> str:
-    return f'{size / 1e9:,.1f} GB' if size >= 1e8 else f'{size / 1e6:,.1f} MB'

@@ -14,7 +14,8 @@ from typing import BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
-from scripts.sources import Source, file_size, gigabytes, has_all, inside, is_page, require_disk
+from scripts.sources import Source, file_size, has_all, inside, is_page
+from util.files import gigabytes, require_disk
 
 CHUNK = 1 << 20
 MAX_RATIO = 20  # of unpacked to packed; images and masks hardly shrink in an archive

@@ -1,7 +1,7 @@
-"""Kills evaluations and trainings at random moments, runs them again until they are finished, and compares what comes
-out with undisturbed ones.
+"""Kills evaluations, segmentations and trainings at random moments, runs them again until they are finished, and
+compares what comes out with undisturbed ones.
 
-    python tests/kill_runs.py --evaluation 70 --training 40
+    python tests/kill_runs.py --evaluation 70 --segmentation 40 --training 40
 
 Most runs are forked from this process, which has imported everything: they can be killed within a second of work.
 Every sixth starts an interpreter of its own. Half of the forked ones write slowly, so that many kills hit a write.
@@ -35,15 +35,17 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dataset.video import read_split
+from inference import continuing
+from inference.outputs import UNFINISHED
 from model import VARIANTS, CheckpointError, build_network, save_network
 from model.checkpoint import read_checkpoint
+from tests.tiny import SAVE_OFTEN, training_flags
 from tests.tiny import TINY as TINY_CONFIG
-from tests.tiny import training_flags
-from tests.trees import make_davis, make_roots
+from tests.trees import make_davis, make_roots, write_video
 
 REPOSITORY = Path(__file__).parents[1]
 TINY = [sys.executable, str(REPOSITORY / 'tests' / 'tiny.py')]
-ENVIRONMENT = os.environ | {'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1'}
+ENVIRONMENT = os.environ | {'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1', 'STCN_TEST_SAVE_OFTEN': '1'}
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 LIMIT = 300  # seconds that a run may take
 SLOW = 0.1  # seconds that a file is half written; a checkpoint five times as long
@@ -110,6 +112,7 @@ def run_script(script: str, flags: list[str], folder: Path, *, fresh: bool, slow
         if fresh:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             os.execve(sys.executable, [*TINY, script, *flags], ENVIRONMENT)
+        continuing.SAVE_SECONDS, continuing.SHARE = SAVE_OFTEN
         if slow:
             write_slowly()
         sys.argv = [script, *flags]
@@ -230,11 +233,14 @@ def kill_until_finished(
             # Ctrl-C goes to the group of the terminal, the others to the process.
             (os.killpg if number == signal.SIGINT else os.kill)(process, number)
         status = status_of(process, folder)
+        log = (folder / 'log').read_text()
+        # The kill before came when all was done.
+        if status == 1 and 'has results already' in log:
+            break
         if status == 0:
             if attempt == 0:
                 lengths[fresh, slow] = time.monotonic() - begin
             break
-        log = (folder / 'log').read_text()
         # Where Ctrl-C interrupts an import, Python may end in another way.
         stumbled = number == signal.SIGINT and fresh and status == 1 and 'KeyboardInterrupt' in log
         if not kill or not (status in STATUSES[number] or stumbled):
@@ -256,37 +262,69 @@ def kill_until_finished(
     tally.finished += 1
 
 
-# Evaluation
+# Evaluation and segmentation
 
 
 def kill_evaluation(folder: Path, *, kills: int, rng: random.Random, fresh_share: float = FRESH) -> Tally:
     """Three videos of five frames, with probabilities and archive."""
     make_davis(folder / 'DAVIS', 'cat', 'dog', 'goat', frames=5)
-    torch.manual_seed(0)
-    save_network(folder / 'tiny.pth', build_network(TINY_CONFIG))
     script = str(REPOSITORY / 'eval_davis.py')
     flags = [
-        '--model',
-        str(folder / 'tiny.pth'),
+        *tiny_network(folder),
         '--davis_path',
         str(folder / 'DAVIS'),
-        '--device',
-        'cpu',
-        '--num_threads',
-        '1',
-        '--size',
-        '48',
         '--mem_every',
         '2',
         '--save_probs',
         '--zip',
-        '--output',
-        'out',
     ]
-    tally = Tally('evaluation')
+    return kill_masks(Tally('evaluation'), script, flags, folder, kills=kills, rng=rng, fresh_share=fresh_share)
 
+
+def kill_segmentation(folder: Path, *, kills: int, rng: random.Random, fresh_share: float = FRESH) -> Tally:
+    """A folder of 24 frames, both ways from two masks, with more memory frames than may stay, cut-outs and overlay."""
+    write_video(folder / 'frames', folder / 'masks', 'clip', frames=24, labels=(1, 2))
+    script = str(REPOSITORY / 'scripts' / 'segment_video.py')
+    masks = [f'{frame}={folder}/masks/clip/{frame:05d}.png' for frame in (3, 17)]
+    flags = [
+        *tiny_network(folder),
+        '--input',
+        str(folder / 'frames' / 'clip'),
+        '--mask',
+        *masks,
+        '--direction',
+        'both',
+        '--mem_every',
+        '2',
+        '--max_memory_frames',
+        '4',
+        '--cutouts',
+    ]
+    return kill_masks(Tally('segmentation'), script, flags, folder, kills=kills, rng=rng, fresh_share=fresh_share)
+
+
+def tiny_network(folder: Path) -> list[str]:
+    """The flags of a small network, which is written to the folder."""
+    torch.manual_seed(0)
+    save_network(folder / 'tiny.pth', build_network(TINY_CONFIG))
+    network = ['--model', str(folder / 'tiny.pth'), '--device', 'cpu', '--num_threads', '1', '--size', '48']
+    return [*network, '--output', 'out']
+
+
+def kill_masks(
+    tally: Tally,
+    script: str,
+    flags: list[str],
+    folder: Path,
+    *,
+    kills: int,
+    rng: random.Random,
+    fresh_share: float,
+) -> Tally:
+    """Runs that write masks. All that has its own name is whole, but an overlay grows until the run is finished."""
     lengths, expected = {}, None
-    for fresh, slow in ((False, False), (False, True), (True, False)):
+    modes = ((True, False),) if fresh_share == 1 else ((False, False), (False, True), (True, False))
+    for fresh, slow in modes:
         run = folder / f'undisturbed_{fresh:d}{slow:d}'
         run.mkdir()
         lengths[fresh, slow] = undisturbed(script, flags, run, fresh=fresh, slow=slow)
@@ -302,11 +340,10 @@ def kill_evaluation(folder: Path, *, kills: int, rng: random.Random, fresh_share
         def look(run: Path = run) -> set[str]:
             found = files(run)
             parts = {name for name in found if re.search(r'(^|/)\.[^/]+\.part$', name)}
-            # All that has its own name is whole.
             tally.differences.extend(
                 f'{run.name}: {name} differs'
                 for name, content in found.items()
-                if name not in parts and content != expected.get(name)
+                if not (name in parts or re.search(rf'/{UNFINISHED}/|\.mp4$', name) or content == expected.get(name))
             )
             if len(parts) > 4:
                 tally.differences.append(f'{run.name}: {len(parts)} temporary files: {sorted(parts)}')
@@ -315,8 +352,10 @@ def kill_evaluation(folder: Path, *, kills: int, rng: random.Random, fresh_share
         kill_until_finished(
             tally, kills, script, flags, run, lengths=lengths, rng=rng, fresh_share=fresh_share, look=look
         )
-        if missing := expected.keys() - files(run).keys():
-            tally.differences.append(f'{run.name}: {sorted(missing)} missing')
+        found = files(run)
+        if found != expected:
+            names = [name for name in {*expected, *found} if expected.get(name) != found.get(name)]
+            tally.differences.append(f'{run.name}: finished, and differs in {sorted(names)}')
     return tally
 
 
@@ -464,17 +503,23 @@ def digest(content: object) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--evaluation', type=int, default=70, help='kills of evaluations; default: %(default)s')
+    parser.add_argument('--segmentation', type=int, default=40, help='kills of segmentations; default: %(default)s')
     parser.add_argument('--training', type=int, default=40, help='kills of trainings; default: %(default)s')
     parser.add_argument('--seed', type=int, default=0, help='of signals and moments; default: %(default)s')
     args = parser.parse_args()
     # What the forked runs need is imported here, once; threads that a fork would lose are not started.
     torch.set_num_threads(1)
-    for name in ('torch.utils.tensorboard', 'dataset.davis', 'dataset.training', 'inference.run', 'training.loop'):
+    names = ('torch.utils.tensorboard', 'dataset.davis', 'dataset.training', 'inference.run', 'training.loop')
+    for name in (*names, 'scripts.segment_video', 'inference.directions', 'av'):
         importlib.import_module(name)
     VARIANTS['tiny'] = TINY_CONFIG
 
     begin, rng, tallies = time.monotonic(), random.Random(args.seed), []
-    for kill, kills in ((kill_evaluation, args.evaluation), (kill_training, args.training)):
+    for kill, kills in (
+        (kill_evaluation, args.evaluation),
+        (kill_segmentation, args.segmentation),
+        (kill_training, args.training),
+    ):
         if kills:
             with tempfile.TemporaryDirectory() as folder:
                 tallies.append(kill(Path(folder), kills=kills, rng=rng))

@@ -1,5 +1,6 @@
 """``python tests/tiny.py SCRIPT FLAGS``: a script with the variant ``tiny``, for tests that need a process of its own.
 
+STCN_TEST_SAVE_OFTEN: what a segmentation goes on from is kept five times a second.
 STCN_TEST_DIE_AT: the iteration at which the process is killed, unless torchrun has restarted it.
 """
 
@@ -11,10 +12,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from inference import continuing
 from model import VARIANTS, STCNConfig
 from training import loop
 
 TINY = STCNConfig('mobilenet_v2', 'mobilenet_v2', key_dim=16, value_dim=32, decoder_widths=(32, 16))
+SAVE_OFTEN = 0.2, 1  # seconds, and the share of the time
 hardest_fraction = loop.hardest_fraction
 
 
@@ -32,6 +35,8 @@ def die_at(iteration: int, *bootstrap: int) -> float:
 
 if __name__ == '__main__':
     VARIANTS['tiny'] = TINY
+    if 'STCN_TEST_SAVE_OFTEN' in os.environ:
+        continuing.SAVE_SECONDS, continuing.SHARE = SAVE_OFTEN
     if 'STCN_TEST_DIE_AT' in os.environ:
         loop.hardest_fraction = die_at
     sys.argv = sys.argv[1:]

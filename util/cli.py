@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 from util.errors import cause_of, is_for_the_user, lacks_shared_memory
@@ -27,6 +28,14 @@ def positive(text: str) -> int:
     """A positive integer, for argparse."""
     value = int(text)
     if value < 1:
+        raise argparse.ArgumentTypeError(f'expected a positive number, found {text}')
+    return value
+
+
+def frame_rate(text: str) -> Fraction:
+    """A positive number or ratio (30000/1001), for argparse."""
+    value = Fraction(text)
+    if value <= 0:
         raise argparse.ArgumentTypeError(f'expected a positive number, found {text}')
     return value
 

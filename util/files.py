@@ -73,6 +73,20 @@ def check_writable(path: str | Path) -> None:
         temporary.unlink()
 
 
+def require_disk(folder: Path, size: int, name: str) -> None:
+    """Raises ``OSError`` if fewer than ``size`` bytes are free for what ``name`` says."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise OSError(f'{name} needs {gigabytes(size)} of free disk, found {gigabytes(free)} in {folder}')
+
+
+def gigabytes(size: int) -> str:
+    """Bytes as a person reads them."""
+    return f'{size / 1e9:,.1f} GB' if size >= 1e8 else f'{size / 1e6:,.1f} MB'
+
+
 def _temporary(path: Path, owner: str = '') -> Path:
     return path.with_name(f'.{path.name}{owner}.part')
 

@@ -1,6 +1,7 @@
 """The streaming core: schedules, annotations, sizes, and that streaming equals a run over the whole video."""
 
 import functools
+import io
 
 import pytest
 import torch
@@ -118,6 +119,25 @@ def later(first_mask):
     third[20:70, 70:100] = 2
     third[:30, 140:] = 200
     return {0: 2 * (first_mask == 1).to(torch.uint8), 3: second, 5: third}
+
+
+@pytest.mark.parametrize('toy', [False, True])
+@pytest.mark.parametrize(
+    'options', [{}, {'mem_every': 1, 'max_memory_frames': 4}, {'include_last': True, 'half_memory': True}]
+)
+@torch.inference_mode()
+def test_another_core_goes_on(small_network, clip, later, toy, options):
+    """After any frame, bit for bit; what it has to know stands a detour through a file."""
+    network = PerObjectKeys() if toy else small_network
+    expected, _ = run(network, clip, later, size=64, **options)
+    core = InferenceCore(network, size=64, **options)
+    for t, image in enumerate(clip):
+        prob = core.step(image, later.get(t), last=t == len(clip) - 1)
+        assert torch.equal(prob, expected[t])
+        torch.save([core.state(), [core.memory.rows(slot) for slot in range(len(core.memory))]], file := io.BytesIO())
+        file.seek(0)
+        core = InferenceCore(network, size=64, **options)
+        core.restore(*torch.load(file, weights_only=True))
 
 
 @pytest.mark.parametrize('mem_every', [1, 2, 5])

@@ -75,7 +75,7 @@ def test_a_folder_and_a_dataset_give_the_same(small_network, tmp_path):
     source = FolderSource(GOLDEN / 'clip', fps=Fraction(25))
     source.annotate([GivenMask((GOLDEN / 'first_mask.png',))])
     with StopRequest() as stop, Outputs([Masks(tmp_path)]) as outputs, Progress(source.frames) as progress:
-        segment(InferenceCore(small_network), source, outputs, stop=stop, progress=progress)
+        segment(propagate(InferenceCore(small_network), source), outputs, stop=stop, progress=progress)
     assert progress.count == len(FRAMES) == len(tree(tmp_path))
 
 
@@ -89,7 +89,7 @@ def test_a_stop_ends_after_the_frame(small_network, clip, first_mask, tmp_path):
             stop.signal = 15 if frame.number == 4 else 0
 
         outputs.write = stopping
-        segment(InferenceCore(small_network, size=32), source, outputs, stop=stop, progress=progress)
+        segment(propagate(InferenceCore(small_network, size=32), source), outputs, stop=stop, progress=progress)
     assert sorted(tree(tmp_path)) == [f'{number:05d}.png' for number in range(5)]
 
 

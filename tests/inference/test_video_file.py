@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from dataset.io import DataError
+from inference import video_file
 from inference.video_file import OLDEST_AV, VideoReader, VideoWriter
 from tests.conftest import REPOSITORY
 from util.errors import MissingPackageError
@@ -404,3 +405,76 @@ def test_no_warning_about_a_video_that_is_whole(tmp_path, caplog):
         for name, audio in (('a.mp4', 'aac'), ('a.mkv', 'libopus'), ('a.mov', None), ('a.ts', None)):
             read(make_video(tmp_path / name, audio=audio))
     assert not caplog.records
+
+
+BACKWARDS = {
+    # name -> codec, options, container, timestamps
+    'one key frame': ('libx264', {'g': '1000', 'bf': '2'}, 'a.mp4', range(40)),
+    'many key frames': ('libx264', {'g': '7', 'bf': '3'}, 'a.mkv', range(40)),
+    'only key frames': ('libx264', {'g': '1', 'bf': '0'}, 'a.mp4', range(40)),
+    'groups that refer to each other': (
+        'libx264',
+        {'g': '8', 'bf': '3', 'x264-params': 'open-gop=1'},
+        'a.ts',
+        range(40),
+    ),
+    'no key frames but the first': ('libx264', {'x264-params': 'intra-refresh=1:keyint=10'}, 'a.mp4', range(40)),
+    'MPEG-2': ('mpeg2video', {'g': '9', 'bf': '2'}, 'a.mpg', range(40)),
+    'no timestamps': ('libx264', {'g': '7', 'bf': '2'}, 'a.h264', range(40)),
+    'variable': ('libx264', {'g': '5'}, 'a.mkv', [n * n + n % 3 for n in range(1, 41)]),
+}
+
+
+@pytest.mark.parametrize('name', BACKWARDS)
+@pytest.mark.parametrize('chunk', [8, 1000])
+def test_backwards_the_same_frames_come(tmp_path, monkeypatch, name, chunk):
+    codec, options, file, times = BACKWARDS[name]
+    monkeypatch.setattr(video_file, 'CHUNK_BYTES', chunk * H * W * 3)
+    path = tmp_path / file
+    rng = np.random.default_rng(0)
+    with av.open(str(path), 'w') as output:
+        video = output.add_stream(codec, rate=RATE, options=options)
+        video.height, video.width, video.pix_fmt = H, W, 'yuv420p'
+        video.codec_context.time_base = 1 / RATE
+        for number, pts in enumerate(times):
+            image = picture(number)
+            image[:16, :16] = rng.integers(0, 255, 3)
+            frame = av.VideoFrame.from_ndarray(image, format='rgb24')
+            frame.pts, frame.time_base = pts, 1 / RATE
+            output.mux(video.encode(frame))
+        output.mux(video.encode())
+    reader = VideoReader(path)
+    forwards = list(reader)
+    assert reader.count() == len(forwards) == 40
+    for begin in (39, 20, 0):
+        backwards = list(reader.backwards(begin))
+        assert len(backwards) == begin + 1
+        for (image, pts), (other, time) in zip(backwards, forwards[begin::-1], strict=True):
+            assert pts == time
+            assert np.array_equal(image, other)
+
+
+def test_backwards_in_a_damaged_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(video_file, 'CHUNK_BYTES', 0)
+    path = make_video(tmp_path / 'whole.ts', pts=range(200))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 100] = bytes(100)
+    path.write_bytes(data[: -len(data) // 10])
+    reader = VideoReader(path)
+    times = [pts for _, pts in reader]
+    assert 20 < len(times) < 200
+    assert [pts for _, pts in reader.backwards(reader.count() - 1)] == times[::-1]
+
+
+def test_the_reader_holds_a_chunk_backwards(tmp_path, monkeypatch):
+    monkeypatch.setattr(video_file, 'CHUNK_BYTES', 0)
+    reader = VideoReader(make_video(tmp_path / 'a.mp4', pts=range(60)))
+    held = []
+    for image, _ in reader.backwards(reader.count() - 1):
+        held = [each for each in held if each() is not None] + [weakref.ref(image)]
+        del image
+    assert len(held) <= 1
+    path = reader.path
+    make_video(path, pts=range(10))
+    with pytest.raises(DataError, match='was it changed'):
+        list(reader.backwards(59))

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dataset.folder import folder
 from dataset.io import read_mask, write_mask
+from inference.sources import DIRECTIONS
 from scripts import check_submission, eval_folder
 from tests.conftest import APPEARING, FRAMES, GOLDEN
 
@@ -100,3 +102,65 @@ def test_later_masks_of_an_object_are_not_read(lvos_root, evaluate):
     shutil.copy(lvos_root / 'Annotations/long/00000001.png', lvos_root / 'Annotations/long/00000003.png')
     again = evaluate(lvos_root, 'again')
     assert all(np.array_equal(again[name], mask) for name, mask in masks.items())
+
+
+@pytest.fixture
+def run(small_checkpoint, tmp_path):
+    """Runs eval_folder.py; returns the labels by the names of the files."""
+
+    def run(root, name, *flags):
+        output = tmp_path / name
+        words = [
+            '--model',
+            small_checkpoint,
+            '--device',
+            'cpu',
+            '--size',
+            48,
+            '--root',
+            root,
+            '--output',
+            output,
+            *flags,
+        ]
+        assert eval_folder.main([*map(str, words)]) == 0
+        assert {path.name for path in output.iterdir()} <= {'cat', 'dog', 'settings.json'}
+        return {str(path.relative_to(output)): read_mask(path) for path in sorted(output.rglob('*.png'))}
+
+    return run
+
+
+def test_directions(run, folder_root, caplog):
+    """In "dog" frames 9 and 11 of 8 to 12 have masks, in "cat" the first frame has one."""
+    caplog.set_level('INFO')
+    found = {direction: run(folder_root, direction, '--direction', direction) for direction in DIRECTIONS}
+    assert '1 frames lie before the first mask of their video' in caplog.text
+    assert '5 frames lie after the last mask of their video' in caplog.text
+    forward, backward, both = found.values()
+    names = [f'cat/{number}.png' for number in range(5)] + [f'dog/frame{number}.png' for number in range(8, 13)]
+    assert {*forward} == {*names} - {'dog/frame8.png'}
+    assert {*backward} == {'cat/0.png', *names[5:9]}
+    assert {*both} == {*names}
+    for name, labels in both.items():
+        if name != 'dog/frame10.png' and name != 'dog/frame9.png':
+            assert np.array_equal(labels, backward[name] if name == 'dog/frame8.png' else forward[name])
+    assert {*np.unique(both['dog/frame9.png'])} >= {2, 255}
+    settings = [json.loads((folder_root.parent / each / 'settings.json').read_text()) for each in DIRECTIONS]
+    assert [each.get('direction') for each in settings] == [None, 'backward', 'both']
+
+
+def test_what_waits_is_removed_after_an_error(small_checkpoint, folder_root, tmp_path, caplog):
+    (folder_root / 'JPEGImages/dog/frame8.PNG').write_bytes(b'no image')  # the pass backwards comes to it last
+    words = ['--model', small_checkpoint, '--device', 'cpu', '--size', 48, '--root', folder_root]
+    assert eval_folder.main([*map(str, words), '--output', str(tmp_path / 'out'), '--direction', 'both']) == 1
+    assert 'frame8.PNG' in caplog.text
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == {'cat', 'settings.json'}
+
+
+def test_backwards_of_each_object_the_last_mask(run, lvos_root):
+    masks = [path.name for path in sorted((lvos_root / 'Annotations' / 'long').iterdir())]
+    both = folder(lvos_root, first_only=True)[0].given
+    [video] = folder(lvos_root, first_only=True, direction='backward')
+    assert list(both) == [name.removesuffix('.png') for name in masks]
+    assert video.given == {'00000008': [2, 5, 9]}
+    assert [frame.wanted for frame in video.frames] == [True] * 8 + [False] * 2

@@ -2,10 +2,12 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from PIL import Image
 
 from dataset.io import PALETTE, DataError, read_image, read_mask, write_mask
 from dataset.mask_files import GivenMask
-from inference import Ensemble, InferenceConfig, InferenceCore, ensemble, load_model, outputs
+from inference import Ensemble, InferenceConfig, InferenceCore, continuing, ensemble, load_model, outputs
 from inference.report import Report
 from inference.scoring import NothingLeftError
 from inference.video_file import VideoReader, VideoWriter
@@ -25,6 +27,7 @@ from scripts import segment_video
 from scripts.evaluate import evaluate
 from scripts.segment_video import given_mask
 from tests.conftest import FRAMES, GOLDEN, REPOSITORY, tree
+from tests.kill_runs import kill_segmentation
 from util.errors import MissingPackageError
 
 FIRST = GOLDEN / 'first_mask.png'
@@ -549,3 +552,121 @@ def test_several_networks_sizes_and_flips(run, tmp_path, video, small_checkpoint
         prob, mask = core.step(torch.from_numpy(image).permute(2, 0, 1), mask), None
         expected.append(core.to_labels(prob).numpy())
     assert same(written_masks(tmp_path / 'out'), expected)
+
+
+def opening(path: Path) -> list[tuple[bytes, int]]:
+    """The frames of a video, and when they are shown."""
+    return [(image.tobytes(), pts) for image, pts in VideoReader(path)]
+
+
+CONTINUED = {
+    # flags, and the frames of all passes at which the run is interrupted
+    'forward': ((), [1, 5, 9]),
+    'a bounded memory': (('--mem_every', 1, '--max_memory_frames', 3), [8, 11]),
+    'a temporary frame': (('--include_last', '--mem_every', 3), [3, 5]),
+    'an ensemble': (('--size', 32, 48, '--flip'), [4]),
+    'backward': (('--direction', 'backward'), [7]),
+    'both': (('--direction', 'both'), [2, 6, 11, 18]),
+}
+
+
+@pytest.mark.parametrize(('name', 'times'), [*((name, 2) for name in CONTINUED), ('both', 1)])
+def test_a_run_goes_on_where_it_was_interrupted(run, tmp_path, video, monkeypatch, name, times):
+    """After Ctrl-C once or twice, as if nothing had been."""
+    flags, interruptions = CONTINUED[name]
+    pending, begun, step = list(interruptions), [], Ensemble.step
+
+    def interrupted(self, *args, **options):
+        begun.append(self.schedule.time + 1)
+        if pending and len(begun) == pending[0] + (times - 1) * (len(interruptions) - len(pending)):
+            pending.pop(0)
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+        return step(self, *args, **options)
+
+    monkeypatch.setattr(continuing, 'SAVE_SECONDS', 0)
+    monkeypatch.setattr(continuing, 'SHARE', 0)
+    later = GOLDEN / 'appearing' / '00004.png'
+    pictures = ('--strip', 3, '--report')
+    command = ('--input', video, '--mask', f'2={FIRST}', f'8={later}', '--size', 48, *pictures, *flags)
+    whole, out = tmp_path / 'whole', tmp_path / 'out'
+    assert run(*command, output=whole) == 0
+    monkeypatch.setattr(Ensemble, 'step', interrupted)
+    for _ in interruptions:
+        with nullcontext() if times == 1 else pytest.raises(KeyboardInterrupt):
+            assert run(*command) == 130
+        assert (out / '.unfinished').is_dir()
+    with pytest.raises(DataError, match='holds masks of other settings'):
+        run(*command, '--top', 7)
+    assert run(*command) == 0
+    # A frame that the second Ctrl-C takes away is computed again, and no other one.
+    assert len(begun) == (19 if name == 'both' else COUNT) + (times - 1) * len(interruptions)
+    assert opening(out / 'overlay.mp4') == opening(whole / 'overlay.mp4')
+    found, expected = tree(out), tree(whole)
+    assert found.keys() == expected.keys()
+    assert {file for file in found if found[file] != expected[file]} <= {'overlay.mp4'}
+    with pytest.raises(DataError, match='has results already'):
+        run(*command)
+
+
+def test_masks_that_are_gone_are_missed(run, tmp_path, monkeypatch):
+    interrupt_after(monkeypatch, 5, times=1)
+    command = ('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay', '--size', 32)
+    assert run(*command) == 130
+    (tmp_path / 'out' / 'masks' / '00003.png').unlink()
+    with pytest.raises(DataError, match=r'missed .*00003.png; use --overwrite or another --output'):
+        run(*command)
+    interrupt_after(monkeypatch, 1000, times=0)
+    assert run(*command, '--overwrite') == 0
+    assert len(written_masks(tmp_path / 'out')) == COUNT
+    assert not (tmp_path / 'out' / '.unfinished').exists()
+
+
+def test_without_room_for_its_state_a_run_comes_to_its_end(run, tmp_path, monkeypatch, caplog):
+    def full(*args):
+        raise OSError('the disk is full')
+
+    monkeypatch.setattr(continuing, 'SAVE_SECONDS', 0)
+    monkeypatch.setattr(continuing, '_write', full)
+    assert run('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay', '--size', 32) == 0
+    assert len(written_masks(tmp_path / 'out')) == COUNT
+    assert 'will go on from an earlier frame: the disk is full' in caplog.text
+
+
+@pytest.mark.parametrize(('direction', 'empty'), [('forward', 4), ('backward', 7), ('both', 0)])
+def test_directions(run, tmp_path, video, caplog, direction, empty):
+    """The overlay has all frames in their order, whatever the order in which they come."""
+    caplog.set_level('INFO')
+    assert run('--input', video, '--mask', f'4={FIRST}', '--direction', direction, '--size', 48, '--cutouts') == 0
+    masks = written_masks(tmp_path / 'out')
+    assert len(masks) == COUNT
+    assert sum(not mask.any() for mask in masks) == empty
+    assert (f'{empty} frames lie' in caplog.text) == (empty > 0)
+    images, times = zip(*VideoReader(tmp_path / 'out' / 'overlay.mp4'), strict=True)
+    originals, expected = zip(*VideoReader(video), strict=True)
+    base = VideoReader(tmp_path / 'out' / 'overlay.mp4').time_base
+    assert [time * base for time in times] == [time * VideoReader(video).time_base for time in expected]
+    for image, original, mask in zip(images, originals, masks, strict=True):
+        tinted = np.abs(image.astype(int) - original).mean(axis=2)
+        assert tinted[mask == 0].mean() < 12
+        assert not mask.any() or tinted[mask > 0].mean() > 20
+    assert len(list((tmp_path / 'out' / 'cutouts' / '1').iterdir())) == COUNT - empty
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == [
+        'cutouts',
+        'masks',
+        'overlay.mp4',
+        'settings.json',
+    ]
+
+
+def test_a_camera_goes_forwards(run, video):
+    with pytest.raises(DataError, match='forwards only'):
+        run('--input', f'camera:{video}', '--mask', FIRST, '--direction', 'both')
+
+
+def test_killed_and_continued_is_as_uninterrupted(tmp_path):
+    """Both ways; python tests/kill_runs.py does it more often."""
+    tally = kill_segmentation(tmp_path, kills=1, rng=random.Random(3), fresh_share=1)
+    assert tally.signals.total() == 1
+    assert tally.finished > 0
+    assert not tally.differences
