@@ -58,7 +58,7 @@ class Report(Output):
         self.json, self.picture = folder / 'report.json', folder / 'report.png'
         self.names: dict[int, str] = {}
         self.confidence: dict[int, dict[int, float]] = {}  # frame -> label -> value
-        self.shown: dict[int, set[int]] = {}  # frame -> labels that have pixels
+        self.shown: dict[int, list[int]] = {}  # frame -> labels that have pixels
 
     def job(self, frame: 'Segmented') -> Callable[[], None]:
         from inference.confidence import expected_iou  # --help must not wait for torch
@@ -69,13 +69,13 @@ class Report(Output):
         """Take a frame; ``values [K]`` are of its objects, ``labels [H, W]`` its mask."""
         self.names[number] = name
         self.confidence[number] = dict(zip(objects, values.tolist(), strict=True))
-        self.shown[number] = set(labels_in(labels.cpu().numpy()))
+        self.shown[number] = [*labels_in(labels.cpu().numpy())]
 
     def state(self) -> dict[str, dict]:
-        return {'names': self.names, 'confidence': self.confidence}
+        return {'names': self.names, 'confidence': self.confidence, 'shown': self.shown}
 
     def restore(self, state: dict[str, dict]) -> None:
-        self.names, self.confidence = state['names'], state['confidence']
+        self.names, self.confidence, self.shown = (state[name] for name in ('names', 'confidence', 'shown'))
 
     def __exit__(self, *error) -> None:
         if error[0] is None and self.names:
@@ -98,7 +98,7 @@ class Report(Output):
         vanished = [
             {'frame': number, 'name': self.names[number], 'object': label}
             for number in sorted(self.names)
-            for label in sorted(self.shown.get(number - 1, set()) - self.shown[number])
+            for label in sorted({*self.shown.get(number - 1, ())} - {*self.shown[number]})
         ]
         frames = [
             {
