@@ -63,9 +63,9 @@ PALETTE = _voc_palette()
 """uint8 [256, 3]: the colours of PASCAL VOC and DAVIS, made by rule and never read from a video."""
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def image_size(path: str | Path, *, formats: tuple[str, ...] = FORMATS) -> tuple[int, int]:
     """(H, W) of what ``read_image`` makes of a file, from its header. Raises ``DataError`` as that does."""
-    with _open_file(path) as image:
+    with _open_file(path, formats) as image:
         # Of a TIFF Pillow's versions say the size before or after turning it.
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             width, height = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
