@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 
 from dataset.io import DataError, read_mask
+from inference.clip import Clip, LimitError, import_clip
 from inference.core import InferenceCore
-from inference.session import Clip, LimitError, Session, import_clip, uncertainty
+from inference.directions import Propagation
+from inference.session import ClipSource, Session
 from tests.conftest import FRAMES, tree
 
 
@@ -31,9 +33,10 @@ def masks(session) -> list[np.ndarray]:
     return [session.labels(frame) for frame in range(len(session))]
 
 
-def run(session, start=0) -> list[int]:
-    """Propagate to the end; the frames that were segmented."""
-    return [reached.frame for reached in session.propagate(start) if reached.labels is not None]
+def run(session, start=0, direction='forward', **options) -> list[int]:
+    """Propagate; the frames that were segmented."""
+    found = session.propagate(start, direction, **options)
+    return [reached.frame for reached in found if reached.labels is not None]
 
 
 def test_propagation_is_the_core(session, labels, clip, small_network):
@@ -48,7 +51,8 @@ def test_propagation_is_the_core(session, labels, clip, small_network):
         assert np.array_equal(reached.labels, core.to_labels(prob))
         assert np.array_equal(reached.labels, session.labels(reached.frame))
         if reached.frame:
-            assert reached.uncertainty == session.uncertainty[reached.frame] == uncertainty(prob)
+            assert session.confidence[reached.frame] == core.confidence(prob)
+            assert reached.confidence == session.sureness()[reached.frame] == min(core.confidence(prob).values())
     assert reached.frame == len(clip) - 1
 
 
@@ -57,13 +61,13 @@ def test_propagating_again_from_a_later_frame_changes_nothing(session, labels, s
     session.paint(0, labels)
     session.paint(3, np.where(labels == 2, 2, 0).astype(np.uint8))
     run(session)
-    expected, uncertain = masks(session), dict(session.uncertainty)
+    expected, uncertain = masks(session), dict(session.confidence)
     for frame in range(start, len(session)):
         if frame not in session.painted:
             (session.folder / 'masks' / f'{FRAMES[frame].stem}.png').unlink()
     assert run(session, start) == list(range(start, len(session)))
     assert all(np.array_equal(a, b) for a, b in zip(masks(session), expected, strict=True))
-    assert session.uncertainty == uncertain
+    assert session.confidence == uncertain
 
 
 def test_correction_changes_only_what_follows(session, labels):
@@ -93,7 +97,7 @@ def test_object_left_out_of_a_correction_is_gone_there(session, labels):
     assert session.objects(4) == [1, 2, 3]
     results = {reached.frame: reached for reached in session.propagate(0)}
     assert 3 not in results[4].labels
-    assert results[4].uncertainty == 0
+    assert results[4].confidence == 1
 
 
 def test_catching_up_computes_memory_frames_only(session, labels, monkeypatch):
@@ -111,16 +115,13 @@ def test_stopping_keeps_what_is_done(session, labels):
     for reached in session.propagate(0):
         if reached.frame == 4:
             break
-    assert [frame for frame in range(len(session)) if session.has_mask(frame)] == [0, 1, 2, 3, 4]
-    assert session.write_masks(session.folder / 'masks.zip') == 5
-    with zipfile.ZipFile(session.folder / 'masks.zip') as archive:
-        assert archive.namelist() == [f'{path.stem}.png' for path in FRAMES[:5]]
+    assert session.masked() == [0, 1, 2, 3, 4]
 
 
 def test_objects_begin_where_they_are_painted(session, labels):
     session.paint(3, labels)
     assert run(session, 0) == list(range(3, len(session)))
-    assert not session.has_mask(2)
+    assert 2 not in session.masked()
     assert not session.labels(2).any()
 
 
@@ -130,8 +131,6 @@ def test_nothing_painted(session, labels):
         run(session)
     with pytest.raises(DataError, match='Nothing is painted on frame 2'):
         session.paint(2, nothing)
-    with pytest.raises(DataError, match='no masks yet'):
-        session.write_masks(session.folder / 'masks.zip')
     with pytest.raises(DataError, match='Nothing was kept on frame 2'):
         session.forget(2)
     session.paint(0, labels)
@@ -149,9 +148,166 @@ def test_forgetting_a_correction(session, labels):
     session.paint(5, np.where(labels == 1, 1, 0).astype(np.uint8))
     run(session, 5)
     session.forget(5)
-    assert not session.has_mask(5)
+    assert 5 not in session.masked()
     run(session, 5)
     assert tree(session.folder / 'masks') == expected
+
+
+@pytest.mark.parametrize('start', [0, 4, 11])
+def test_backwards_is_forwards_in_the_reversed_clip(session, labels, small_network, tmp_path, start):
+    frames = Clip.of_images(FRAMES[::-1])
+    mirror = Session(small_network, frames, tmp_path / 'mirror')
+    other = np.where(labels == 2, 2, 0).astype(np.uint8)
+    for frame, painted in ((9, labels), (4, other)):
+        session.paint(frame, painted)
+        mirror.paint(11 - frame, painted)
+    reached = [(each.frame, each.labels is None) for each in session.propagate(start, 'backward')]
+    assert reached == [(11 - each.frame, each.labels is None) for each in mirror.propagate(11 - start)]
+    assert all(np.array_equal(a, b) for a, b in zip(masks(session), masks(mirror)[::-1], strict=True))
+    assert session.confidence == {11 - frame: value for frame, value in mirror.confidence.items()}
+
+
+def test_up_to_the_next_painted_frame(session, labels):
+    for frame in (2, 6, 9):
+        session.paint(frame, labels)
+    assert session.reach(6, 'both', to_painted=True) == range(3, 9)
+    assert session.reach(6, 'both', to_painted=False) == range(12)
+    assert session.reach(4, 'backward', to_painted=True) == range(3, 5)
+    assert run(session, 6, 'forward', to_painted=True) == [6, 7, 8]
+    assert run(session, 6, 'backward', to_painted=True) == [6, 5, 4, 3]
+    assert session.masked() == list(range(2, 10))
+    between = masks(session)
+    run(session)  # the state at frame 6 is that of a run over everything
+    assert all(np.array_equal(session.labels(frame), between[frame]) for frame in (6, 7, 8))
+
+
+def test_frames_that_no_pass_reaches(session, labels):
+    session.paint(4, labels)
+    with pytest.raises(DataError, match='Frames 0 to 3 cannot be reached forwards: objects are painted on'):
+        run(session, 0, 'forward', to_painted=True)
+    with pytest.raises(DataError, match='Frames 5 to 6 cannot be reached backwards'):
+        run(session, 6, 'backward', to_painted=True)
+    assert run(session, 2, 'both', to_painted=True) == [3, 2, 1, 0]
+
+
+def test_both_ways_from_one_mask_is_each_way(session, labels):
+    session.paint(4, labels)
+    run(session, 4, 'backward')
+    run(session, 4, 'forward')
+    expected = state_of(session)
+    session.undo()
+    session.undo()
+    assert run(session, 4, 'both') == [4, 3, 2, 1, 0, 4, 5, 6, 7, 8, 9, 10, 11]
+    assert state_of(session) == expected
+
+
+def test_both_ways_between_painted_frames_is_the_stream_in_both_directions(session, labels, tmp_path, small_network):
+    """Of a whole video; an object is known to one of the passes only, another is corrected."""
+    session.paint(0, np.where(labels == 3, 0, labels).astype(np.uint8))
+    session.paint(8, np.roll(labels, 5, axis=1))
+    frames = range(len(session))
+    propagation = Propagation(
+        lambda: InferenceCore(small_network), ClipSource(session, frames, frames), 'both', tmp_path / 'waiting'
+    )
+    expected = {found.number: found for found in propagation.frames() if found.wanted}
+    reached = [each.frame for each in session.propagate(8, 'both') if each.labels is not None]
+    assert set(reached) == set(frames)
+    for frame in frames:
+        assert np.array_equal(session.labels(frame), expected[frame].labels)
+    assert not (session.folder / 'waiting').exists()
+    # A stretch of it alone is the same.
+    before, sure = masks(session), dict(session.confidence)
+    for frame in range(3, 6):
+        session.mask_path(frame).unlink()
+    run(session, 4, 'both', to_painted=True)
+    assert all(np.array_equal(a, b) for a, b in zip(masks(session), before, strict=True))
+    assert session.confidence == sure
+    # And it is not what either of them says.
+    for direction in ('forward', 'backward'):
+        run(session, 4, direction, to_painted=True)
+        assert any((session.labels(frame) != before[frame]).any() for frame in range(1, 8))
+
+
+def test_no_room_for_what_waits_is_said_before_the_first_pass(session, labels, monkeypatch):
+    session.paint(0, labels)
+    session.paint(8, labels)
+    before = state_of(session)
+    monkeypatch.setattr('shutil.disk_usage', lambda path: type('Usage', (), {'free': 10}))
+    with pytest.raises(OSError, match='free disk'):
+        run(session, 4, 'both')
+    assert state_of(session) == before
+
+
+def state_of(session) -> tuple:
+    return tree(session.folder / 'masks'), dict(session.painted), dict(session.confidence), dict(session.names)
+
+
+def test_every_change_can_be_undone(session, labels):
+    changes = [
+        lambda: session.paint(3, labels),
+        lambda: run(session, 3, 'both'),
+        lambda: session.paint(6, np.where(labels == 2, 2, 0).astype(np.uint8)),
+        lambda: run(session, 6, 'both', to_painted=True),
+        lambda: session.rename(2, 'bird'),
+        lambda: session.add_object('another'),
+        lambda: session.remove(2),
+        lambda: session.forget(3),
+        lambda: session.clear(),
+    ]
+    states = []
+    for change in changes:
+        states.append(state_of(session))
+        change()
+        assert state_of(session) != states[-1]
+    said = []
+    for state in states[::-1]:
+        said.append(session.undo())
+        assert state_of(session) == state
+    assert said[-1] == 'the mask of frame 3'
+    assert said[-2] == 'propagating from frame 3'
+    assert not list((session.folder / 'undo').iterdir())
+    with pytest.raises(DataError, match='nothing to undo'):
+        session.undo()
+
+
+def test_undoing_a_propagation_that_was_stopped(session, labels):
+    session.paint(0, labels)
+    before = state_of(session)
+    for reached in session.propagate(0):
+        if reached.frame == 3:
+            break
+    assert session.masked() == [0, 1, 2, 3]
+    session.undo()
+    assert state_of(session) == before
+
+
+def test_twenty_changes_are_kept(session, labels):
+    session.paint(0, labels)
+    for number in range(30):
+        session.rename(1, str(number))
+    for _ in range(20):
+        session.undo()
+    assert session.names[1] == '9'
+    with pytest.raises(DataError, match='nothing to undo'):
+        session.undo()
+
+
+def test_removing_an_object(session, labels):
+    session.paint(2, labels)
+    session.paint(6, np.where(labels == 3, 3, 0).astype(np.uint8))
+    run(session, 2, 'both')
+    session.remove(3)
+    assert session.names.keys() == {1, 2}
+    assert session.painted == {2: {1, 2}, 6: frozenset()}  # there it says that 1 and 2 are gone
+    assert not any((mask == 3).any() for mask in masks(session))
+    assert np.array_equal(session.labels(2), np.where(labels == 3, 0, labels))
+    session.remove(1)
+    session.remove(2)
+    assert not session.painted
+    assert not session.masked()
+    with pytest.raises(DataError, match='no object 2'):
+        session.remove(2)
+    assert session.add_object() == 1
 
 
 def test_wrong_labels(session, labels):
@@ -178,40 +334,6 @@ def test_memory_does_not_grow_with_the_clip(small_network, labels, tmp_path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] + 2 * labels.size
-
-
-def prob_of(confidence: torch.Tensor) -> torch.Tensor:
-    return torch.stack([1 - confidence, confidence])
-
-
-def test_uncertainty():
-    sure = torch.zeros(100, 200)
-    sure[40:60, 50:90] = 1
-    assert uncertainty(prob_of(sure)) == 0
-    assert uncertainty(torch.ones(1, 100, 200)) == 0
-    assert uncertainty(torch.full((4, 100, 200), 0.25)) == pytest.approx(1)
-    inside, beside, far = sure.clone(), sure.clone(), sure.clone()
-    inside[45:55, 60:80] = 0.5 + 1e-3
-    beside[40:60, 90:92] = 0.5 - 1e-3  # the band is 2 pixels wide here
-    far[:20, :20] = 0.5 - 1e-3
-    area = (20 + 4) * (40 + 4)
-    assert uncertainty(prob_of(inside)) == pytest.approx(200 / area, rel=1e-3)
-    assert uncertainty(prob_of(beside)) == pytest.approx(40 / area, rel=1e-3)
-    assert uncertainty(prob_of(far)) == 0
-    # No object: the whole frame.
-    assert uncertainty(prob_of(0.4 * sure)) == pytest.approx(0.971 * 800 / 20000, rel=1e-3)
-
-
-def test_least_sure_frames_are_spread_and_not_painted(session, labels):
-    session.uncertainty = {frame: 1 / (1 + abs(frame - 60)) for frame in range(100)}
-    chosen = session.least_sure(5)
-    assert chosen[0] == 60
-    assert len(chosen) == 5
-    assert min(abs(a - b) for a in chosen for b in chosen if a != b) == 10
-    session.uncertainty = {1: 0.1, 2: 0.9, 3: 0.8, 4: 0.2}
-    assert session.least_sure(5) == [2, 4]
-    session.paint(2, labels)
-    assert session.least_sure(1) == [3]
 
 
 def test_overlay_shows_the_mask(session, labels):
@@ -309,7 +431,7 @@ def test_video_and_back(tmp_path, small_network, clip, labels, monkeypatch):
             video.write(image.permute(1, 2, 0).numpy(), pts)
     with pytest.raises(DataError, match='longer than the'):
         import_clip(tmp_path / 'clip.mp4', tmp_path / 'short', max_seconds=0.2, max_bytes=10**7)
-    monkeypatch.setattr('inference.session.STORE_FACTOR', 1)
+    monkeypatch.setattr('inference.clip.STORE_FACTOR', 1)
     size = (tmp_path / 'clip.mp4').stat().st_size
     with pytest.raises(DataError, match='1 times the largest upload'):
         import_clip(tmp_path / 'clip.mp4', tmp_path / 'small', max_seconds=9, max_bytes=size)
