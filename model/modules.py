@@ -8,6 +8,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from model.winograd import WinogradConv2d
+
 
 def add_shared(own: Tensor, shared: Tensor) -> Tensor:
     """``own [B*K, C, h, w]`` plus ``shared [B, C, h, w]``, the same for all K objects."""
@@ -19,11 +21,14 @@ def upsample_and_add(x: Tensor, skip: Tensor) -> Tensor:
     return add_shared(F.interpolate(x, scale_factor=2, mode='bilinear', align_corners=False), skip)
 
 
-def conv_shared(conv: nn.Conv2d, own: Tensor, shared: Tensor) -> Tensor:
+def conv_shared(conv: nn.Conv2d | WinogradConv2d, own: Tensor, shared: Tensor) -> Tensor:
     """``conv`` of the channels of ``own [B*K, I, h, w]`` and then those of ``shared [B, S, h, w] -> [B*K, O, h, w]``.
 
     Convolution is linear: what K objects share is convolved once.
     """
+    if isinstance(conv, WinogradConv2d):
+        of_own, of_shared = conv.split(own.shape[1])
+        return add_shared(of_own(own), of_shared(shared))
     own_weight, shared_weight = conv.weight.split([own.shape[1], shared.shape[1]], dim=1)
     each = F.conv2d(own, own_weight, None, conv.stride, conv.padding)
     once = F.conv2d(shared, shared_weight, conv.bias, conv.stride, conv.padding)

@@ -1,0 +1,180 @@
+"""3x3 convolutions with fewer multiplications: Winograd's minimal filtering (Lavin and Gray, CVPR 2016).
+
+One output of F(4, 3) in one dimension costs 6 products for 4 positions in place of 12, and both dimensions multiply:
+a tile of 4 x 4 outputs takes 36 products of each pair of channels in place of 144. The transforms before and after
+are sums along rows and then along columns, and the products are those of matrices, one for each of the 36 elements.
+
+Only for inference on a CPU: nothing here is differentiable. Results differ from a direct convolution by rounding.
+"""
+
+import itertools
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+MIN_CHANNELS = 128
+"""Of input and output. With fewer, the transforms take what the products save."""
+LARGE = 512 * 512
+"""Pairs of channels from which on tiles are 2 x 4: their weights grow 2.7 times (24 / 9) and not 4 times (36 / 9)."""
+BLOCK = 240
+"""Tiles that are transformed at a time. They stay in the cache, and fill a product of matrices."""
+
+
+class Transform(NamedTuple):
+    """F(m, 3) in one dimension, n = m + 2: ``outputs(filters @ g * inputs(d))`` of a filter g and n values d."""
+
+    filters: tuple[tuple[float, float, float], ...]  # [n, 3]
+    inputs: Callable[[Sequence[Tensor], Sequence[Tensor]], None]  # n views are read, n are written
+    outputs: Callable[[Sequence[Tensor], Sequence[Tensor]], None]  # n are read and spoilt, m are written
+
+
+def _inputs_of_4(d: Sequence[Tensor], y: Sequence[Tensor]) -> None:
+    torch.sub(d[4], d[2], out=y[0])
+    torch.sub(d[3], d[1], out=y[5])
+    torch.add(y[0], y[5], alpha=2, out=y[3])
+    torch.sub(y[0], y[5], alpha=2, out=y[4])
+    torch.sub(d[0], d[2], out=y[1])
+    y[0].add_(y[1], alpha=4)
+    torch.sub(d[5], d[3], out=y[1])
+    torch.sub(y[1], y[5], alpha=4, out=y[5])
+    torch.sub(d[4], d[2], alpha=4, out=y[1])
+    torch.sub(d[3], d[1], alpha=4, out=y[2])
+    y[1].add_(y[2])
+    torch.sub(y[1], y[2], alpha=2, out=y[2])
+
+
+def _outputs_of_4(m: Sequence[Tensor], z: Sequence[Tensor]) -> None:
+    torch.add(m[1], m[2], out=z[0])
+    torch.sub(m[1], m[2], out=z[1])
+    torch.add(m[3], m[4], out=m[1])
+    m[3].sub_(m[4])
+    torch.add(z[0], m[1], alpha=4, out=z[2])
+    torch.add(z[1], m[3], alpha=8, out=z[3])
+    z[3].add_(m[5])
+    z[1].add_(m[3], alpha=2)
+    z[0].add_(m[1]).add_(m[0])
+
+
+def _inputs_of_2(d: Sequence[Tensor], y: Sequence[Tensor]) -> None:
+    torch.sub(d[0], d[2], out=y[0])
+    torch.add(d[1], d[2], out=y[1])
+    torch.sub(d[2], d[1], out=y[2])
+    torch.sub(d[1], d[3], out=y[3])
+
+
+def _outputs_of_2(m: Sequence[Tensor], z: Sequence[Tensor]) -> None:
+    torch.add(m[0], m[1], out=z[0])
+    z[0].add_(m[2])
+    torch.sub(m[1], m[2], out=z[1])
+    z[1].sub_(m[3])
+
+
+# Both interpolate at 0, 1, -1 (and 2, -2) and infinity. An element of the point 1 counts once for every output.
+TRANSFORMS = {
+    2: Transform(((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)), _inputs_of_2, _outputs_of_2),
+    4: Transform(
+        (
+            (1 / 4, 0, 0),
+            (-1 / 6, -1 / 6, -1 / 6),
+            (-1 / 6, 1 / 6, -1 / 6),
+            (1 / 24, 1 / 12, 1 / 6),
+            (1 / 24, -1 / 12, 1 / 6),
+            (0, 0, 1),
+        ),
+        _inputs_of_4,
+        _outputs_of_4,
+    ),
+}
+POINT_ONE = 1
+
+
+class WinogradConv2d(nn.Module):
+    """The convolution ``conv`` (3x3, stride 1, padding 1), whose weights it does not keep.
+
+    ``[B, I, h, w] -> [B, O, h, w]`` in channels_last. Under autocast it computes in float32 all the same, and rounds
+    the result: the sums of a transform are larger than what comes of them, and half precision would keep little.
+    """
+
+    weight: Tensor  # [columns * rows, I, O] of a tile's elements
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.tile = (2, 4) if conv.in_channels * conv.out_channels >= LARGE else (4, 4)
+        down, right = (torch.tensor(TRANSFORMS[m].filters, dtype=torch.float64) for m in self.tile)
+        direct = conv.weight.detach().double().flatten(2)  # [O, I, 9]
+        weight = conv.weight.new_empty(len(right) * len(down), conv.in_channels, conv.out_channels)
+        for element, (c, r) in zip(weight, itertools.product(right, down), strict=True):
+            element.copy_((direct @ torch.outer(r, c).flatten()).T)
+        self.register_buffer('weight', weight)
+        self.register_buffer('bias', None if conv.bias is None else conv.bias.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return convolve(x, self.weight, self.bias, self.tile)
+
+    def split(self, channels: int) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """This convolution of its first input ``channels``, and of the others with the bias: their sum is the whole."""
+        own, shared = self.weight[:, :channels], self.weight[:, channels:]
+        return lambda x: convolve(x, own, None, self.tile), lambda x: convolve(x, shared, self.bias, self.tile)
+
+
+def fits(conv: nn.Conv2d) -> bool:
+    """Whether Winograd's form can compute this convolution, and is faster."""
+    plain = (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
+    return plain and conv.groups == 1 and min(conv.in_channels, conv.out_channels) >= MIN_CHANNELS
+
+
+def replace_convolutions(module: nn.Module, names: Collection[str]) -> None:
+    """Replace each convolution that :func:`fits` in the children ``names`` by its Winograd form, in place."""
+    for path, child in list(module.named_modules()):
+        if isinstance(child, nn.Conv2d) and path.split('.')[0] in names and fits(child):
+            parent, _, name = path.rpartition('.')
+            setattr(module.get_submodule(parent), name, WinogradConv2d(child))
+
+
+@torch.compiler.disable
+@torch.no_grad()
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, tile: tuple[int, int]) -> Tensor:
+    """``x [B, I, h, w] -> [B, O, h, w]`` with transformed weights for outputs of ``tile``."""
+    B, I, H, W = x.shape  # noqa: E741
+    O, (m, n) = weight.shape[2], tile
+    rows, columns = m + 2, n + 2
+    down, right = TRANSFORMS[m], TRANSFORMS[n]
+    high, wide = -(-H // m), -(-W // n)  # tiles
+    step = -(-high // -(-high * wide // BLOCK))  # rows of tiles in a block
+
+    half = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else x.dtype
+    out = torch.empty(B, O, H, W, dtype=half, memory_format=torch.channels_last)
+    padded = torch.zeros(m * step + 2, n * wide + 2, I)
+    in_rows = torch.empty(rows, step, n * wide + 2, I)
+    elements = torch.empty(columns, rows, step, wide, I)
+    products = torch.empty(columns, rows, step, wide, O)
+    in_columns = torch.empty(n, rows, step, wide, O)
+    block = torch.empty(m, n, step, wide, O)
+    for b in range(B):
+        source, target = x[b].permute(1, 2, 0), out[b].permute(1, 2, 0)
+        for first in range(0, high, step):
+            # The last block takes rows again that the one before has: all blocks are of one size.
+            top = m * min(first, high - step)
+            _padded_rows(source, top, padded)
+            down.inputs([padded[r:][: m * step : m] for r in range(rows)], in_rows)
+            right.inputs([in_rows[:, :, c:][:, :, : n * wide : n] for c in range(columns)], elements)
+            torch.bmm(elements.view(-1, step * wide, I), weight, out=products.view(-1, step * wide, O))
+            if bias is not None:
+                products[POINT_ONE, POINT_ONE] += bias
+            right.outputs(products, in_columns)
+            down.outputs(in_columns.transpose(0, 1), block)
+            bottom = min(top + m * step, H)
+            found = block.permute(2, 0, 3, 1, 4).reshape(m * step, n * wide, O)
+            target[top:bottom] = found[: bottom - top, :W]
+    return out
+
+
+def _padded_rows(source: Tensor, top: int, padded: Tensor) -> None:
+    """Rows ``top - 1`` and on of ``source [h, w, I]``, as many as ``padded`` has, between zeros."""
+    first, last = max(top - 1, 0), min(top - 1 + len(padded), len(source))
+    before, after = first - (top - 1), last - (top - 1)
+    padded[:before] = 0
+    padded[before:after, 1 : source.shape[1] + 1] = source[first:last]
+    padded[after:] = 0
