@@ -34,7 +34,7 @@ class STCN(Network):
 
     config: STCNConfig
     shared_keys = True
-    every_frame = ('key_encoder', 'aspp', 'key_proj', 'key_comp', 'decoder')
+    every_frame = ('key_comp', 'decoder')
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ Only for inference on a CPU: nothing here is differentiable. Results differ from
 """
 
 import itertools
+import math
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
@@ -17,9 +18,12 @@ from torch import Tensor, nn
 MIN_CHANNELS = 128
 """Of input and output. With fewer, the transforms take what the products save."""
 LARGE = 512 * 512
-"""Pairs of channels from which on tiles are 2 x 4: their weights grow 2.7 times (24 / 9) and not 4 times (36 / 9)."""
+"""Pairs of channels from which on tiles are smaller, since their weights grow less; see :func:`tile_of`."""
 BLOCK = 240
 """Tiles that are transformed at a time. They stay in the cache, and fill a product of matrices."""
+
+
+Convolution = Callable[[Tensor], Tensor]
 
 
 class Transform(NamedTuple):
@@ -101,7 +105,7 @@ class WinogradConv2d(nn.Module):
 
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
-        self.tile = (2, 4) if conv.in_channels * conv.out_channels >= LARGE else (4, 4)
+        self.tile = tile_of(conv)
         down, right = (torch.tensor(TRANSFORMS[m].filters, dtype=torch.float64) for m in self.tile)
         direct = conv.weight.detach().double().flatten(2)  # [O, I, 9]
         weight = conv.weight.new_empty(len(right) * len(down), conv.in_channels, conv.out_channels)
@@ -110,13 +114,29 @@ class WinogradConv2d(nn.Module):
         self.register_buffer('weight', weight)
         self.register_buffer('bias', None if conv.bias is None else conv.bias.detach())
 
-    def forward(self, x: Tensor) -> Tensor:
-        return convolve(x, self.weight, self.bias, self.tile)
+    def forward(self, x: Tensor, *, relu: bool = False) -> Tensor:
+        """``relu``: of the ReLU of ``x``."""
+        return convolve(x, self.weight, self.bias, self.tile, relu=relu)
 
-    def split(self, channels: int) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    def split(self, channels: int, *, relu: bool = False) -> tuple[Convolution, Convolution]:
         """This convolution of its first input ``channels``, and of the others with the bias: their sum is the whole."""
         own, shared = self.weight[:, :channels], self.weight[:, channels:]
-        return lambda x: convolve(x, own, None, self.tile), lambda x: convolve(x, shared, self.bias, self.tile)
+        return (
+            lambda x: convolve(x, own, None, self.tile, relu=relu),
+            lambda x: convolve(x, shared, self.bias, self.tile, relu=relu),
+        )
+
+
+def tile_of(conv: nn.Conv2d) -> tuple[int, int]:
+    """Rows and columns of the outputs that are computed together.
+
+    Tiles of 4 x 4 take a quarter of the products with 4 times the weights, 36 / 9. With many weights that is much
+    memory: tiles of 2 x 4 take a third with 24 / 9, and those of 2 x 2 take 4 / 9 with 16 / 9 times the weights.
+    """
+    pairs = conv.in_channels * conv.out_channels
+    if pairs < LARGE:
+        return 4, 4
+    return (2, 4) if pairs < 2 * LARGE else (2, 2)
 
 
 def fits(conv: nn.Conv2d) -> bool:
@@ -135,31 +155,34 @@ def replace_convolutions(module: nn.Module, names: Collection[str]) -> None:
 
 @torch.compiler.disable
 @torch.no_grad()
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, tile: tuple[int, int]) -> Tensor:
-    """``x [B, I, h, w] -> [B, O, h, w]`` with transformed weights for outputs of ``tile``."""
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, tile: tuple[int, int], *, relu: bool) -> Tensor:
+    """``x [B, I, h, w] -> [B, O, h, w]`` with transformed weights for outputs of ``tile``; of the ReLU of ``x``."""
     B, I, H, W = x.shape  # noqa: E741
-    O, (m, n) = weight.shape[2], tile
+    O, (m, n) = weight.shape[2], tile  # noqa: E741
     rows, columns = m + 2, n + 2
     down, right = TRANSFORMS[m], TRANSFORMS[n]
     high, wide = -(-H // m), -(-W // n)  # tiles
     step = -(-high // -(-high * wide // BLOCK))  # rows of tiles in a block
 
-    half = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else x.dtype
-    out = torch.empty(B, O, H, W, dtype=half, memory_format=torch.channels_last)
-    padded = torch.zeros(m * step + 2, n * wide + 2, I)
-    in_rows = torch.empty(rows, step, n * wide + 2, I)
-    elements = torch.empty(columns, rows, step, wide, I)
-    products = torch.empty(columns, rows, step, wide, O)
-    in_columns = torch.empty(n, rows, step, wide, O)
-    block = torch.empty(m, n, step, wide, O)
+    # What is needed before the products and after them shares its memory with them.
+    padded, in_rows, products = _scratch(
+        [(m * step + 2, n * wide + 2, I), (rows, step, n * wide + 2, I)], (columns, rows, step, wide, O)
+    )
+    in_columns, block, elements = _scratch(
+        [(n, rows, step, wide, O), (m, n, step, wide, O)], (columns, rows, step, wide, I)
+    )
+    dtype = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else x.dtype
+    out = torch.empty(B, O, H, W, dtype=dtype, memory_format=torch.channels_last)
     for b in range(B):
         source, target = x[b].permute(1, 2, 0), out[b].permute(1, 2, 0)
         for first in range(0, high, step):
             # The last block takes rows again that the one before has: all blocks are of one size.
             top = m * min(first, high - step)
-            _padded_rows(source, top, padded)
-            down.inputs([padded[r:][: m * step : m] for r in range(rows)], in_rows)
-            right.inputs([in_rows[:, :, c:][:, :, : n * wide : n] for c in range(columns)], elements)
+            _pad(source, top, padded)
+            if relu:
+                padded.clamp_(min=0)
+            down.inputs([padded[r : r + m * step : m] for r in range(rows)], in_rows)
+            right.inputs([in_rows[:, :, c : c + n * wide : n] for c in range(columns)], elements)
             torch.bmm(elements.view(-1, step * wide, I), weight, out=products.view(-1, step * wide, O))
             if bias is not None:
                 products[POINT_ONE, POINT_ONE] += bias
@@ -171,10 +194,20 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, tile: tuple[int, in
     return out
 
 
-def _padded_rows(source: Tensor, top: int, padded: Tensor) -> None:
+def _scratch(parts: Sequence[tuple[int, ...]], whole: tuple[int, ...]) -> list[Tensor]:
+    """Tensors of the shapes ``parts``, one after the other, and one of the shape ``whole`` in the same place."""
+    sizes = [math.prod(shape) for shape in parts]
+    buffer = torch.empty(max(sum(sizes), math.prod(whole)))
+    views = [part.view(shape) for part, shape in zip(buffer[: sum(sizes)].split(sizes), parts, strict=True)]
+    return [*views, buffer[: math.prod(whole)].view(whole)]
+
+
+def _pad(source: Tensor, top: int, padded: Tensor) -> None:
     """Rows ``top - 1`` and on of ``source [h, w, I]``, as many as ``padded`` has, between zeros."""
     first, last = max(top - 1, 0), min(top - 1 + len(padded), len(source))
     before, after = first - (top - 1), last - (top - 1)
     padded[:before] = 0
-    padded[before:after, 1 : source.shape[1] + 1] = source[first:last]
     padded[after:] = 0
+    padded[:, 0] = 0
+    padded[:, source.shape[1] + 1 :] = 0
+    padded[before:after, 1 : source.shape[1] + 1] = source[first:last]
