@@ -15,8 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-MIN_CHANNELS = 128
+MIN_CHANNELS = 64
 """Of input and output. With fewer, the transforms take what the products save."""
+SMALL = 256 * 256
+"""Pairs of channels below which the larger weights cost little memory, however rarely a convolution is used."""
 LARGE = 512 * 512
 """Pairs of channels from which on tiles are smaller, since their weights grow less; see :func:`tile_of`."""
 BLOCK = 240
@@ -146,9 +148,14 @@ def fits(conv: nn.Conv2d) -> bool:
 
 
 def replace_convolutions(module: nn.Module, names: Collection[str]) -> None:
-    """Replace each convolution that :func:`fits` in the children ``names`` by its Winograd form, in place."""
+    """Replace convolutions below ``module`` that :func:`fits` by their Winograd form, in place.
+
+    Those with many weights are replaced in the children ``names`` alone.
+    """
     for path, child in list(module.named_modules()):
-        if isinstance(child, nn.Conv2d) and path.split('.')[0] in names and fits(child):
+        if not isinstance(child, nn.Conv2d) or not fits(child):
+            continue
+        if path.split('.')[0] in names or child.in_channels * child.out_channels < SMALL:
             parent, _, name = path.rpartition('.')
             setattr(module.get_submodule(parent), name, WinogradConv2d(child))
 
