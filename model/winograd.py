@@ -121,7 +121,7 @@ class WinogradConv2d(nn.Module):
         return convolve(x, self.weight, self.bias, self.tile, relu=relu)
 
     def split(self, channels: int, *, relu: bool = False) -> tuple[Convolution, Convolution]:
-        """This convolution of its first input ``channels``, and of the others with the bias: their sum is the whole."""
+        """This convolution of its first input ``channels``, and of the others with the bias; they sum to the whole."""
         own, shared = self.weight[:, :channels], self.weight[:, channels:]
         return (
             lambda x: convolve(x, own, None, self.tile, relu=relu),
