@@ -1,8 +1,8 @@
 """Blocks of a MobileNetV2 computed a strip of rows at a time, for inference on a CPU.
 
-Such a block expands its channels, filters each of them by itself, and projects them to few again. At stride 2 and 4 the
-wide features in between are the largest of the network by far, and each operation on them waits for memory. Of a strip
-they stay in the cache. The results are the same but for rounding.
+Such a block expands its channels, filters each of them by itself, and projects them to few again. At strides 2 and 4
+the wide features in between are the largest of the network by far, and each operation on them waits for memory. Those
+of a strip stay in the cache. The results are the same but for rounding.
 """
 
 import torch

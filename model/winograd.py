@@ -26,17 +26,18 @@ BLOCK = 240
 
 
 Convolution = Callable[[Tensor], Tensor]
+Views = Sequence[Tensor] | Tensor  # of a tensor, those along its first dimension
 
 
 class Transform(NamedTuple):
     """F(m, 3) in one dimension, n = m + 2: ``outputs(filters @ g * inputs(d))`` of a filter g and n values d."""
 
     filters: tuple[tuple[float, float, float], ...]  # [n, 3]
-    inputs: Callable[[Sequence[Tensor], Sequence[Tensor]], None]  # n views are read, n are written
-    outputs: Callable[[Sequence[Tensor], Sequence[Tensor]], None]  # n are read and spoilt, m are written
+    inputs: Callable[[Views, Views], None]  # n views are read, n are written
+    outputs: Callable[[Views, Views], None]  # n are read and spoilt, m are written
 
 
-def _inputs_of_4(d: Sequence[Tensor], y: Sequence[Tensor]) -> None:
+def _inputs_of_4(d: Views, y: Views) -> None:
     torch.sub(d[4], d[2], out=y[0])
     torch.sub(d[3], d[1], out=y[5])
     torch.add(y[0], y[5], alpha=2, out=y[3])
@@ -51,7 +52,7 @@ def _inputs_of_4(d: Sequence[Tensor], y: Sequence[Tensor]) -> None:
     torch.sub(y[1], y[2], alpha=2, out=y[2])
 
 
-def _outputs_of_4(m: Sequence[Tensor], z: Sequence[Tensor]) -> None:
+def _outputs_of_4(m: Views, z: Views) -> None:
     torch.add(m[1], m[2], out=z[0])
     torch.sub(m[1], m[2], out=z[1])
     torch.add(m[3], m[4], out=m[1])
@@ -63,14 +64,14 @@ def _outputs_of_4(m: Sequence[Tensor], z: Sequence[Tensor]) -> None:
     z[0].add_(m[1]).add_(m[0])
 
 
-def _inputs_of_2(d: Sequence[Tensor], y: Sequence[Tensor]) -> None:
+def _inputs_of_2(d: Views, y: Views) -> None:
     torch.sub(d[0], d[2], out=y[0])
     torch.add(d[1], d[2], out=y[1])
     torch.sub(d[2], d[1], out=y[2])
     torch.sub(d[1], d[3], out=y[3])
 
 
-def _outputs_of_2(m: Sequence[Tensor], z: Sequence[Tensor]) -> None:
+def _outputs_of_2(m: Views, z: Views) -> None:
     torch.add(m[0], m[1], out=z[0])
     z[0].add_(m[2])
     torch.sub(m[1], m[2], out=z[1])
