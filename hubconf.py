@@ -55,7 +55,8 @@ def stcn_light(pretrained: bool = True, **options) -> InferenceCore:
 
     ``pretrained=False`` gives random weights.
     """
-    return InferenceCore(load_model() if pretrained else STCN(VARIANTS['stcn_light']).eval(), **options)
+    network = load_model(exact=options.get('exact', False)) if pretrained else STCN(VARIANTS['stcn_light']).eval()
+    return InferenceCore(network, **options)
 
 
 def stcn(checkpoint: str, **options) -> InferenceCore:
@@ -63,4 +64,4 @@ def stcn(checkpoint: str, **options) -> InferenceCore:
 
     What the checkpoint recommends holds where ``options`` say nothing.
     """
-    return InferenceCore(load_model(checkpoint), **options)
+    return InferenceCore(load_model(checkpoint, exact=options.get('exact', False)), **options)

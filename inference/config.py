@@ -45,6 +45,9 @@ class InferenceConfig:
         amp: half precision (bfloat16 on a CPU) in the encoders and the decoder.
         half_memory: the memory's values, most of it, are kept in float16; with ``amp`` they are in half precision
             anyway.
+        exact: direct convolutions on a CPU, as earlier versions had them; otherwise faster ones that round more
+            (:mod:`model.winograd`). A core with it takes a network that was made ready with it: ``load_model(path,
+            exact=True)``.
 
     Raises:
         ValueError: a value out of its range; the message begins with the name of the field.
@@ -60,6 +63,7 @@ class InferenceConfig:
     flip: bool = False
     amp: bool = False
     half_memory: bool = False
+    exact: bool = False
 
     def __post_init__(self):
         for name in ('top_k', 'mem_every', 'max_memory_frames', 'size', 'kernel_sigma'):
@@ -110,6 +114,7 @@ class InferenceConfig:
             'max_memory_frames': self.max_memory_frames,
             'size': plain(self.size),
             'amp': self.amp,
+            'exact': self.exact,
         }
         if self.kernel_sigma:
             sigmas = [float(each or 0) for each in _listed(self.kernel_sigma)]

@@ -144,8 +144,8 @@ class InferenceCore(Core):
         options: fields of :class:`InferenceConfig` that change it: ``InferenceCore(network, top_k=50, size=480)``.
 
     Raises:
-        ValueError: for several sizes or ``flip``, which take an :class:`inference.Ensemble`, and for values out of
-            their range.
+        ValueError: for several sizes or ``flip``, which take an :class:`inference.Ensemble`, for ``exact`` with a
+            network that is not, and for values out of their range.
     """
 
     def __init__(
@@ -162,6 +162,8 @@ class InferenceCore(Core):
         if len(config.views) > 1 or config.flip:
             raise ValueError('size, flip: a core works at one size on one video; an Ensemble averages several')
         [self._view] = config.views
+        if config.exact and not network.exact:
+            raise ValueError('exact: the network was made ready without it; take load_model(path, exact=True)')
         if object_chunk is not None and object_chunk < 1:
             raise ValueError(f'object_chunk: expected a positive number, found {object_chunk}')
         self.network = network
@@ -416,7 +418,9 @@ class InferenceCore(Core):
         return aggregate(merged[None]).softmax(dim=1)[0]
 
 
-def load_model(path: str | Path = LIGHT_WEIGHTS, *, device: str | torch.device | None = None) -> Network:
+def load_model(
+    path: str | Path = LIGHT_WEIGHTS, *, device: str | torch.device | None = None, exact: bool = False
+) -> Network:
     """The network of a checkpoint (published, our own, or by default the light one shipped here), ready to infer.
 
     Batch norm is folded (``Network.optimize_``); to train or save it, take ``model.load_network``. What the checkpoint
@@ -424,11 +428,12 @@ def load_model(path: str | Path = LIGHT_WEIGHTS, *, device: str | torch.device |
 
     Args:
         device: by default the GPU, if there is one.
+        exact: direct convolutions on a CPU, which are slower and round less.
 
     Raises:
         CheckpointError: the file is missing or unusable.
     """
-    return load_network(path, device=choose_device(device)).optimize_()
+    return load_network(path, device=choose_device(device)).optimize_(exact=exact)
 
 
 def _described(found: object) -> str:

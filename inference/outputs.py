@@ -392,6 +392,8 @@ def _check_settings(record: Path, settings: Mapping[str, object]) -> None:
         raise OutputError(f'{record}: no readable JSON ({error})', replaceable=True) from error
     if not isinstance(found, dict):
         raise OutputError(f'{record}: expected settings, found {found!r}', replaceable=True)
+    if 'exact' in settings:
+        found.setdefault('exact', True)  # folders of before there was anything else
     changes = [
         f'{name} was {_brief(found.get(name))}, is {_brief(settings.get(name))}'
         for name in sorted({*found, *settings})

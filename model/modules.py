@@ -8,6 +8,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from model.winograd import WinogradConv2d
+
 
 def add_shared(own: Tensor, shared: Tensor) -> Tensor:
     """``own [B*K, C, h, w]`` plus ``shared [B, C, h, w]``, the same for all K objects."""
@@ -19,11 +21,21 @@ def upsample_and_add(x: Tensor, skip: Tensor) -> Tensor:
     return add_shared(F.interpolate(x, scale_factor=2, mode='bilinear', align_corners=False), skip)
 
 
-def conv_shared(conv: nn.Conv2d, own: Tensor, shared: Tensor) -> Tensor:
+def relu_conv(conv: nn.Conv2d | WinogradConv2d, x: Tensor) -> Tensor:
+    """``conv`` of the ReLU of ``x``."""
+    return conv(x, relu=True) if isinstance(conv, WinogradConv2d) else conv(F.relu(x))
+
+
+def conv_shared(conv: nn.Conv2d | WinogradConv2d, own: Tensor, shared: Tensor, *, relu: bool = False) -> Tensor:
     """``conv`` of the channels of ``own [B*K, I, h, w]`` and then those of ``shared [B, S, h, w] -> [B*K, O, h, w]``.
 
-    Convolution is linear: what K objects share is convolved once.
+    Convolution is linear: what K objects share is convolved once. ``relu``: of the ReLU of the channels.
     """
+    if isinstance(conv, WinogradConv2d):
+        of_own, of_shared = conv.split(own.shape[1], relu=relu)
+        return add_shared(of_own(own), of_shared(shared))
+    if relu:
+        own, shared = F.relu(own), F.relu(shared)
     own_weight, shared_weight = conv.weight.split([own.shape[1], shared.shape[1]], dim=1)
     each = F.conv2d(own, own_weight, None, conv.stride, conv.padding)
     once = F.conv2d(shared, shared_weight, conv.bias, conv.stride, conv.padding)
@@ -57,16 +69,17 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, shared: Tensor | None = None) -> Tensor:
         if shared is None:
-            inner, shortcut = self.conv1(F.relu(x)), x if self.downsample is None else self.downsample(x)
+            inner, shortcut = relu_conv(self.conv1, x), x if self.downsample is None else self.downsample(x)
         else:
-            inner = conv_shared(self.conv1, F.relu(x), F.relu(shared))
+            inner = conv_shared(self.conv1, x, shared, relu=True)
             if self.downsample is None:
                 # x and then shared, as a sum in which each fills the channels of the other with zeros.
                 own, others = (0, 0, 0, 0, 0, shared.shape[1]), (0, 0, 0, 0, x.shape[1], 0)
                 shortcut = add_shared(F.pad(x, own), F.pad(shared, others))
             else:
                 shortcut = conv_shared(self.downsample, x, shared)
-        return self.conv2(F.relu(inner)) + shortcut
+        inner = relu_conv(self.conv2, inner)  # under its name, so that what it was is freed
+        return inner + shortcut
 
 
 class ChannelGate(nn.Module):

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model import memory
+from model.strips import replace_blocks
 from model.variants import STCNConfig, STMConfig
+from model.winograd import replace_convolutions
 
 
 class Query(NamedTuple):
@@ -44,6 +46,10 @@ class Network(nn.Module, ABC):
     # The core pads frames to multiples of 16. Of those pixels:
     padding_colour: tuple[float, float, float] = (0, 0, 0)  # normalised RGB
     objects_in_padding: bool = True  # whether they may belong to an object in the memory, as predicted
+    # What works on every frame, by the names of its modules: for the others, faster convolutions with many weights are
+    # not worth their memory.
+    every_frame: tuple[str, ...] = ()
+    exact: bool = True  # whether its convolutions are the direct ones; see optimize_
     recommended: Mapping[str, int] = MappingProxyType({})  # by its checkpoint; see model.checkpoint.RECOMMENDED
 
     def __init__(self, config: STCNConfig | STMConfig):
@@ -91,15 +97,21 @@ class Network(nn.Module, ABC):
                 module.eval()
         return self
 
-    def optimize_(self) -> 'Network':
+    def optimize_(self, *, exact: bool = False) -> 'Network':
         """Make this network faster for inference, in place, and return it; it cannot be trained or saved any more.
 
         Batch norm is folded into the convolutions before it: exact but for rounding. On a CPU the weights get the
-        memory format in which convolutions run without reordering their inputs.
+        memory format in which convolutions run without reordering their inputs, a MobileNet's large blocks compute in
+        strips (:mod:`model.strips`), and unless ``exact``, 3x3 convolutions take fewer multiplications
+        (:mod:`model.winograd`), which rounds more: those with many weights in the parts of ``every_frame`` alone.
         """
         fold_batch_norm(self)
         if self.device.type == 'cpu':
             self.to(memory_format=torch.channels_last)
+            replace_blocks(self)
+            if not exact:
+                self.exact = False
+                replace_convolutions(self, self.every_frame)
         return self
 
     def compile_(self) -> 'Network':

@@ -34,6 +34,7 @@ class STCN(Network):
 
     config: STCNConfig
     shared_keys = True
+    every_frame = ('key_comp', 'decoder')
 
     def __init__(
         self,

@@ -80,6 +80,7 @@ class STM(Network):
 
     config: STMConfig
     shared_keys = False
+    every_frame = ('KV_Q_r4', 'Decoder')
     # Black.
     padding_colour = (-IMAGE_MEAN[0] / IMAGE_STD[0], -IMAGE_MEAN[1] / IMAGE_STD[1], -IMAGE_MEAN[2] / IMAGE_STD[2])
     objects_in_padding = False

@@ -31,8 +31,13 @@ sys.path.insert(0, str(GOLDEN))
 from procedural_weights import make_state_dict  # noqa: E402
 
 
-def pytest_configure() -> None:
-    """This process and every Python that it starts reach this machine only; see tests/offline/sitecustomize.py."""
+def pytest_configure(config: pytest.Config) -> None:
+    """This process and every Python that it starts reach this machine only; see tests/offline/sitecustomize.py.
+
+    The workers of pytest-xdist are among those that it starts.
+    """
+    if hasattr(config, 'workerinput'):
+        return
     for name in [name for name in os.environ if name.lower() in ('http_proxy', 'https_proxy', 'all_proxy')]:
         del os.environ[name]
     guard = REPOSITORY / 'tests' / 'offline'
@@ -43,6 +48,8 @@ def pytest_configure() -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, 'workerinput'):
+        return
     attempts = Path(os.environ['STCN_TEST_NETWORK_LOG'])
     if found := attempts.read_text():
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

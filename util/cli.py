@@ -78,6 +78,9 @@ def run_main(main) -> None:
 
     Ctrl-C and SIGTERM end it with 130 and 143.
     """
+    # For OpenMP, which reads it when torch is imported: threads without work would spin, and take the cores from other
+    # processes.
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     # Older launchers, torch.distributed.launch among them, also give as a flag what they say in LOCAL_RANK.
     words = '\0'.join(['', *sys.argv[1:]])
     sys.argv[1:] = re.sub(r'\0--local[-_]rank[=\0]\d+(?=\0|$)', '', words).split('\0')[1:]

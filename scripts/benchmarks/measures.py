@@ -1,5 +1,6 @@
 """The measurements of ``scripts/benchmarks/speed.py``: each takes a case and gives the rows of its table."""
 
+import copy
 import itertools
 import logging
 import multiprocessing
@@ -148,7 +149,11 @@ def measure_core(case: Case) -> list[Row]:
     network, device = load(case), case.device
     if not comparable(network):
         return []
-    networks = {'straightforward': straightforward(network), 'ours': network.optimize_()}
+    networks = {
+        'straightforward': straightforward(network),
+        'exact': copy.deepcopy(network).optimize_(exact=True),
+        'ours': network.optimize_(),
+    }
     rate, _ = rates(device, torch.float32)
     period = case.config.mem_every or 1  # with the first frame alone in the memory, all frames after it cost the same
     rows = []
@@ -171,6 +176,7 @@ def measure_core(case: Case) -> list[Row]:
                 'memory frames': frames,
                 **{f'{name} (ms)': value / period for name, value in times.items()},
                 'straightforward / ours': times['straightforward'] / times['ours'],
+                'exact / ours': times['exact'] / times['ours'],
                 'largest difference': float((probs['ours'] - probs['straightforward']).abs().max()),
                 'its encoders / matrix rate': encoder_rate(networks['straightforward'], objects, case) / rate,
             }

@@ -5,6 +5,7 @@ import importlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import hubconf
 from dataset.folder import folder
 from inference import Ensemble, InferenceConfig, InferenceCore, Member, load_model
 from inference.config import recommended_config
+from inference.outputs import OutputError
 from inference.run import run_dataset
 from model import CheckpointError, load_network, save_network
 from scripts.flags import FLAGS, inference_config, network_settings
@@ -77,6 +79,7 @@ def test_flags_mean_the_same_in_every_script(parse, module):
         'flip': ['--flip'],
         'amp': ['--amp'],
         'half_memory': ['--half_memory'],
+        'exact': ['--exact'],
     }
     expected = {
         'top_k': None,
@@ -88,6 +91,7 @@ def test_flags_mean_the_same_in_every_script(parse, module):
         'flip': True,
         'amp': True,
         'half_memory': True,
+        'exact': True,
     }
     assert set(words) == set(FLAGS)
     args = parse(module, *(word for name in names for word in words[name]))
@@ -232,16 +236,18 @@ def test_files_without_recommendations_stay_as_they_are(small_network, tmp_path)
 
 
 def test_folders_of_before_go_on(folder_root, small_network, small_checkpoint, tmp_path):
-    """As the version before this file's wrote them, of one network and of an ensemble."""
+    """As the version before this file's wrote them, of one network and of an ensemble: with direct convolutions."""
     args = argparse.Namespace(model=[str(small_checkpoint)], compile=False)
     plain = {'top': 20, 'mem_every': 5, 'include_last': False, 'max_memory_frames': None, 'size': 32, 'amp': False}
     several = plain | {'top': 0, 'mem_every': 0, 'size': [32, 48], 'kernel_sigma': [0, 7], 'flip': True}
     for name, written, config in (
-        ('plain', plain, InferenceConfig(size=32)),
+        ('plain', plain, InferenceConfig(size=32, exact=True)),
         (
             'several',
             several,
-            InferenceConfig(top_k=None, mem_every=None, size=(32, 48), kernel_sigma=(None, 7.0), flip=True),
+            InferenceConfig(
+                top_k=None, mem_every=None, size=(32, 48), kernel_sigma=(None, 7.0), flip=True, exact=True
+            ),
         ),
     ):
         rest = network_settings(args) | {'root': str(folder_root)}
@@ -250,5 +256,7 @@ def test_folders_of_before_go_on(folder_root, small_network, small_checkpoint, t
         settings = tmp_path / name / 'settings.json'
         settings.write_text(json.dumps(written | rest, indent=2))
         (tmp_path / name / 'cat' / '3.png').unlink()
+        with pytest.raises(OutputError, match='exact was True, is False'):
+            run_dataset(*run[:3], replace(config, exact=False), settings=rest)
         summary = run_dataset(*run, settings=rest)
         assert (summary.skipped, summary.videos, summary.failures) == (1, 1, {})

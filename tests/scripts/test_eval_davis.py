@@ -163,6 +163,7 @@ def test_settings_of_one_network_read_as_they_always_did(evaluate, davis_root, s
         'max_memory_frames': None,
         'size': 0,
         'amp': False,
+        'exact': False,
         'year': 2017,
         'davis_path': str(davis_root),
         'split': 'val',

@@ -1,0 +1,221 @@
+"""3x3 convolutions with fewer multiplications: Winograd's minimal filtering (Lavin and Gray, CVPR 2016).
+
+One output of F(4, 3) in one dimension costs 6 products for 4 positions in place of 12, and both dimensions multiply:
+a tile of 4 x 4 outputs takes 36 products of each pair of channels in place of 144. The transforms before and after
+are sums along rows and then along columns, and the products are those of matrices, one for each of the 36 elements.
+
+Only for inference on a CPU: nothing here is differentiable. Results differ from a direct convolution by rounding.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+MIN_CHANNELS = 64
+"""Of input and output. With fewer, the transforms take what the products save."""
+SMALL = 256 * 256
+"""Pairs of channels below which the larger weights cost little memory, however rarely a convolution is used."""
+LARGE = 512 * 512
+"""Pairs of channels from which on tiles are smaller, since their weights grow less; see :func:`tile_of`."""
+BLOCK = 240
+"""Tiles that are transformed at a time. They stay in the cache, and fill a product of matrices."""
+
+
+Convolution = Callable[[Tensor], Tensor]
+Views = Sequence[Tensor] | Tensor  # of a tensor, those along its first dimension
+
+
+class Transform(NamedTuple):
+    """F(m, 3) in one dimension, n = m + 2: ``outputs(filters @ g * inputs(d))`` of a filter g and n values d."""
+
+    filters: tuple[tuple[float, float, float], ...]  # [n, 3]
+    inputs: Callable[[Views, Views], None]  # n views are read, n are written
+    outputs: Callable[[Views, Views], None]  # n are read and spoilt, m are written
+
+
+def _inputs_of_4(d: Views, y: Views) -> None:
+    torch.sub(d[4], d[2], out=y[0])
+    torch.sub(d[3], d[1], out=y[5])
+    torch.add(y[0], y[5], alpha=2, out=y[3])
+    torch.sub(y[0], y[5], alpha=2, out=y[4])
+    torch.sub(d[0], d[2], out=y[1])
+    y[0].add_(y[1], alpha=4)
+    torch.sub(d[5], d[3], out=y[1])
+    torch.sub(y[1], y[5], alpha=4, out=y[5])
+    torch.sub(d[4], d[2], alpha=4, out=y[1])
+    torch.sub(d[3], d[1], alpha=4, out=y[2])
+    y[1].add_(y[2])
+    torch.sub(y[1], y[2], alpha=2, out=y[2])
+
+
+def _outputs_of_4(m: Views, z: Views) -> None:
+    torch.add(m[1], m[2], out=z[0])
+    torch.sub(m[1], m[2], out=z[1])
+    torch.add(m[3], m[4], out=m[1])
+    m[3].sub_(m[4])
+    torch.add(z[0], m[1], alpha=4, out=z[2])
+    torch.add(z[1], m[3], alpha=8, out=z[3])
+    z[3].add_(m[5])
+    z[1].add_(m[3], alpha=2)
+    z[0].add_(m[1]).add_(m[0])
+
+
+def _inputs_of_2(d: Views, y: Views) -> None:
+    torch.sub(d[0], d[2], out=y[0])
+    torch.add(d[1], d[2], out=y[1])
+    torch.sub(d[2], d[1], out=y[2])
+    torch.sub(d[1], d[3], out=y[3])
+
+
+def _outputs_of_2(m: Views, z: Views) -> None:
+    torch.add(m[0], m[1], out=z[0])
+    z[0].add_(m[2])
+    torch.sub(m[1], m[2], out=z[1])
+    z[1].sub_(m[3])
+
+
+# Both interpolate at 0, 1, -1 (and 2, -2) and infinity. An element of the point 1 counts once for every output.
+TRANSFORMS = {
+    2: Transform(((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)), _inputs_of_2, _outputs_of_2),
+    4: Transform(
+        (
+            (1 / 4, 0, 0),
+            (-1 / 6, -1 / 6, -1 / 6),
+            (-1 / 6, 1 / 6, -1 / 6),
+            (1 / 24, 1 / 12, 1 / 6),
+            (1 / 24, -1 / 12, 1 / 6),
+            (0, 0, 1),
+        ),
+        _inputs_of_4,
+        _outputs_of_4,
+    ),
+}
+POINT_ONE = 1
+
+
+class WinogradConv2d(nn.Module):
+    """The convolution ``conv`` (3x3, stride 1, padding 1), whose weights it does not keep.
+
+    ``[B, I, h, w] -> [B, O, h, w]`` in channels_last. Under autocast it computes in float32 all the same, and rounds
+    the result: the sums of a transform are larger than what comes of them, and half precision would keep little.
+    """
+
+    weight: Tensor  # [columns * rows, I, O] of a tile's elements
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.tile = tile_of(conv)
+        down, right = (torch.tensor(TRANSFORMS[m].filters, dtype=torch.float64) for m in self.tile)
+        direct = conv.weight.detach().double().flatten(2)  # [O, I, 9]
+        weight = conv.weight.new_empty(len(right) * len(down), conv.in_channels, conv.out_channels)
+        for element, (c, r) in zip(weight, itertools.product(right, down), strict=True):
+            element.copy_((direct @ torch.outer(r, c).flatten()).T)
+        self.register_buffer('weight', weight)
+        self.register_buffer('bias', None if conv.bias is None else conv.bias.detach())
+
+    def forward(self, x: Tensor, *, relu: bool = False) -> Tensor:
+        """``relu``: of the ReLU of ``x``."""
+        return convolve(x, self.weight, self.bias, self.tile, relu=relu)
+
+    def split(self, channels: int, *, relu: bool = False) -> tuple[Convolution, Convolution]:
+        """This convolution of its first input ``channels``, and of the others with the bias; they sum to the whole."""
+        own, shared = self.weight[:, :channels], self.weight[:, channels:]
+        return (
+            lambda x: convolve(x, own, None, self.tile, relu=relu),
+            lambda x: convolve(x, shared, self.bias, self.tile, relu=relu),
+        )
+
+
+def tile_of(conv: nn.Conv2d) -> tuple[int, int]:
+    """Rows and columns of the outputs that are computed together.
+
+    Tiles of 4 x 4 take a quarter of the products with 4 times the weights, 36 / 9. With many weights that is much
+    memory: tiles of 2 x 4 take a third with 24 / 9, and those of 2 x 2 take 4 / 9 with 16 / 9 times the weights.
+    """
+    pairs = conv.in_channels * conv.out_channels
+    if pairs < LARGE:
+        return 4, 4
+    return (2, 4) if pairs < 2 * LARGE else (2, 2)
+
+
+def fits(conv: nn.Conv2d) -> bool:
+    """Whether Winograd's form can compute this convolution, and is faster."""
+    plain = (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
+    return plain and conv.groups == 1 and min(conv.in_channels, conv.out_channels) >= MIN_CHANNELS
+
+
+def replace_convolutions(module: nn.Module, names: Collection[str]) -> None:
+    """Replace convolutions below ``module`` that :func:`fits` by their Winograd form, in place.
+
+    Those with many weights are replaced in the children ``names`` alone.
+    """
+    for path, child in list(module.named_modules()):
+        if not isinstance(child, nn.Conv2d) or not fits(child):
+            continue
+        if path.split('.')[0] in names or child.in_channels * child.out_channels < SMALL:
+            parent, _, name = path.rpartition('.')
+            setattr(module.get_submodule(parent), name, WinogradConv2d(child))
+
+
+@torch.compiler.disable
+@torch.no_grad()
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, tile: tuple[int, int], *, relu: bool) -> Tensor:
+    """``x [B, I, h, w] -> [B, O, h, w]`` with transformed weights for outputs of ``tile``; of the ReLU of ``x``."""
+    B, I, H, W = x.shape  # noqa: E741
+    O, (m, n) = weight.shape[2], tile  # noqa: E741
+    rows, columns = m + 2, n + 2
+    down, right = TRANSFORMS[m], TRANSFORMS[n]
+    high, wide = -(-H // m), -(-W // n)  # tiles
+    step = -(-high // -(-high * wide // BLOCK))  # rows of tiles in a block
+
+    # What is needed before the products and after them shares its memory with them.
+    padded, in_rows, products = _scratch(
+        [(m * step + 2, n * wide + 2, I), (rows, step, n * wide + 2, I)], (columns, rows, step, wide, O)
+    )
+    in_columns, block, elements = _scratch(
+        [(n, rows, step, wide, O), (m, n, step, wide, O)], (columns, rows, step, wide, I)
+    )
+    dtype = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else x.dtype
+    out = torch.empty(B, O, H, W, dtype=dtype, memory_format=torch.channels_last)
+    for b in range(B):
+        source, target = x[b].permute(1, 2, 0), out[b].permute(1, 2, 0)
+        for first in range(0, high, step):
+            # The last block takes rows again that the one before has: all blocks are of one size.
+            top = m * min(first, high - step)
+            _pad(source, top, padded)
+            if relu:
+                padded.clamp_(min=0)
+            down.inputs([padded[r : r + m * step : m] for r in range(rows)], in_rows)
+            right.inputs([in_rows[:, :, c : c + n * wide : n] for c in range(columns)], elements)
+            torch.bmm(elements.view(-1, step * wide, I), weight, out=products.view(-1, step * wide, O))
+            if bias is not None:
+                products[POINT_ONE, POINT_ONE] += bias
+            right.outputs(products, in_columns)
+            down.outputs(in_columns.transpose(0, 1), block)
+            bottom = min(top + m * step, H)
+            found = block.permute(2, 0, 3, 1, 4).reshape(m * step, n * wide, O)
+            target[top:bottom] = found[: bottom - top, :W]
+    return out
+
+
+def _scratch(parts: Sequence[tuple[int, ...]], whole: tuple[int, ...]) -> list[Tensor]:
+    """Tensors of the shapes ``parts``, one after the other, and one of the shape ``whole`` in the same place."""
+    sizes = [math.prod(shape) for shape in parts]
+    buffer = torch.empty(max(sum(sizes), math.prod(whole)))
+    views = [part.view(shape) for part, shape in zip(buffer[: sum(sizes)].split(sizes), parts, strict=True)]
+    return [*views, buffer[: math.prod(whole)].view(whole)]
+
+
+def _pad(source: Tensor, top: int, padded: Tensor) -> None:
+    """Rows ``top - 1`` and on of ``source [h, w, I]``, as many as ``padded`` has, between zeros."""
+    first, last = max(top - 1, 0), min(top - 1 + len(padded), len(source))
+    before, after = first - (top - 1), last - (top - 1)
+    padded[:before] = 0
+    padded[after:] = 0
+    padded[:, 0] = 0
+    padded[:, source.shape[1] + 1 :] = 0
+    padded[before:after, 1 : source.shape[1] + 1] = source[first:last]
