@@ -554,9 +554,11 @@ def test_several_networks_sizes_and_flips(run, tmp_path, video, small_checkpoint
     assert same(written_masks(tmp_path / 'out'), expected)
 
 
-def opening(path: Path) -> list[tuple[bytes, int]]:
-    """The frames of a video, and when they are shown."""
-    return [(image.tobytes(), pts) for image, pts in VideoReader(path)]
+def same_video(path: Path, other: Path) -> bool:
+    """As far as x264 goes: on a busy machine it does not encode the same twice."""
+    (images, times), (others, expected) = (zip(*VideoReader(each), strict=True) for each in (path, other))
+    pairs = zip(images, others, strict=True)
+    return times == expected and all(np.abs(np.subtract(*pair, dtype=int)).mean() < 2 for pair in pairs)
 
 
 CONTINUED = {
@@ -601,7 +603,7 @@ def test_a_run_goes_on_where_it_was_interrupted(run, tmp_path, video, monkeypatc
     assert run(*command) == 0
     # A frame that the second Ctrl-C takes away is computed again, and no other one.
     assert len(begun) == (19 if name == 'both' else COUNT) + (times - 1) * len(interruptions)
-    assert opening(out / 'overlay.mp4') == opening(whole / 'overlay.mp4')
+    assert same_video(out / 'overlay.mp4', whole / 'overlay.mp4')
     found, expected = tree(out), tree(whole)
     assert found.keys() == expected.keys()
     assert {file for file in found if found[file] != expected[file]} <= {'overlay.mp4'}
