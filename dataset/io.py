@@ -63,9 +63,9 @@ PALETTE = _voc_palette()
 """uint8 [256, 3]: the colours of PASCAL VOC and DAVIS, made by rule and never read from a video."""
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def image_size(path: str | Path, *, formats: tuple[str, ...] = FORMATS) -> tuple[int, int]:
     """The size (H, W) of the image that ``read_image`` returns, from the file's header. Raises ``DataError``, too."""
-    with _open_file(path) as image:
+    with _open_file(path, formats) as image:
         # For a TIFF, some versions of Pillow give the size before turning it and others the size after it.
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             width, height = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]

@@ -1,56 +1,34 @@
 """A clip that a person and the network segment together; no user interface, and no more than a frame in memory."""
 
-import logging
 import math
 import shutil
-import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dataset.io import (
-    FRAME_SUFFIXES,
-    DataError,
-    check_name,
-    image_size,
-    list_frames,
-    read_image,
-    read_mask,
-    some,
-    write_mask,
-)
+from dataset.io import DataError, read_image, read_mask, some, write_mask
 from dataset.overlay import draw_masks
+from inference.clip import Clip
 from inference.config import InferenceConfig, recommended_config
 from inference.ensemble import Ensemble
 from inference.sources import READERS, Picture, Source, Upcoming
 from inference.stream import propagate
-from inference.video_file import VideoReader, VideoWriter
+from inference.undo import Undo
+from inference.video_file import VideoWriter
 from model import Network
-from util.errors import foreign_call
-from util.files import atomic_path
+from util.metrics import VOID
 
-log = logging.getLogger(__name__)
+Direction = Literal['forward', 'backward', 'both']
 
 BAND = 0.02  # of a frame's shorter side, around its objects
-IMAGE_RATE = Fraction(25)  # frames a second of a clip that came as images
-MAX_RATE = 240  # of any clip, on average over the longest time that it may take
-MAX_PIXELS = 4096 * 2304  # of a frame
-STORE_FACTOR = 10  # bytes of all frames on disk, to those of the largest upload
-JPEG_QUALITY = 95
-
-
-class LimitError(DataError):
-    """A clip that is longer or larger than allowed."""
 
 
 class Propagated(NamedTuple):
@@ -59,22 +37,6 @@ class Propagated(NamedTuple):
     frame: int
     labels: np.ndarray | None = None  # uint8 [H, W]
     uncertainty: float | None = None  # in [0, 1]; 0 where the mask was painted
-
-
-@dataclass(frozen=True)
-class Clip:
-    """Frames on disk, all of one size, and when they are shown: ``pts`` times ``time_base`` seconds."""
-
-    frames: tuple[Path, ...]
-    pts: tuple[int, ...]
-    time_base: Fraction
-    frame_rate: Fraction
-    pixel_aspect: Fraction = Fraction(1)  # width of a pixel to its height
-    sound: Path | None = None  # the video that the frames came from
-
-    @classmethod
-    def of_images(cls, frames: Sequence[Path]) -> 'Clip':
-        return cls(tuple(frames), tuple(range(len(frames))), 1 / IMAGE_RATE, IMAGE_RATE)
 
 
 def uncertainty(prob: Tensor) -> float:
@@ -99,18 +61,31 @@ def uncertainty(prob: Tensor) -> float:
     return entropy[near[0] > 0].mean().item()
 
 
+class State(NamedTuple):
+    """What a session knows beside its files."""
+
+    painted: dict[int, frozenset[int]]
+    uncertainty: dict[int, float]
+    names: dict[int, str]
+
+
 class Session:
-    """Painted masks of some frames of a clip, and the network's of those that follow.
+    """Painted masks of some frames of a clip, and the network's of others.
 
     A painted mask is complete: each object known up to there is what is painted, nothing if nothing is. The masks of
     all frames lie in ``folder/masks``, and ``propagate`` holds the memory frames only while it runs; so a session
-    costs no memory between two propagations.
+    costs no memory between two propagations. Every change can be taken back, up to the last twenty.
 
     Args:
         networks: one network, or several, whose probabilities are averaged.
         config: everything that determines the masks; by default what the networks' checkpoints recommend.
         object_chunk: as of :class:`inference.InferenceCore`.
         options: fields of :class:`InferenceConfig` that change it.
+
+    Attributes:
+        painted: frame -> the labels on it.
+        uncertainty: of the frames that were propagated to.
+        names: label -> what the object is called; may be empty. Every object that there is has one.
     """
 
     def __init__(
@@ -129,8 +104,10 @@ class Session:
         self.config = recommended_config(self.networks, **options) if config is None else replace(config, **options)
         self.object_chunk = object_chunk
         self.shape = self.read_image(0).shape[:2]
-        self.painted: dict[int, frozenset[int]] = {}  # frame -> the labels on it
-        self.uncertainty: dict[int, float] = {}  # of the frames that were propagated to
+        self.undone: Undo[State] = Undo(self.folder / 'masks', self.folder / 'undo')
+        self.painted: dict[int, frozenset[int]] = {}
+        self.uncertainty: dict[int, float] = {}
+        self.names: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self.clip.frames)
@@ -141,34 +118,77 @@ class Session:
 
     def labels(self, frame: int) -> np.ndarray:
         """The present mask of a frame, ``[H, W]`` uint8; empty where there is none yet."""
-        path = self._mask_path(frame)
+        path = self.mask_path(frame)
         return read_mask(path) if path.exists() else np.zeros(self.shape, np.uint8)
 
-    def has_mask(self, frame: int) -> bool:
-        return self._mask_path(frame).exists()
+    def mask_path(self, frame: int) -> Path:
+        """Where the mask of a frame lies, if it has one."""
+        return self.folder / 'masks' / f'{self.clip.frames[frame].stem}.png'
+
+    def masked(self) -> list[int]:
+        """The frames that have a mask."""
+        there = {path.name for path in (self.folder / 'masks').glob('*.png')}
+        return [frame for frame in range(len(self)) if self.mask_path(frame).name in there]
 
     def overlay(self, frame: int, labels: np.ndarray | None = None) -> np.ndarray:
         """``[H, W, 3]`` uint8: the frame with its present mask, or with ``labels``."""
         return draw_masks(self.read_image(frame), self.labels(frame) if labels is None else labels)
 
-    def objects(self, frame: int) -> list[int]:
-        """The labels that are painted on this frame or before."""
-        return sorted({label for t, labels in self.painted.items() if t <= frame for label in labels})
+    def objects(self, frame: int, *, backward: bool = False) -> list[int]:
+        """The labels that are painted on this frame or before; or on this frame or after."""
+        known = [labels for t, labels in self.painted.items() if (t >= frame if backward else t <= frame)]
+        return sorted(frozenset().union(*known))
 
-    def paint(self, frame: int, labels: np.ndarray) -> None:
-        """Make ``labels``, uint8 [H, W], the mask of a frame. The frames after it follow with ``propagate``.
+    def add_object(self, name: str = '') -> int:
+        """One more object, with the lowest label that is free. Raises :class:`DataError` where there is none."""
+        label = next((label for label in range(1, VOID) if label not in self.names), None)
+        if label is None:
+            raise DataError(f'There can be {VOID - 1} objects.')
+        with self.change(f'object {label}'):
+            self.names[label] = name
+        return label
+
+    def rename(self, label: int, name: str) -> None:
+        """Call an object ``name``. Raises :class:`DataError` where there is no such object."""
+        self._check_object(label)
+        with self.change(f'the name of object {label}'):
+            self.names[label] = name
+
+    def remove(self, label: int) -> None:
+        """Take an object out of all masks; what it covers becomes background.
+
+        A painted mask that showed nothing else says that the other objects are not there, and stays if there are any.
 
         Raises:
-            DataError: nothing is painted, and no object is known from before that this could remove.
+            DataError: there is no such object.
+        """
+        self._check_object(label)
+        with self.change(f'the removal of object {label}'):
+            del self.names[label]
+            remaining = {frame: labels - {label} for frame, labels in self.painted.items()}
+            for frame in self.masked():
+                mask = self.labels(frame)
+                if not any(remaining.values()):
+                    self._delete(frame)
+                elif (mask == label).any():
+                    self._write(frame, np.where(mask == label, 0, mask).astype(np.uint8))
+            self.painted = remaining if any(remaining.values()) else {}
+
+    def paint(self, frame: int, labels: np.ndarray) -> None:
+        """Make ``labels``, uint8 [H, W], the mask of a frame. The frames around it follow with ``propagate``.
+
+        Raises:
+            DataError: nothing is painted, and no object is known that this could remove.
         """
         if labels.shape != self.shape or labels.dtype != np.uint8:
             raise ValueError(f'labels: expected uint8 {list(self.shape)}, got {labels.dtype} {list(labels.shape)}')
         present = frozenset(np.unique(labels[labels > 0]).tolist())
-        if not present and not self.objects(frame - 1):
-            raise DataError(f'Nothing is painted on frame {frame}, nor before. Paint an object first.')
-        write_mask(self._mask_path(frame), labels)
-        self.painted[frame] = present
-        self.uncertainty.pop(frame, None)
+        if not present and not any(there for t, there in self.painted.items() if t != frame):
+            raise DataError(f'Nothing is painted on frame {frame}, nor on another. Paint an object first.')
+        with self.change(f'the mask of frame {frame}'):
+            self._write(frame, labels)
+            self.painted[frame] = present
+            self._name(present)
 
     def forget(self, frame: int) -> None:
         """Take a painted mask back; the frame has none until it is propagated to.
@@ -176,33 +196,99 @@ class Session:
         Raises:
             DataError: the frame is not painted.
         """
-        if self.painted.pop(frame, None) is None:
+        if frame not in self.painted:
             raise DataError(f'Nothing was kept on frame {frame} that could be forgotten.')
-        self._mask_path(frame).unlink()
+        with self.change(f'forgetting frame {frame}'):
+            del self.painted[frame]
+            self._delete(frame)
 
-    def propagate(self, start: int) -> Iterator[Propagated]:
-        """Segment the clip from a frame on; what is before keeps its mask. Stop iterating to stop.
+    def clear(self) -> None:
+        """Take all masks and objects away."""
+        with self.change('clearing everything'):
+            for frame in self.masked():
+                self._delete(frame)
+            self.painted, self.uncertainty, self.names = {}, {}, {}
+
+    def restore(self, frame: int, labels: np.ndarray, *, painted: bool, uncertainty: float | None) -> None:
+        """Give a frame the mask that it had in an earlier session, uint8 [H, W]."""
+        with self.change(f'the mask of frame {frame}'):
+            self._write(frame, labels)
+            present = frozenset(np.unique(labels[labels > 0]).tolist())
+            self._name(present)
+            if painted:
+                self.painted[frame] = present
+            elif uncertainty is not None:
+                self.uncertainty[frame] = uncertainty
+
+    @contextmanager
+    def change(self, what: str) -> Iterator[None]:
+        """What happens in the block is one change for :meth:`undo`."""
+        state = State(self.painted.copy(), self.uncertainty.copy(), self.names.copy())
+        with self.undone.change(what, state):
+            yield
+
+    def undo(self) -> str:
+        """Take the last change back; what it was. Raises :class:`DataError` where there is none."""
+        if self.undone.last is None:
+            raise DataError('There is nothing to undo.')
+        what, (self.painted, self.uncertainty, self.names) = self.undone.back()
+        return what
+
+    def reach(self, start: int, direction: Direction, *, to_painted: bool) -> range:
+        """The frames that :meth:`propagate` is to segment."""
+        before = max((frame for frame in self.painted if frame < start), default=-1) if to_painted else -1
+        after = min((frame for frame in self.painted if frame > start), default=len(self)) if to_painted else len(self)
+        return range(start if direction == 'forward' else before + 1, start + 1 if direction == 'backward' else after)
+
+    def propagate(
+        self, start: int, direction: Direction = 'forward', *, to_painted: bool = False
+    ) -> Iterator[Propagated]:
+        """Segment the clip from a frame on; all other frames keep their masks. Stop iterating to stop.
 
         The core's state at ``start`` is that of an uninterrupted run over all painted masks, bit for bit: the frames
         before are given to a new core again, of which it computes only those that go into the memory, every fifth.
         They are yielded without labels. A memory kept from the last run would save that, at the cost of holding it.
+        Backwards it is the same over the frames in reverse order, from the last painted mask on.
 
         Args:
-            start: the first frame to segment; where no object is painted before, the first one with an object.
+            start: the first frame to segment; frames where no object is known, since none is painted before
+                (backwards: after), are left out.
+            direction: ``'both'``: to both sides.
+            to_painted: up to the next painted frame, which keeps its mask; else to the end of the clip.
 
         Raises:
-            DataError: nothing is painted yet, or a frame cannot be read.
+            DataError: no object is painted from which these frames could be reached, or a frame cannot be read.
             InputError: a frame is of another size.
             TooLittleMemoryError: of the GPU.
         """
-        begin = min((frame for frame, labels in self.painted.items() if labels), default=None)
-        if begin is None:
-            raise DataError('Nothing is painted yet. Paint an object where it first appears.')
-        source = ClipSource(self, begin, start)
-        core = Ensemble.of(self.networks, self.config, object_chunk=self.object_chunk, num_frames=source.frames)
+        wanted = self.reach(start, direction, to_painted=to_painted)
+        passes = self._passes(wanted, direction)
+        with self.change(f'propagating from frame {start}'):
+            for source in passes:
+                yield from self._run(source)
+
+    def _passes(self, wanted: range, direction: Direction) -> list['ClipSource']:
+        """The frames to go through, in their order."""
+        shown = [frame for frame, labels in self.painted.items() if labels]
+        if not shown:
+            raise DataError('Nothing is painted yet. Paint an object where it is seen well.')
+        passes = []
+        if direction != 'forward' and max(shown) >= wanted.start:
+            passes.append(ClipSource(self, range(max(shown), wanted.start - 1, -1), wanted))
+        if direction != 'backward' and min(shown) < wanted.stop:
+            passes.append(ClipSource(self, range(min(shown), wanted.stop), wanted))
+        if not passes:
+            raise DataError(
+                f'Frames {wanted.start} to {wanted.stop - 1} cannot be reached {direction}s: objects are painted on '
+                f'the frames {some(sorted(shown))}.'
+            )
+        return passes
+
+    def _run(self, source: 'ClipSource') -> Iterator[Propagated]:
+        core = Ensemble.of(self.networks, self.config, object_chunk=self.object_chunk, num_frames=len(source.order))
         with closing(propagate(core, source)) as segmented:
             for found in segmented:
-                frame = begin + found.number
+                frame = source.order[found.number]
                 if not found.wanted:
                     if found.image is not None:
                         yield Propagated(frame)
@@ -210,7 +296,7 @@ class Session:
                     yield Propagated(frame, self.labels(frame), 0.0)
                 else:
                     labels = found.labels.cpu().numpy()
-                    write_mask(self._mask_path(frame), labels)
+                    self._write(frame, labels)
                     self.uncertainty[frame] = uncertainty(found.prob)
                     yield Propagated(frame, labels, self.uncertainty[frame])
 
@@ -225,22 +311,6 @@ class Session:
             if len(chosen) < n and all(abs(frame - other) >= apart for other in chosen):
                 chosen.append(frame)
         return chosen
-
-    def write_masks(self, path: str | Path) -> int:
-        """A zip of palette PNGs named like their frames, of the frames that have a mask. Returns how many.
-
-        Raises:
-            DataError: there are none.
-        """
-        frames = [frame for frame in range(len(self)) if self.has_mask(frame)]
-        if not frames:
-            raise DataError('There are no masks yet. Paint an object and propagate.')
-        with atomic_path(path) as temporary, zipfile.ZipFile(temporary, 'w') as archive:
-            for frame in frames:
-                # No time stamp: the same masks give the same archive. PNGs do not get smaller.
-                mask = self._mask_path(frame)
-                archive.writestr(zipfile.ZipInfo(mask.name), mask.read_bytes())
-        return len(frames)
 
     def write_overlay(self, path: str | Path) -> None:
         """The clip as a video with its masks drawn on it, at its own speed and with its sound.
@@ -266,147 +336,50 @@ class Session:
         """Delete the folder, frames and masks."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _mask_path(self, frame: int) -> Path:
-        return self.folder / 'masks' / f'{self.clip.frames[frame].stem}.png'
+    def _check_object(self, label: int) -> None:
+        if label not in self.names:
+            raise DataError(f'There is no object {label}.')
+
+    def _name(self, labels: frozenset[int]) -> None:
+        """Know of these objects."""
+        for label in sorted(labels - self.names.keys()):
+            self.names[label] = ''
+
+    def _write(self, frame: int, labels: np.ndarray) -> None:
+        self.undone.touch(self.mask_path(frame))
+        write_mask(self.mask_path(frame), labels)
+        self.uncertainty.pop(frame, None)
+
+    def _delete(self, frame: int) -> None:
+        self.undone.touch(self.mask_path(frame))
+        self.mask_path(frame).unlink(missing_ok=True)
+        self.uncertainty.pop(frame, None)
 
 
 class ClipSource(Source):
-    """The frames of a session from ``begin`` on with its painted masks; those from ``start`` on are asked for."""
+    """Frames of a session, forwards or backwards, with its painted masks; those in ``wanted`` are asked for."""
 
     readers = READERS
 
-    def __init__(self, session: Session, begin: int, start: int):
+    def __init__(self, session: Session, order: range, wanted: range):
         self.session = session
         self.name = str(session.folder)
-        self.begin, self.start = begin, start
-        self.frames = len(session) - begin
+        self.order, self.wanted = order, wanted
+        self.frames = len(order)
 
     def __iter__(self) -> Iterator[Upcoming]:
         session = self.session
-        for frame in range(self.begin, len(session)):
+        for frame in self.order:
             painted = frame in session.painted
             yield Upcoming(
                 str(frame),
                 partial(self._read, frame, painted),
                 annotated=painted,
-                objects=session.objects(frame) if painted else None,
-                wanted=frame >= self.start,
-                last=frame == len(session) - 1,
+                objects=session.objects(frame, backward=self.order.step < 0) if painted else None,
+                wanted=frame in self.wanted,
+                last=frame == self.order[-1],
                 origin=f'frame {frame}',
             )
 
     def _read(self, frame: int, painted: bool) -> Picture:
         return Picture(self.session.read_image(frame), self.session.labels(frame) if painted else None)
-
-
-def import_clip(path: str | Path, folder: str | Path, *, max_seconds: float, max_bytes: int) -> Clip:
-    """Put the frames of a video, or of a zip of images, into ``folder/frames``, a file a frame.
-
-    Images keep their files and names and count as 25 a second; frames of a video become JPEGs. A video stays where
-    it is, for its sound.
-
-    Args:
-        max_seconds: longer clips are refused.
-        max_bytes: larger files are refused, and clips whose frames take more than ten times that on disk.
-
-    Raises:
-        DataError: it is neither, is damaged or empty, or its images differ in size.
-        LimitError: it is longer or larger than allowed.
-    """
-    path, frames = Path(path), Path(folder) / 'frames'
-    frames.mkdir(parents=True)
-    if path.stat().st_size > max_bytes:
-        raise LimitError(
-            f'{path.name}: {path.stat().st_size / 1e6:.0f} MB, more than the {max_bytes / 1e6:.0f} MB that are allowed'
-        )
-    limit = STORE_FACTOR * max_bytes
-    if path.suffix.lower() == '.zip':
-        return _import_images(path, frames, max_seconds=max_seconds, limit=limit)
-    return _import_video(path, frames, max_seconds=max_seconds, limit=limit)
-
-
-def _import_images(path: Path, folder: Path, *, max_seconds: float, limit: int) -> Clip:
-    """Names in the archive say nothing about where files go, nor its sizes how large they are."""
-    unreadable = f'{path.name}: expected a zip of images, cannot read it'
-    with foreign_call(DataError, unreadable):
-        archive = zipfile.ZipFile(path)
-    with archive:
-        images = [(PurePosixPath(entry.filename).name, entry) for entry in archive.infolist() if not entry.is_dir()]
-        images = [(name, entry) for name, entry in images if not name.startswith('.')]
-        others = [name for name, _ in images if Path(name).suffix.lower() not in FRAME_SUFFIXES]
-        if others:
-            log.warning('%s: left out, since not %s: %s', path.name, ' '.join(FRAME_SUFFIXES), some(others))
-        images = [(name, entry) for name, entry in images if name not in others]
-        _check_length(path, len(images) / IMAGE_RATE, max_seconds)
-        for name, entry in images:
-            target = folder / check_name(name, path.name)
-            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise DataError(f'{unreadable} ({name}: compressed by method {entry.compress_type})')
-            if target.exists():
-                raise DataError(f'{path.name}: two frames are called {name}. Put one folder of frames into it.')
-            with foreign_call(DataError, unreadable):
-                source = archive.open(entry)
-            with source, open(target, 'wb') as file:
-                chunk = None
-                while chunk != b'':
-                    with foreign_call(DataError, unreadable):
-                        chunk = source.read(2**20)
-                    limit -= file.write(chunk)
-                    _check_store(path, limit)
-    frames = list_frames(folder)
-    if not frames:
-        raise DataError(f'{path.name}: no images in it ({" ".join(FRAME_SUFFIXES)})')
-    (width, height), *sizes = map(_image_size, frames)
-    for frame, size in zip(frames[1:], sizes, strict=True):
-        if size != (width, height):
-            raise DataError(
-                f'{path.name}: expected images of one size, found {frames[0].name} {width} x {height}, '
-                f'{frame.name} {size[0]} x {size[1]}'
-            )
-    return Clip.of_images(frames)
-
-
-def _import_video(path: Path, folder: Path, *, max_seconds: float, limit: int) -> Clip:
-    frames, times = [], []
-    with VideoReader(path) as video:
-        _check_pixels(path.name, video.width, video.height)
-        for number, (image, pts) in enumerate(video):
-            times.append(pts)
-            seconds = (pts - times[0]) * video.time_base + 1 / video.frame_rate
-            _check_length(path, max(seconds, Fraction(len(times), MAX_RATE)), max_seconds)
-            frames.append(folder / f'{number:05d}.jpg')
-            coded = cv2.imencode('.jpg', image[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1]
-            limit -= coded.nbytes
-            _check_store(path, limit)
-            frames[-1].write_bytes(coded.tobytes())
-    if not frames:
-        raise DataError(f'{path.name}: no frames in it')
-    return Clip(tuple(frames), tuple(times), video.time_base, video.frame_rate, video.pixel_aspect, path)
-
-
-def _check_length(path: Path, seconds: Fraction, max_seconds: float) -> None:
-    if seconds > max_seconds:
-        raise LimitError(
-            f'{path.name}: longer than the {max_seconds:g} seconds that are allowed '
-            f'(images count as {IMAGE_RATE} a second, and no more than {MAX_RATE} frames as one)'
-        )
-
-
-def _check_store(path: Path, left: int) -> None:
-    if left < 0:
-        raise LimitError(
-            f'{path.name}: its frames take more than {STORE_FACTOR} times the largest upload on disk; '
-            'shorten it or scale it down'
-        )
-
-
-def _check_pixels(name: str, width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise DataError(f'{name}: {width} x {height} is more than 4096 x 2304; scale it down')
-
-
-def _image_size(path: Path) -> tuple[int, int]:
-    """Width and height, from the header alone."""
-    height, width = image_size(path)
-    _check_pixels(path.name, width, height)
-    return width, height

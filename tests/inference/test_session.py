@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from dataset.io import DataError, read_mask
+from inference.clip import Clip, LimitError, import_clip
 from inference.core import InferenceCore
-from inference.session import Clip, LimitError, Session, import_clip, uncertainty
+from inference.session import Session, uncertainty
 from tests.conftest import FRAMES, tree
 
 
@@ -31,9 +32,10 @@ def masks(session) -> list[np.ndarray]:
     return [session.labels(frame) for frame in range(len(session))]
 
 
-def run(session, start=0) -> list[int]:
-    """Propagate to the end; the frames that were segmented."""
-    return [reached.frame for reached in session.propagate(start) if reached.labels is not None]
+def run(session, start=0, direction='forward', **options) -> list[int]:
+    """Propagate; the frames that were segmented."""
+    found = session.propagate(start, direction, **options)
+    return [reached.frame for reached in found if reached.labels is not None]
 
 
 def test_propagation_is_the_core(session, labels, clip, small_network):
@@ -111,16 +113,13 @@ def test_stopping_keeps_what_is_done(session, labels):
     for reached in session.propagate(0):
         if reached.frame == 4:
             break
-    assert [frame for frame in range(len(session)) if session.has_mask(frame)] == [0, 1, 2, 3, 4]
-    assert session.write_masks(session.folder / 'masks.zip') == 5
-    with zipfile.ZipFile(session.folder / 'masks.zip') as archive:
-        assert archive.namelist() == [f'{path.stem}.png' for path in FRAMES[:5]]
+    assert session.masked() == [0, 1, 2, 3, 4]
 
 
 def test_objects_begin_where_they_are_painted(session, labels):
     session.paint(3, labels)
     assert run(session, 0) == list(range(3, len(session)))
-    assert not session.has_mask(2)
+    assert 2 not in session.masked()
     assert not session.labels(2).any()
 
 
@@ -130,8 +129,6 @@ def test_nothing_painted(session, labels):
         run(session)
     with pytest.raises(DataError, match='Nothing is painted on frame 2'):
         session.paint(2, nothing)
-    with pytest.raises(DataError, match='no masks yet'):
-        session.write_masks(session.folder / 'masks.zip')
     with pytest.raises(DataError, match='Nothing was kept on frame 2'):
         session.forget(2)
     session.paint(0, labels)
@@ -149,9 +146,118 @@ def test_forgetting_a_correction(session, labels):
     session.paint(5, np.where(labels == 1, 1, 0).astype(np.uint8))
     run(session, 5)
     session.forget(5)
-    assert not session.has_mask(5)
+    assert 5 not in session.masked()
     run(session, 5)
     assert tree(session.folder / 'masks') == expected
+
+
+@pytest.mark.parametrize('start', [0, 4, 11])
+def test_backwards_is_forwards_in_the_reversed_clip(session, labels, small_network, tmp_path, start):
+    frames = Clip.of_images(FRAMES[::-1])
+    mirror = Session(small_network, frames, tmp_path / 'mirror')
+    other = np.where(labels == 2, 2, 0).astype(np.uint8)
+    for frame, painted in ((9, labels), (4, other)):
+        session.paint(frame, painted)
+        mirror.paint(11 - frame, painted)
+    reached = [(each.frame, each.labels is None) for each in session.propagate(start, 'backward')]
+    assert reached == [(11 - each.frame, each.labels is None) for each in mirror.propagate(11 - start)]
+    assert all(np.array_equal(a, b) for a, b in zip(masks(session), masks(mirror)[::-1], strict=True))
+    assert session.uncertainty == {11 - frame: value for frame, value in mirror.uncertainty.items()}
+
+
+def test_up_to_the_next_painted_frame(session, labels):
+    for frame in (2, 6, 9):
+        session.paint(frame, labels)
+    assert session.reach(6, 'both', to_painted=True) == range(3, 9)
+    assert session.reach(6, 'both', to_painted=False) == range(12)
+    assert session.reach(4, 'backward', to_painted=True) == range(3, 5)
+    assert run(session, 6, 'forward', to_painted=True) == [6, 7, 8]
+    assert run(session, 6, 'backward', to_painted=True) == [6, 5, 4, 3]
+    assert session.masked() == list(range(2, 10))
+    between = masks(session)
+    run(session)  # the state at frame 6 is that of a run over everything
+    assert all(np.array_equal(session.labels(frame), between[frame]) for frame in (6, 7, 8))
+
+
+def test_frames_that_no_pass_reaches(session, labels):
+    session.paint(4, labels)
+    with pytest.raises(DataError, match='Frames 0 to 3 cannot be reached forwards: objects are painted on'):
+        run(session, 0, 'forward', to_painted=True)
+    with pytest.raises(DataError, match='Frames 5 to 6 cannot be reached backwards'):
+        run(session, 6, 'backward', to_painted=True)
+    assert run(session, 2, 'both', to_painted=True) == [3, 2, 1, 0]
+
+
+def state_of(session) -> tuple:
+    return tree(session.folder / 'masks'), dict(session.painted), dict(session.uncertainty), dict(session.names)
+
+
+def test_every_change_can_be_undone(session, labels):
+    changes = [
+        lambda: session.paint(3, labels),
+        lambda: run(session, 3, 'both'),
+        lambda: session.paint(6, np.where(labels == 2, 2, 0).astype(np.uint8)),
+        lambda: run(session, 6, 'both', to_painted=True),
+        lambda: session.rename(2, 'bird'),
+        lambda: session.add_object('another'),
+        lambda: session.remove(2),
+        lambda: session.forget(3),
+        lambda: session.clear(),
+    ]
+    states = []
+    for change in changes:
+        states.append(state_of(session))
+        change()
+        assert state_of(session) != states[-1]
+    said = []
+    for state in states[::-1]:
+        said.append(session.undo())
+        assert state_of(session) == state
+    assert said[-1] == 'the mask of frame 3'
+    assert said[-2] == 'propagating from frame 3'
+    assert not list((session.folder / 'undo').iterdir())
+    with pytest.raises(DataError, match='nothing to undo'):
+        session.undo()
+
+
+def test_undoing_a_propagation_that_was_stopped(session, labels):
+    session.paint(0, labels)
+    before = state_of(session)
+    for reached in session.propagate(0):
+        if reached.frame == 3:
+            break
+    assert session.masked() == [0, 1, 2, 3]
+    session.undo()
+    assert state_of(session) == before
+
+
+def test_twenty_changes_are_kept(session, labels):
+    session.paint(0, labels)
+    for number in range(30):
+        session.rename(1, str(number))
+    for _ in range(20):
+        session.undo()
+    assert session.names[1] == '9'
+    with pytest.raises(DataError, match='nothing to undo'):
+        session.undo()
+
+
+def test_removing_an_object(session, labels):
+    session.paint(2, labels)
+    session.paint(6, np.where(labels == 3, 3, 0).astype(np.uint8))
+    run(session, 2, 'both')
+    session.remove(3)
+    assert session.names.keys() == {1, 2}
+    assert session.painted == {2: {1, 2}, 6: frozenset()}  # there it says that 1 and 2 are gone
+    assert not any((mask == 3).any() for mask in masks(session))
+    assert np.array_equal(session.labels(2), np.where(labels == 3, 0, labels))
+    session.remove(1)
+    session.remove(2)
+    assert not session.painted
+    assert not session.masked()
+    with pytest.raises(DataError, match='no object 2'):
+        session.remove(2)
+    assert session.add_object() == 1
 
 
 def test_wrong_labels(session, labels):
@@ -309,7 +415,7 @@ def test_video_and_back(tmp_path, small_network, clip, labels, monkeypatch):
             video.write(image.permute(1, 2, 0).numpy(), pts)
     with pytest.raises(DataError, match='longer than the'):
         import_clip(tmp_path / 'clip.mp4', tmp_path / 'short', max_seconds=0.2, max_bytes=10**7)
-    monkeypatch.setattr('inference.session.STORE_FACTOR', 1)
+    monkeypatch.setattr('inference.clip.STORE_FACTOR', 1)
     size = (tmp_path / 'clip.mp4').stat().st_size
     with pytest.raises(DataError, match='1 times the largest upload'):
         import_clip(tmp_path / 'clip.mp4', tmp_path / 'small', max_seconds=9, max_bytes=size)

@@ -11,10 +11,11 @@ import torch
 
 import eval_davis
 from dataset.davis import davis
+from inference.clip import Clip
 from inference.core import InferenceCore
 from inference.outputs import BackgroundWriter
 from inference.run import run_dataset
-from inference.session import Clip, Session
+from inference.session import Session
 from inference.sources import DatasetSource
 from inference.video_file import VideoReader
 from model.checkpoint import read_checkpoint

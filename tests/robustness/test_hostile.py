@@ -35,7 +35,7 @@ from dataset.folder import folder
 from dataset.io import DataError, list_frames
 from dataset.youtube import youtube
 from inference import load_model
-from inference.session import import_clip
+from inference.clip import import_clip
 from model import CheckpointError, Network, build_network, load_network
 from model.checkpoint import read_checkpoint
 from model.pretrained import imagenet_weights
@@ -613,7 +613,7 @@ def test_a_video_of_too_many_frames_for_its_time(tmp_path, monkeypatch):
         def __iter__(self) -> Iterator:
             return iter(1000 * [(np.zeros((16, 16, 3), np.uint8), 0)])
 
-    monkeypatch.setattr('inference.session.VideoReader', Video)
+    monkeypatch.setattr('inference.clip.VideoReader', Video)
     (tmp_path / 'clip.mp4').write_bytes(b'x')
     with pytest.raises(DataError, match='longer than the 1 seconds'):
         import_clip(tmp_path / 'clip.mp4', tmp_path / 'in', max_seconds=1, max_bytes=10**7)

@@ -1,0 +1,193 @@
+"""A clip for a session: the frames of a video or of a zip of images that somebody uploads, kept within bounds."""
+
+import logging
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path, PurePosixPath
+
+import cv2
+
+from dataset.io import FRAME_SUFFIXES, DataError, check_name, image_size, list_frames, some
+from inference.video_file import VideoReader
+from util.errors import foreign_call
+
+log = logging.getLogger(__name__)
+
+IMAGE_RATE = Fraction(25)  # frames a second of a clip that came as images
+MAX_RATE = 240  # of any clip, on average over the longest time that it may take
+MAX_PIXELS = 4096 * 2304  # of a frame
+STORE_FACTOR = 10  # bytes of all frames on disk, to those of the largest upload
+JPEG_QUALITY = 95
+BLOCK = 2**12  # bytes that any file takes on disk, however small
+
+
+class LimitError(DataError):
+    """A clip that is longer or larger than allowed."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames on disk, all of one size, and when they are shown: ``pts`` times ``time_base`` seconds."""
+
+    frames: tuple[Path, ...]
+    pts: tuple[int, ...]
+    time_base: Fraction
+    frame_rate: Fraction
+    pixel_aspect: Fraction = Fraction(1)  # width of a pixel to its height
+    sound: Path | None = None  # the video that the frames came from
+
+    @classmethod
+    def of_images(cls, frames: Sequence[Path]) -> 'Clip':
+        return cls(tuple(frames), tuple(range(len(frames))), 1 / IMAGE_RATE, IMAGE_RATE)
+
+
+def import_clip(path: str | Path, folder: str | Path, *, max_seconds: float, max_bytes: int) -> Clip:
+    """Put the frames of a video, or of a zip of images, into ``folder/frames``, a file a frame.
+
+    Images keep their files and names and count as 25 a second; frames of a video become JPEGs. A video stays where
+    it is, for its sound.
+
+    Args:
+        max_seconds: longer clips are refused.
+        max_bytes: larger files are refused, and clips whose frames take more than ten times that on disk.
+
+    Raises:
+        DataError: it is neither, is damaged or empty, or its images differ in size.
+        LimitError: it is longer or larger than allowed.
+    """
+    path, frames = Path(path), Path(folder) / 'frames'
+    frames.mkdir(parents=True)
+    if path.stat().st_size > max_bytes:
+        raise LimitError(
+            f'{path.name}: {path.stat().st_size / 1e6:.0f} MB, more than the {max_bytes / 1e6:.0f} MB that are allowed'
+        )
+    limit = STORE_FACTOR * max_bytes
+    if path.suffix.lower() == '.zip':
+        return _import_images(path, frames, max_seconds=max_seconds, limit=limit)
+    return _import_video(path, frames, max_seconds=max_seconds, limit=limit)
+
+
+def _import_images(path: Path, folder: Path, *, max_seconds: float, limit: int) -> Clip:
+    with Upload(path, 'images', FRAME_SUFFIXES) as upload:
+        _check_length(path, len(upload.entries) / IMAGE_RATE, max_seconds)
+        if others := upload.others:
+            log.warning('%s: left out, since not %s: %s', path.name, ' '.join(FRAME_SUFFIXES), some(others))
+        for name, entry in upload.entries:
+            target = folder / check_name(name.name, path.name)
+            if target.exists():
+                raise DataError(f'{path.name}: two frames are called {target.name}. Put one folder of frames into it.')
+            limit = upload.extract(entry, target, limit)
+    frames = list_frames(folder)
+    if not frames:
+        raise DataError(f'{path.name}: no images in it ({" ".join(FRAME_SUFFIXES)})')
+    (width, height), *sizes = map(_image_size, frames)
+    for frame, size in zip(frames[1:], sizes, strict=True):
+        if size != (width, height):
+            raise DataError(
+                f'{path.name}: expected images of one size, found {frames[0].name} {width} x {height}, '
+                f'{frame.name} {size[0]} x {size[1]}'
+            )
+    return Clip.of_images(frames)
+
+
+class Upload:
+    """A zip that somebody uploaded. Names in it say nothing about where files go, nor its sizes how large they are.
+
+    Args:
+        what: should be in it, for messages.
+        suffixes: of the files to take.
+
+    Attributes:
+        entries: the files to take, each with its path in the archive, in the archive's order.
+        others: names of the files that are left out. Hidden ones do not count.
+
+    Raises:
+        DataError: it is no zip, or damaged.
+    """
+
+    def __init__(self, path: Path, what: str, suffixes: Sequence[str]):
+        self.path = path
+        self.unreadable = f'{path.name}: expected a zip of {what}, cannot read it'
+        with foreign_call(DataError, self.unreadable):
+            self.archive = zipfile.ZipFile(path)
+        files = [(PurePosixPath(entry.filename), entry) for entry in self.archive.infolist() if not entry.is_dir()]
+        files = [(name, entry) for name, entry in files if not name.name.startswith('.')]
+        self.entries = [(name, entry) for name, entry in files if name.suffix.lower() in suffixes]
+        self.others = [name.name for name, _ in files if name.suffix.lower() not in suffixes]
+
+    def __enter__(self) -> 'Upload':
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.archive.close()
+
+    def extract(self, entry: zipfile.ZipInfo, target: Path, limit: int) -> int:
+        """Write a file, which may take ``limit`` bytes on disk; how many of them are left.
+
+        Raises:
+            DataError: it is damaged, or compressed in a way that takes too much memory or time.
+            LimitError: it takes more.
+        """
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            name = PurePosixPath(entry.filename).name
+            raise DataError(f'{self.unreadable} ({name}: compressed by method {entry.compress_type})')
+        with foreign_call(DataError, self.unreadable):
+            source = self.archive.open(entry)
+        limit -= BLOCK
+        with source, open(target, 'wb') as file:
+            chunk = None
+            while chunk != b'':
+                with foreign_call(DataError, self.unreadable):
+                    chunk = source.read(2**20)
+                limit -= file.write(chunk)
+                _check_store(self.path, limit)
+        return limit
+
+
+def _import_video(path: Path, folder: Path, *, max_seconds: float, limit: int) -> Clip:
+    frames, times = [], []
+    with VideoReader(path) as video:
+        check_pixels(path.name, video.width, video.height)
+        for number, (image, pts) in enumerate(video):
+            times.append(pts)
+            seconds = (pts - times[0]) * video.time_base + 1 / video.frame_rate
+            _check_length(path, max(seconds, Fraction(len(times), MAX_RATE)), max_seconds)
+            frames.append(folder / f'{number:05d}.jpg')
+            coded = cv2.imencode('.jpg', image[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1]
+            limit -= coded.nbytes
+            _check_store(path, limit)
+            frames[-1].write_bytes(coded.tobytes())
+    if not frames:
+        raise DataError(f'{path.name}: no frames in it')
+    return Clip(tuple(frames), tuple(times), video.time_base, video.frame_rate, video.pixel_aspect, path)
+
+
+def _check_length(path: Path, seconds: Fraction, max_seconds: float) -> None:
+    if seconds > max_seconds:
+        raise LimitError(
+            f'{path.name}: longer than the {max_seconds:g} seconds that are allowed '
+            f'(images count as {IMAGE_RATE} a second, and no more than {MAX_RATE} frames as one)'
+        )
+
+
+def _check_store(path: Path, left: int) -> None:
+    if left < 0:
+        raise LimitError(
+            f'{path.name}: what is in it takes more than {STORE_FACTOR} times the largest upload on disk; '
+            'shorten it or scale it down'
+        )
+
+
+def check_pixels(name: str, width: int, height: int) -> None:
+    """Raises ``DataError`` for a picture that is larger than a frame may be."""
+    if width * height > MAX_PIXELS:
+        raise DataError(f'{name}: {width} x {height} is more than 4096 x 2304; scale it down')
+
+
+def _image_size(path: Path) -> tuple[int, int]:
+    """Width and height, from the header alone."""
+    height, width = image_size(path)
+    check_pixels(path.name, width, height)
+    return width, height

@@ -1,0 +1,229 @@
+"""Masks into a session and out of it: those of other tools, and a zip with which the work goes on in another tab."""
+
+import json
+import logging
+import shutil
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dataset.io import DataError, check_name, image_size, list_frames, read_mask, some
+from dataset.mask_files import MASK_SUFFIXES, MAX_LABEL, GivenMask, match_masks
+from dataset.user_masks import MASK_FORMATS, UserMasks
+from inference.clip import STORE_FACTOR, LimitError, Upload, check_pixels
+from inference.session import Session
+from util.files import atomic_path
+
+log = logging.getLogger(__name__)
+
+RECORD = 'session.json'
+MAX_NAME = 40  # characters of an object's name
+MAX_RECORD = 2**24  # bytes
+
+
+class Record(NamedTuple):
+    """What a zip of a session says beside its masks; frames are called by their names."""
+
+    painted: list[str]
+    objects: dict[int, str]
+    uncertainty: dict[str, float]
+
+
+def object_name(text: str) -> str:
+    """A name on one line, no longer than fits beside the others."""
+    return ' '.join(''.join(c if c.isprintable() else ' ' for c in text).split())[:MAX_NAME]
+
+
+def write_masks(session: Session, path: str | Path) -> int:
+    """A zip of palette PNGs named like their frames, of the frames that have a mask. Returns how many.
+
+    A further file, ``session.json``, says which of them are painted, what the objects are called, and how unsure the
+    network was, so that :func:`import_masks` restores the session.
+
+    Raises:
+        DataError: there are none.
+    """
+    frames = session.masked()
+    if not frames:
+        raise DataError('There are no masks yet. Paint an object and propagate.')
+    names = {frame: session.mask_path(frame).stem for frame in frames}
+    record = Record(
+        [names[frame] for frame in sorted(session.painted)],
+        dict(sorted(session.names.items())),
+        {names[frame]: session.uncertainty[frame] for frame in frames if frame in session.uncertainty},
+    )
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, 'w') as archive:
+        # No time stamps: the same masks give the same archive. PNGs do not get smaller.
+        for frame in frames:
+            mask = session.mask_path(frame)
+            archive.writestr(zipfile.ZipInfo(mask.name), mask.read_bytes())
+        archive.writestr(zipfile.ZipInfo(RECORD), json.dumps(record._asdict(), indent=1))
+    return len(frames)
+
+
+def import_masks(session: Session, files: Sequence[Path], frame: int, *, max_bytes: int) -> list[int]:
+    """Take masks that were made elsewhere, as painted ones. One change for :meth:`Session.undo`.
+
+    Files that are named like frames are the masks of these; else all are of ``frame``, and several of them are one
+    object each. A zip holds such files, or a folder of them an object; what is in its files is judged as everywhere
+    (:class:`dataset.user_masks.UserMasks`). The zip of a session (:func:`write_masks`) takes the place of everything.
+
+    Args:
+        files: of an upload, which are moved. One zip, or masks.
+        max_bytes: of an upload; what is in a zip may take ten times that on disk.
+
+    Returns:
+        The frames that have a mask now because of it.
+
+    Raises:
+        DataError: they cannot be used; the session is as before.
+    """
+    folder = session.folder / 'import'
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / 'masks').mkdir(parents=True)
+    try:
+        moved = [_move(path, folder) for path in files]
+        zips = [path for path in moved if path.suffix.lower() == '.zip']
+        if zips and len(moved) > 1:
+            raise DataError(f'expected one zip, or masks, found {some([path.name for path in moved])}')
+        record = _unzip(zips[0], folder, STORE_FACTOR * max_bytes) if zips else None
+        if not zips:
+            for path in moved:
+                path.rename(folder / 'masks' / path.name)
+        title = moved[0].name if len(moved) == 1 else f'{len(moved)} masks'
+        with _as_before(session):
+            if record is not None:
+                return _restore(session, folder / 'masks', record)
+            return _paint(session, folder / 'masks', frame, title)
+    except DataError as error:  # what is ours of the paths says nothing to anybody
+        raise DataError(str(error).replace(f'{folder / "masks"}/', '').replace(f'{folder}/', '')) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move(path: Path, folder: Path) -> Path:
+    target = folder / check_name(path.name, 'upload')
+    if target.exists():
+        raise DataError(f'two files are called {path.name}')
+    return Path(shutil.move(path, target))
+
+
+def _unzip(path: Path, folder: Path, limit: int) -> Record | None:
+    """Put the masks of a zip into ``folder/masks``, or into a folder an object there. What it says of a session."""
+    record = None
+    target = folder / 'masks'
+    with Upload(path, 'masks', (*MASK_SUFFIXES, '.json')) as upload:
+        records = [entry for name, entry in upload.entries if name.name == RECORD]
+        masks = [(name, entry) for name, entry in upload.entries if name.suffix.lower() in MASK_SUFFIXES]
+        others = upload.others + [
+            name.name for name, _ in upload.entries if name.suffix == '.json' and name.name != RECORD
+        ]
+        if others:
+            log.warning('%s: left out, since not %s: %s', path.name, ' '.join(MASK_SUFFIXES), some(others))
+        if not masks:
+            raise DataError(f'{path.name}: no masks in it ({" ".join(MASK_SUFFIXES)})')
+        for entry in records[:1]:
+            record = _read_record(upload, entry, folder / RECORD)
+        several = len({name.parent for name, _ in masks}) > 1
+        for name, entry in masks:
+            if several and not name.parent.name:
+                raise DataError(f'{path.name}: expected one folder of masks, or one an object, found both')
+            place = target / check_name(name.parent.name, path.name) if several else target
+            place.mkdir(exist_ok=True)
+            file = place / check_name(name.name, path.name)
+            if file.exists():
+                raise DataError(f'{path.name}: two masks are called {name.name}. Put one folder of masks into it.')
+            limit = upload.extract(entry, file, limit)
+    return record
+
+
+def _paint(session: Session, folder: Path, frame: int, title: str) -> list[int]:
+    """Take the masks of other tools."""
+    for path in folder.rglob('*'):
+        if path.is_file():
+            check_pixels(path.name, *image_size(path, formats=MASK_FORMATS)[::-1])
+    names = [path.stem for path in session.clip.frames]
+    files = list_frames(folder, suffixes=MASK_SUFFIXES)
+    named = {path.stem for path in files} & set(names)
+    if named and (strangers := [path.name for path in files if path.stem not in named]):
+        raise DataError(
+            f'expected all masks to be named like frames ({some(names)}), or none of them, '
+            f'found no frame for {some(strangers)}'
+        )
+    if named:
+        given = [GivenMask((path,)) for path in files]
+    else:
+        given = [GivenMask(tuple(files), frame=frame) if files else GivenMask((folder,))]
+    masks = UserMasks(
+        match_masks(given, names), size_hw=session.shape, pixel_aspect=float(session.clip.pixel_aspect), name=title
+    )
+    with session.change('importing masks'):
+        # Those with objects first: an empty mask says that known ones are not there.
+        for number in sorted(masks.given, key=lambda number: not masks.objects[number]):
+            labels = masks.read(number, session.shape)
+            assert labels is not None  # for it is one of those that are given
+            session.paint(number, labels)
+        for each in masks.given.values():
+            for path, label in each.pairs:
+                name = path.stem if path.parent == folder else path.parent.name
+                if label is not None and label in session.names and not name.isdecimal():
+                    session.names[label] = session.names[label] or object_name(name)
+    return sorted(masks.given)
+
+
+def _restore(session: Session, folder: Path, record: Record) -> list[int]:
+    """Make a session what it was when its zip was written."""
+    numbers = {path.stem: number for number, path in enumerate(session.clip.frames)}
+    files = {path.stem: path for path in list_frames(folder, suffixes=MASK_SUFFIXES)}
+    if strangers := sorted(files.keys() - numbers.keys()):
+        raise DataError(f'expected the masks of this clip, found no frames for {some(strangers)}. Is it of another?')
+    if absent := sorted({*record.painted, *record.uncertainty} - files.keys()):
+        raise DataError(f'{RECORD}: speaks of frames without a mask: {some(absent)}')
+    with session.change('importing a session'):
+        session.clear()
+        for name, path in files.items():
+            check_pixels(path.name, *image_size(path)[::-1])
+            labels = read_mask(path)
+            if labels.shape != session.shape:
+                height, width = session.shape
+                found = f'{labels.shape[1]} x {labels.shape[0]}'
+                raise DataError(f'{path.name}: expected the size of the clip, {width} x {height}, found {found}')
+            session.restore(
+                numbers[name], labels, painted=name in record.painted, uncertainty=record.uncertainty.get(name)
+            )
+        session.names.update(record.objects)
+    return sorted(numbers[name] for name in files)
+
+
+def _read_record(upload: Upload, entry: zipfile.ZipInfo, target: Path) -> Record:
+    """What a zip says of its session. It comes from somebody, and may say anything."""
+    try:
+        upload.extract(entry, target, MAX_RECORD)
+        found: Any = json.loads(target.read_text(encoding='utf-8'))
+        record = Record(**found)
+        record = Record(
+            [str(name) for name in record.painted],
+            {int(label): object_name(str(name)) for label, name in record.objects.items()},
+            {str(name): float(value) for name, value in record.uncertainty.items()},
+        )
+        labels_exist = all(1 <= label <= MAX_LABEL for label in record.objects)
+        if labels_exist and all(0 <= value <= 1 for value in record.uncertainty.values()):
+            return record
+        found = 'values out of their range'
+    except (LimitError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        found = type(error).__name__
+    raise DataError(f'{RECORD}: expected that of a session, found something else ({found}). Take it out of the zip.')
+
+
+@contextmanager
+def _as_before(session: Session) -> Iterator[None]:
+    """An error in the block takes back what was changed until then."""
+    before = session.undone.count
+    try:
+        yield
+    except BaseException:
+        if session.undone.count > before:
+            session.undo()
+        raise
