@@ -1,50 +1,33 @@
 """What the elements of the web page do."""
 
 import base64
-import html
+import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import gradio as gr
 import numpy as np
 
-from dataset.io import PALETTE, DataError
-from inference.session import Session
-from inference.stream import TooLittleMemoryError
-from scripts.web_tabs import OBJECTS, Tab, Tabs
-from util.errors import UserError
+from dataset.io import PALETTE, DataError, some
+from inference.session import Direction, Session
+from inference.session_masks import object_name, write_masks
+from scripts.web_messages import Overheard, told
+from scripts.web_paint import bar, title_of
+from scripts.web_tabs import Tab, Tabs
 
 PREVIEW_SECONDS = 0.1  # between two frames of the preview, so that a fast network does not flood the browser
 
 
-@contextmanager
-def told() -> Iterator[None]:
-    """What the user can mend becomes a message on the page; what follows the block then changes nothing."""
-    try:
-        yield
-    except TooLittleMemoryError as error:
-        gr.Warning(f'{error}. The masks up to here are kept. These are flags of scripts/web.py; so is --device cpu.')
-    except (UserError, OSError) as error:
-        gr.Warning(html.escape(str(error).splitlines()[0]))  # there may be names of the user's files in it
-
-
-def tools(label: int, shape: tuple[int, int] = (480, 854)) -> dict:
-    """Brush and eraser for an object, their radius fit for a frame of this size."""
+def tools(label: int, radius: int) -> dict:
+    """Brush and eraser for an object."""
     colour = '#{:02x}{:02x}{:02x}'.format(*PALETTE[label].tolist())
-    radius = max(2, min(shape) // 40)
     return {
         'brush': gr.Brush(colors=[colour], default_color=colour, color_mode='fixed', default_size=radius),
         'eraser': gr.Eraser(default_size=radius),
     }
-
-
-def selector(tab: Tab) -> dict:
-    """The objects to choose from; the last one is chosen."""
-    choices = [(f'{label} {name}', label) for label, name in enumerate(OBJECTS[: tab.objects], 1)]
-    return gr.update(choices=choices, value=tab.objects)
 
 
 def picture(image: np.ndarray, caption: str) -> str:
@@ -56,21 +39,16 @@ def picture(image: np.ndarray, caption: str) -> str:
     )
 
 
-def suggestions(tab: Tab) -> dict:
-    """The frames that are the least sure, to choose from."""
-    frames = tab.session.least_sure()
-    return gr.update(
-        choices=[(f'frame {frame} ({tab.session.uncertainty[frame]:.3f})', frame) for frame in frames], value=None
-    )
-
-
 @dataclass(frozen=True)
 class Elements:
     """The elements of the page that change."""
 
     file: gr.File
     frame: gr.Slider
+    bar: gr.HTML
     label: gr.Radio
+    name: gr.Textbox
+    brush: gr.Slider
     editor: gr.ImageEditor
     status: gr.Markdown
     preview: gr.HTML
@@ -85,31 +63,86 @@ class Handlers:
         self.tabs = tabs
         self.elements = elements
 
+    def _masks_changed(self, tab: Tab, done: str = '') -> dict:
+        """What speaks of the masks of the clip."""
+        sure = tab.session.uncertainty
+        choices = [(f'frame {frame} ({sure[frame]:.3f})', frame) for frame in tab.session.least_sure()]
+        return {
+            self.elements.status: f'{done} {tab.status()}',
+            self.elements.bar: bar(tab.session, tab.frame),
+            self.elements.doubtful: gr.update(choices=choices, value=None),
+            self.elements.files: None,
+        }
+
+    def _tool_changed(self, tab: Tab) -> dict:
+        """The object to paint and its brush."""
+        label, names = tab.label, tab.session.names
+        return {
+            self.elements.label: gr.update(
+                choices=[(title_of(each, name), each) for each, name in sorted(names.items())], value=label
+            ),
+            self.elements.name: names[label],
+            self.elements.editor: gr.ImageEditor(**tools(label, tab.brush)),
+        }
+
+    def _all_changed(self, tab: Tab, done: str = '') -> dict:
+        changed = self._masks_changed(tab, done) | self._tool_changed(tab)
+        image = picture(tab.session.overlay(tab.frame), f'frame {tab.frame}')
+        editor = gr.ImageEditor(tab.show(tab.frame), **tools(tab.label, tab.brush))
+        return changed | {self.elements.editor: editor, self.elements.preview: image}
+
     def load(self, upload: str, request: gr.Request) -> dict:
         """Open an uploaded clip in place of the one that is there."""
         with told():
             tab = self.tabs.open(request.session_hash, upload)
-            return {
+            return self._all_changed(tab) | {
                 self.elements.file: None,
-                self.elements.files: None,
                 self.elements.frame: gr.update(maximum=len(tab.session) - 1, value=0, interactive=True),
-                self.elements.label: selector(tab),
-                self.elements.editor: gr.ImageEditor(tab.show(0), **tools(1, tab.session.shape)),
-                self.elements.status: tab.status(),
+                self.elements.brush: tab.brush,
                 self.elements.preview: '',
-                self.elements.doubtful: suggestions(tab),
             }
         return {self.elements.file: None}
 
-    def show(self, number: float, request: gr.Request) -> dict:
-        """Go to a frame."""
+    def import_masks(self, uploads: list[str], request: gr.Request) -> dict:
+        """Take masks along, for the frames that they are named after or the one that is shown."""
+        with told():
+            with Overheard() as overheard:
+                frames = self.tabs.import_masks(request.session_hash, uploads)
+            overheard.tell()
+            tab = self.tabs[request.session_hash]
+            if tab.frame not in frames:
+                tab.frame = frames[0]
+            masks = f'masks of the frames {some(frames)}' if len(frames) > 1 else f'the mask of frame {frames[0]}'
+            return self._all_changed(tab, f'Imported {masks}.') | {self.elements.frame: tab.frame}
+        return gr.skip()
+
+    def show(self, number: float, drawn: dict, request: gr.Request) -> dict:
+        """Go to a frame. What was painted on the one before is kept."""
         with told():
             tab = self.tabs[request.session_hash]
-            if int(number) != tab.frame:
-                return {
-                    self.elements.editor: tab.show(int(number)),
-                    self.elements.preview: picture(tab.session.overlay(tab.frame), f'frame {tab.frame}'),
-                }
+            if int(number) == tab.frame:
+                return gr.skip()
+            changed = {}
+            labels = tab.drawn(drawn)
+            if labels is not None and not np.array_equal(labels, tab.shown):
+                try:
+                    with tab.alone():
+                        tab.keep(drawn)
+                    changed = self._masks_changed(tab)
+                except DataError as error:  # stay: what was painted would be lost
+                    gr.Warning(str(error))
+                    return {self.elements.frame: tab.frame}
+            changed[self.elements.editor] = tab.show(int(number))
+            changed[self.elements.preview] = picture(tab.session.overlay(tab.frame), f'frame {tab.frame}')
+            return changed | {self.elements.bar: bar(tab.session, tab.frame)}
+        return gr.skip()
+
+    def jump(self, event: gr.EventData, request: gr.Request) -> int | dict:
+        """The frame at a place of the bar, which is from 0 on its left to 1 on its right."""
+        with told():
+            tab, at = self.tabs[request.session_hash], float(event.at)
+            if math.isfinite(at):
+                return min(max(int(at * len(tab.session)), 0), len(tab.session) - 1)
         return gr.skip()
 
     def show_again(self, request: gr.Request) -> dict:
@@ -119,23 +152,50 @@ class Handlers:
             return {self.elements.editor: tab.show(tab.frame)}
         return gr.skip()
 
-    def choose(self, chosen: int, request: gr.Request) -> gr.ImageEditor | dict:
-        """Paint another object."""
+    def _changed_tool(self, request: gr.Request, change: Callable[[Tab], object]) -> dict:
         with told():
-            return gr.ImageEditor(**tools(chosen, self.tabs[request.session_hash].session.shape))
+            tab = self.tabs[request.session_hash]
+            change(tab)
+            return self._tool_changed(tab)
         return gr.skip()
+
+    def choose(self, chosen: int, request: gr.Request) -> dict:
+        """Paint another object."""
+        return self._changed_tool(request, lambda tab: tab.choose(chosen))
+
+    def next_object(self, request: gr.Request) -> dict:
+        """Paint the next object."""
+        return self._changed_tool(request, Tab.next_object)
 
     def add_object(self, request: gr.Request) -> dict:
         """One more object to paint."""
+        return self._changed_tool(request, lambda tab: tab.choose(tab.session.add_object()))
+
+    def rename(self, name: str, request: gr.Request) -> dict:
+        """Call the object that is painted by another name."""
+        return self._changed_tool(request, lambda tab: tab.session.rename(tab.label, object_name(name)))
+
+    def size(self, radius: float, request: gr.Request) -> dict:
+        """A larger or smaller brush."""
+        return self._changed_tool(request, lambda tab: setattr(tab, 'brush', int(radius)))
+
+    def remove_object(self, request: gr.Request) -> dict:
+        """Take the object that is painted out of all masks."""
         with told():
             tab = self.tabs[request.session_hash]
-            if tab.objects == len(OBJECTS):
-                raise DataError(f'There can be {tab.objects} objects.')
-            tab.objects += 1
-            return {
-                self.elements.label: selector(tab),
-                self.elements.editor: gr.ImageEditor(**tools(tab.objects, tab.session.shape)),
-            }
+            with tab.alone():
+                removed = tab.label
+                tab.session.remove(removed)
+            return self._all_changed(tab, f'Removed object {removed}.')
+        return gr.skip()
+
+    def undo(self, request: gr.Request) -> dict:
+        """Take the last change back."""
+        with told():
+            tab = self.tabs[request.session_hash]
+            with tab.alone():
+                what = tab.session.undo()
+            return self._all_changed(tab, f'Undone: {what}.')
         return gr.skip()
 
     def keep(self, drawn: dict, request: gr.Request) -> dict:
@@ -144,11 +204,7 @@ class Handlers:
             tab = self.tabs[request.session_hash]
             with tab.alone():
                 tab.keep(drawn, always=True)
-            return {
-                self.elements.status: tab.status(),
-                self.elements.doubtful: suggestions(tab),
-                self.elements.files: None,
-            }
+            return self._masks_changed(tab)
         return gr.skip()
 
     def forget(self, request: gr.Request) -> dict:
@@ -157,42 +213,47 @@ class Handlers:
             tab = self.tabs[request.session_hash]
             with tab.alone():
                 tab.session.forget(tab.frame)
-            return {
-                self.elements.editor: tab.show(tab.frame),
-                self.elements.status: tab.status(),
-                self.elements.files: None,
-            }
+            return self._all_changed(tab)
         return gr.skip()
 
-    def propagate(self, drawn: dict, request: gr.Request) -> Iterator[dict]:
-        """From this frame to the end, with previews on the way."""
+    def forward(self, drawn: dict, to_painted: bool, request: gr.Request) -> Iterator[dict]:
+        """Propagate to the frames after."""
+        yield from self._propagate('forward', drawn, to_painted, request)
+
+    def backward(self, drawn: dict, to_painted: bool, request: gr.Request) -> Iterator[dict]:
+        """Propagate to the frames before."""
+        yield from self._propagate('backward', drawn, to_painted, request)
+
+    def both(self, drawn: dict, to_painted: bool, request: gr.Request) -> Iterator[dict]:
+        """Propagate to both sides."""
+        yield from self._propagate('both', drawn, to_painted, request)
+
+    def _propagate(self, direction: Direction, drawn: dict, to_painted: bool, request: gr.Request) -> Iterator[dict]:
+        """From this frame on, with previews on the way."""
         with told():
             tab = self.tabs[request.session_hash]
             with tab.alone():
                 tab.keep(drawn)
                 tab.stop.clear()
                 began, due = tab.frame, 0.0
-                for reached in tab.session.propagate(began):
+                for reached in tab.session.propagate(began, direction, to_painted=bool(to_painted)):
                     if tab.stop.is_set():
                         break
                     if time.monotonic() < due:
                         continue
-                    due = time.monotonic() + PREVIEW_SECONDS
                     if reached.labels is None:
-                        yield {self.elements.status: f'Looking at the frames before again: {reached.frame}'}
+                        yield {self.elements.status: f'Looking at other frames again: {reached.frame}'}
                         continue
                     image = tab.session.overlay(reached.frame, reached.labels)
                     caption = f'frame {reached.frame} of {len(tab.session) - 1}, uncertainty {reached.uncertainty:.3f}'
                     yield {
                         self.elements.preview: picture(image, caption),
                         self.elements.status: f'Propagating: {caption}',
+                        self.elements.bar: bar(tab.session, reached.frame),
                     }
-                ended = 'Stopped' if tab.stop.is_set() else 'Done'
-            ending = {
-                self.elements.status: f'{ended}. {tab.status()}',
-                self.elements.doubtful: suggestions(tab),
-                self.elements.files: None,
-            }
+                    due = time.monotonic() + PREVIEW_SECONDS
+                ended = 'Stopped.' if tab.stop.is_set() else 'Done.'
+            ending = self._masks_changed(tab, ended)
             if tab.frame == began and began not in tab.session.painted:
                 ending[self.elements.editor] = tab.show(began)
             yield ending
@@ -204,8 +265,8 @@ class Handlers:
         with told():
             self.tabs[request.session_hash].stop.set()
 
-    def _written(self, request: gr.Request, ending: str, write: Callable) -> str | dict:
-        """The file of the tab's results that ``write(session, path)`` makes."""
+    def _written(self, request: gr.Request, ending: str, write: Callable[[Session, Path], object]) -> str | dict:
+        """The file of the tab's results that ``write`` makes."""
         with told():
             tab = self.tabs[request.session_hash]
             path = tab.session.folder / f'{tab.name}_{ending}'
@@ -215,7 +276,7 @@ class Handlers:
 
     def masks(self, request: gr.Request) -> str | dict:
         """A zip of the masks."""
-        return self._written(request, 'masks.zip', Session.write_masks)
+        return self._written(request, 'masks.zip', write_masks)
 
     def video(self, request: gr.Request) -> str | dict:
         """A video with the masks on top."""

@@ -2,13 +2,41 @@
 
 import gradio as gr
 
+from dataset.mask_files import MASK_SUFFIXES
 from scripts.web_handlers import Elements, Handlers, tools
-from scripts.web_tabs import OBJECTS, Tabs
+from scripts.web_paint import BAR_LEGEND
+from scripts.web_tabs import Tabs
 
-HELP = """**1.** Upload a clip. **2.** Go to a frame, choose an object and paint it; the eraser makes background.
-**3.** Propagate. **4.** Go to a frame where the mask is wrong, correct it and propagate from there: the frames before
-keep their masks. A painting that is neither kept nor propagated is gone when you go to another frame. What you
-paint is complete: an object that you leave out is not there. Objects begin on the frame they are painted on."""
+HELP = """**1.** Upload a clip. **2.** Go to a frame where the objects are seen well; paint them, or import masks.
+**3.** Propagate. **4.** Go to a frame where the mask is wrong, correct it and propagate both ways, up to the next
+painted frames: both sides follow. What you paint on a frame is complete: an object that you leave out is not there.
+The masks (zip) are your work: import them into another tab, after the clip, and go on."""
+
+KEYS = """| key | does | key | does |
+|---|---|---|---|
+| ← → | previous, next frame | b | propagate both ways |
+| Home, End | first, last frame | Shift ← → | propagate backwards, forwards |
+| [ ] | smaller, larger brush | u | up to the next painted frame, or not |
+| d, e | brush, eraser | s | stop |
+| n | next object | z, Ctrl Z | undo: the last stroke, else the last change |
+| a | add an object | k, f | keep this mask, forget it |
+| m | masks (zip) | | |"""
+
+CSS = """
+#preview figure {margin: 0}
+#preview img {width: 100%}
+#bar .frames {display: flex; height: 20px; position: relative; cursor: pointer; border-radius: 4px; overflow: hidden}
+#bar .frames i {position: absolute; top: 0; bottom: 0; width: 2px; margin-left: -1px; background: currentColor}
+#bar .legend {font-size: 12px; display: flex; gap: 6px; align-items: center}
+#bar .legend span {width: 10px; height: 10px; border-radius: 2px; margin-left: 8px}
+""" + ''.join(f'#bar .{kind} {{background: {colour}}}\n' for kind, colour in BAR_LEGEND.items())
+
+CLICK = """
+element.addEventListener('click', event => {
+  const box = element.querySelector('.frames')?.getBoundingClientRect();
+  if (box && event.clientY <= box.bottom) trigger('click', {at: (event.clientX - box.left) / box.width});
+});
+"""
 
 
 def build(tabs: Tabs) -> gr.Blocks:
@@ -21,6 +49,8 @@ def build(tabs: Tabs) -> gr.Blocks:
             with gr.Column(scale=2):
                 limits = f'{tabs.max_seconds:g} s and {tabs.max_bytes / 1e6:.0f} MB'
                 more, takes = clip_and_results(limits)
+                with gr.Accordion('Keys', open=False):
+                    gr.Markdown(KEYS)
         elements = Elements(**changing, **more)
         handlers = Handlers(tabs, elements)
         connect(elements, buttons | takes, handlers)
@@ -28,12 +58,25 @@ def build(tabs: Tabs) -> gr.Blocks:
     return page
 
 
-def painting() -> tuple[dict[str, gr.Component], dict[str, gr.Button]]:
-    """The frame, the editor on it, and the buttons below: fields of ``Elements``, and buttons by name."""
+def button(name: str, text: str, **options) -> gr.Button:
+    return gr.Button(text, size='sm', min_width=80, elem_id=name, **options)
+
+
+def painting() -> tuple[dict[str, gr.Component], dict[str, gr.Component]]:
+    """The frame, the editor on it, and the buttons around: fields of ``Elements``, and what is pressed, by name."""
     frame = gr.Slider(0, 1, 0, step=1, label='Frame', interactive=False, elem_id='frame')
+    bar = gr.HTML(js_on_load=CLICK, elem_id='bar')
     with gr.Row():
-        label = gr.Radio([(f'1 {OBJECTS[0]}', 1)], value=1, label='Object', scale=4, elem_id='object')
-        add = gr.Button('Add object', size='sm', min_width=100)
+        label = gr.Radio([], label='Object', scale=4, elem_id='object')
+        name = gr.Textbox(label='Its name', max_lines=1, scale=1, min_width=120, elem_id='name')
+        brush = gr.Slider(2, 100, 12, step=1, label='Brush', scale=1, min_width=140, elem_id='brush')
+    with gr.Row():
+        buttons: dict[str, gr.Component] = {
+            'next_object': button('next_object', 'Next object'),
+            'add_object': button('add_object', 'Add object'),
+            'remove_object': button('remove_object', 'Remove object', variant='stop'),
+            'undo': button('undo', 'Undo'),
+        }
     editor = gr.ImageEditor(
         label='Paint',
         type='numpy',
@@ -44,20 +87,25 @@ def painting() -> tuple[dict[str, gr.Component], dict[str, gr.Button]]:
         buttons=[],
         height=440,
         elem_id='editor',
-        **tools(1),
+        **tools(1, 12),
     )
     with gr.Row():
-        buttons = {
-            'add': add,
-            'propagate': gr.Button('Propagate from here', variant='primary', size='sm', min_width=100),
-            'stop': gr.Button('Stop', variant='stop', size='sm', min_width=100),
-            'keep': gr.Button('Keep this mask', size='sm', min_width=100),
-            'forget': gr.Button('Forget it', size='sm', min_width=100),
+        buttons |= {
+            'backward': button('backward', '◀ Backwards', variant='primary'),
+            'both': button('both', '◀ Both ways ▶', variant='primary'),
+            'forward': button('forward', 'Forwards ▶', variant='primary'),
+            'stop': button('stop', 'Stop', variant='stop'),
         }
-    return {'frame': frame, 'label': label, 'editor': editor}, buttons
+    with gr.Row():
+        buttons |= {
+            'to_painted': gr.Checkbox(label='up to the next painted frame', container=False, elem_id='to_painted'),
+            'keep': button('keep', 'Keep this mask'),
+            'forget': button('forget', 'Forget it'),
+        }
+    return {'frame': frame, 'bar': bar, 'label': label, 'name': name, 'brush': brush, 'editor': editor}, buttons
 
 
-def clip_and_results(limits: str) -> tuple[dict[str, gr.Component], dict[str, gr.Button]]:
+def clip_and_results(limits: str) -> tuple[dict[str, gr.Component], dict[str, gr.Component]]:
     """What goes in and comes out, as of ``painting``. ``limits``: of an upload, in words."""
     changing = {
         'file': gr.File(
@@ -72,28 +120,51 @@ def clip_and_results(limits: str) -> tuple[dict[str, gr.Component], dict[str, gr
     }
     with gr.Row():
         buttons = {
-            'masks': gr.Button('Masks (zip)', size='sm', min_width=100),
-            'video': gr.Button('Overlay (video)', size='sm', min_width=100),
+            'import': gr.UploadButton(
+                'Import masks',
+                file_count='multiple',
+                file_types=['.zip', *MASK_SUFFIXES],
+                size='sm',
+                min_width=80,
+                elem_id='import',
+            ),
+            'masks': button('masks', 'Masks (zip)'),
+            'video': button('video', 'Overlay (video)'),
         }
     changing['files'] = gr.File(label='Download', interactive=False, height=110, elem_id='files')
     return changing, buttons
 
 
-def connect(on: Elements, buttons: dict[str, gr.Button], do: Handlers) -> None:
+def connect(on: Elements, buttons: dict[str, gr.Component], do: Handlers) -> None:
     """Which handler each element calls, with whose values, and what it may change."""
     quiet = {'show_progress': 'hidden', 'api_visibility': 'private'}
-    everything = [on.file, on.files, on.frame, on.label, on.editor, on.status, on.preview, on.doubtful]
-    on.file.upload(do.load, on.file, everything, **quiet)
-    on.frame.change(do.show, on.frame, [on.editor, on.preview], trigger_mode='always_last', **quiet)
-    on.editor.clear(do.show_again, None, [on.editor], **quiet)
-    on.label.input(do.choose, on.label, on.editor, **quiet)
-    buttons['add'].click(do.add_object, None, [on.label, on.editor], **quiet)
-    buttons['propagate'].click(
-        do.propagate, on.editor, [on.editor, on.preview, on.status, on.doubtful, on.files], **quiet
+    in_turn = quiet | {'trigger_mode': 'multiple'}  # keys may come faster than they are answered
+    masks = [on.status, on.bar, on.doubtful, on.files]
+    tool = [on.label, on.name, on.editor]
+    everything = [*masks, *tool, on.frame, on.preview]
+
+    on.file.upload(do.load, on.file, [*everything, on.file, on.brush], **quiet)
+    buttons['import'].upload(do.import_masks, buttons['import'], everything, **quiet)
+    on.frame.change(
+        do.show, [on.frame, on.editor], [*masks, on.frame, on.editor, on.preview], trigger_mode='always_last', **quiet
     )
-    buttons['stop'].click(do.stop, None, None, **quiet)
-    buttons['keep'].click(do.keep, on.editor, [on.status, on.doubtful, on.files], **quiet)
-    buttons['forget'].click(do.forget, None, [on.editor, on.status, on.files], **quiet)
+    on.bar.click(do.jump, None, on.frame, **quiet)
     on.doubtful.input(lambda chosen: chosen, on.doubtful, on.frame, **quiet)
+
+    on.editor.clear(do.show_again, None, [on.editor], **quiet)
+    on.label.input(do.choose, on.label, tool, **quiet)
+    on.name.submit(do.rename, on.name, tool, **quiet)
+    on.brush.change(do.size, on.brush, tool, trigger_mode='always_last', **quiet)
+    buttons['next_object'].click(do.next_object, None, tool, **in_turn)
+    buttons['add_object'].click(do.add_object, None, tool, **in_turn)
+    buttons['remove_object'].click(do.remove_object, None, everything, **quiet)
+    buttons['undo'].click(do.undo, None, everything, **in_turn)
+
+    for name in ('forward', 'backward', 'both'):
+        reached = [*masks, on.editor, on.preview]
+        buttons[name].click(getattr(do, name), [on.editor, buttons['to_painted']], reached, **quiet)
+    buttons['stop'].click(do.stop, None, None, **quiet)
+    buttons['keep'].click(do.keep, on.editor, masks, **quiet)
+    buttons['forget'].click(do.forget, None, everything, **quiet)
     buttons['masks'].click(do.masks, None, on.files, api_visibility='private')
     buttons['video'].click(do.video, None, on.files, api_visibility='private')

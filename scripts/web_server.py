@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import gradio as gr
@@ -9,11 +10,12 @@ from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 
-from scripts.web_page import build
+from scripts.web_page import CSS, build
 from scripts.web_tabs import Tabs
 
 log = logging.getLogger(__name__)
 
+KEYS = Path(__file__).with_name('web_page.js')
 HOSTS = ('127.0.0.1', 'localhost')
 UNUSED = ('/process_recording', '/dev/reload')  # of what gradio serves; the first one starts FFmpeg
 
@@ -61,7 +63,8 @@ def serve(tabs: Tabs, *, port: int) -> None:
         mcp_server=False,
         app_kwargs={'middleware': [Middleware(LocalOnly)]},
         theme=gr.themes.Default(font=('system-ui', 'sans-serif'), font_mono=('ui-monospace', 'monospace')),
-        css='#preview figure {margin: 0} #preview img {width: 100%}',
+        css=CSS,
+        js=KEYS.read_text(encoding='utf-8'),
     )
     log.info('open %s in a browser; Ctrl-C stops', page.local_url)
     try:

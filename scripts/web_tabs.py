@@ -7,20 +7,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image
 
-from dataset.io import PALETTE, DataError
+from dataset.io import DataError, some
 from inference import InferenceConfig
-from inference.session import LimitError, Session, import_clip
+from inference.clip import LimitError, import_clip
+from inference.session import Session
+from inference.session_masks import import_masks
 from model import Network
+from scripts.web_paint import labels_of, layer_of
 from util.files import atomic_path
-
-# Corners of the RGB cube: no mixture of two of these colours, as an anti-aliased brush leaves, is near a third.
-OBJECTS = ('red', 'green', 'olive', 'blue', 'purple', 'teal', 'grey')
-TOLERANCE = 8  # of a colour, in each channel
-SHOWN_ALPHA = 128  # masks that are there already let the frame shine through; new strokes are opaque
 
 
 class Tab:
@@ -29,19 +26,40 @@ class Tab:
     def __init__(self, session: Session, name: str):
         self.session = session
         self.name = name
-        self.objects = 1
         self.frame = 0
         self.shown = session.labels(0)  # the mask that the editor began with
+        self.brush = max(2, min(session.shape) // 40)  # its radius
+        self._label = 1
+        self.brushes = {1}  # the objects that were painted with since then
         self.stop = threading.Event()
         self.busy = threading.Lock()  # while frames are propagated
         self.closed = False
+
+    @property
+    def label(self) -> int:
+        """The object that is painted. There is always one."""
+        if not self.session.names:
+            self.session.names[1] = ''
+        if self._label not in self.session.names:
+            self.choose(min(self.session.names))
+        return self._label
+
+    def choose(self, label: int) -> None:
+        """Paint another object."""
+        self._label = label
+        self.brushes.add(label)
+
+    def next_object(self) -> None:
+        """Paint the object with the next label; after the last one the first."""
+        labels = sorted(self.session.names)
+        self.choose(next((label for label in labels if label > self.label), labels[0]))
 
     def show(self, frame: int) -> dict:
         """A frame for the editor, its present mask as the layer to paint on.
 
         As files, which gradio copies: images it would write, again where they are equal, while the browser reads them.
         """
-        self.frame, self.shown = frame, self.session.labels(frame)
+        self.frame, self.shown, self.brushes = frame, self.session.labels(frame), {self.label}
         files = {}
         for name, image in (('frame', self.session.read_image(frame)), ('layer', layer_of(self.shown))):
             files[name] = str(self.session.folder / f'{name}.png')
@@ -49,17 +67,24 @@ class Tab:
                 Image.fromarray(image).save(temporary, format='PNG', compress_level=1)
         return {'background': files['frame'], 'layers': [files['layer']], 'composite': None}
 
+    def drawn(self, editor: dict | None) -> np.ndarray | None:
+        """The mask that the editor holds, uint8 [H, W]; ``None`` where it does not show this frame."""
+        background = None if editor is None else editor['background']
+        if background is None or not editor['layers']:
+            return None
+        if not np.array_equal(background[..., :3], self.session.read_image(self.frame)):
+            return None
+        return labels_of(editor['layers'][0], self.shown, self.brushes)
+
     def keep(self, editor: dict | None, *, always: bool = False) -> None:
         """Make what the editor holds the mask of its frame, if that is a change (or ``always``).
 
         Raises:
             DataError: the editor does not hold this frame, or nothing is painted.
         """
-        image = self.session.read_image(self.frame)
-        background = None if editor is None else editor['background']
-        if background is None or not editor['layers'] or not np.array_equal(background[..., :3], image):
+        labels = self.drawn(editor)
+        if labels is None:
             raise DataError(f'The editor does not show frame {self.frame} yet. Try again, or choose it anew.')
-        labels = labels_of(editor['layers'][0])
         if always or not np.array_equal(labels, self.shown):
             self.session.paint(self.frame, labels)
             self.shown = labels
@@ -82,8 +107,8 @@ class Tab:
 
     def status(self) -> str:
         session = self.session
-        masks = sum(map(session.has_mask, range(len(session))))
-        painted = ', '.join(map(str, sorted(session.painted))) or 'none'
+        masks = len(session.masked())
+        painted = some(sorted(session.painted)) or 'none'
         height, width = session.shape
         name = self.name.replace('`', '')  # as code: it is the user's, and would otherwise be Markdown
         return (
@@ -149,6 +174,12 @@ class Tabs:
         self.tabs[key] = tab
         return tab
 
+    def import_masks(self, key: str, uploads: Sequence[str | Path]) -> list[int]:
+        """Give a tab masks that were made elsewhere; the frames that they are for. Raises ``DataError``."""
+        tab = self[key]
+        with tab.alone():
+            return import_masks(tab.session, [Path(path) for path in uploads], tab.frame, max_bytes=self.max_bytes)
+
     def __getitem__(self, key: str) -> Tab:
         """Raises ``DataError`` where no clip is open."""
         if key not in self.tabs:
@@ -164,33 +195,3 @@ class Tabs:
     def close(self) -> None:
         for key in list(self.tabs):
             self.drop(key)
-
-
-def layer_of(labels: np.ndarray) -> np.ndarray:
-    """``[H, W]`` labels -> uint8 ``[H, W, 4]``: objects in their colours, half transparent; nothing elsewhere."""
-    return np.dstack([PALETTE[labels], SHOWN_ALPHA * (labels > 0).astype(np.uint8)])
-
-
-def labels_of(layer: np.ndarray) -> np.ndarray:
-    """What was painted, uint8 ``[H, W, 4]`` -> uint8 ``[H, W]`` labels.
-
-    Less than half of ``SHOWN_ALPHA`` is background, an object's colour is the object. Other colours are mixtures,
-    where a brush or the eraser smoothed an outline: they become what the nearest pixel that is none is. So there are
-    no objects but those that were painted.
-    """
-    empty = layer[..., 3] < SHOWN_ALPHA // 2
-    labels = np.zeros(layer.shape[:2], np.uint8)
-    for label in range(1, len(OBJECTS) + 1):
-        difference = np.abs(layer[..., :3].astype(np.int16) - PALETTE[label])
-        labels[(difference <= TOLERANCE).all(axis=-1) & ~empty] = label
-    mixed = ~empty & (labels == 0)
-    if mixed.all():
-        return np.zeros_like(labels)
-    if mixed.any():
-        nearest = cv2.distanceTransformWithLabels(
-            mixed.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-        )[1]
-        label_of = np.zeros(nearest.max() + 1, np.uint8)
-        label_of[nearest[~mixed]] = labels[~mixed]
-        labels = label_of[nearest]
-    return labels

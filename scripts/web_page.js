@@ -1,0 +1,60 @@
+// The keys of the page, which press its buttons, and the bar of frames, on which a click goes to a frame.
+() => {
+  const find = selector => document.querySelector(selector);
+  const press = id => find(`#${id}`)?.click();
+
+  const setNumber = (id, change) => {
+    const input = find(`#${id} input[type=number]`), range = find(`#${id} input[type=range]`);
+    if (!input || !range || range.disabled) return;
+    const value = Math.min(Math.max(change(+input.value, +range.max), +range.min), +range.max);
+    if (value === +input.value) return;
+    input.value = value;
+    input.dispatchEvent(new Event('input', {bubbles: true}));
+    input.dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', bubbles: true}));
+    input.dispatchEvent(new Event('blur', {bubbles: true}));
+  };
+
+  // A stroke that is not kept yet, else the last change of the masks.
+  const undo = () => {
+    const stroke = find('#editor button[aria-label="Undo"]');
+    if (stroke && !stroke.disabled) stroke.click();
+    else press('undo');
+  };
+
+  const keys = {
+    'ArrowLeft': () => setNumber('frame', frame => frame - 1),
+    'ArrowRight': () => setNumber('frame', frame => frame + 1),
+    'Home': () => setNumber('frame', () => 0),
+    'End': () => setNumber('frame', (frame, last) => last),
+    'shift+ArrowLeft': () => press('backward'),
+    'shift+ArrowRight': () => press('forward'),
+    'b': () => press('both'),
+    'u': () => find('#to_painted input').click(),
+    's': () => press('stop'),
+    'z': undo,
+    'ctrl+z': undo,
+    '[': () => setNumber('brush', radius => radius - 1),
+    ']': () => setNumber('brush', radius => radius + 1),
+    'd': () => find('#editor button[aria-label="Brush"]')?.click(),
+    'e': () => find('#editor button[aria-label="Erase"]')?.click(),
+    'n': () => press('next_object'),
+    'a': () => press('add_object'),
+    'k': () => press('keep'),
+    'f': () => press('forget'),
+    'm': () => press('masks'),
+  };
+
+  document.addEventListener('keydown', event => {
+    if (!event.isTrusted || event.altKey) return;
+    const typing = event.target.closest('input:not([type=radio], [type=checkbox], [type=range]), textarea');
+    if (typing) {
+      if (['Enter', 'Escape'].includes(event.key)) setTimeout(() => typing.blur());
+      return;
+    }
+    const control = event.ctrlKey || event.metaKey ? 'ctrl+' : '', arrow = event.key.startsWith('Arrow');
+    const key = control + (event.shiftKey && arrow ? 'shift+' : '') + event.key;
+    if (!(key in keys)) return;
+    event.preventDefault();
+    keys[key]();
+  }, true);
+}
