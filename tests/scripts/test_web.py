@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 
 from dataset.io import PALETTE, list_frames, read_mask
-from inference.session import Session, import_clip
-from scripts.web_tabs import OBJECTS, SHOWN_ALPHA, labels_of, layer_of
+from inference.clip import import_clip
+from inference.session import Session
+from scripts.web_paint import COLOURS, SHOWN_ALPHA, labels_of, layer_of
 from tests.conftest import REPOSITORY
 from tests.web_server import PATIENCE, SWAN, Server, needs_gradio, until, zip_of_frames
 
