@@ -1,23 +1,22 @@
 """A clip that a person and the network segment together; no user interface, and no more than a frame in memory."""
 
-import math
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from dataset.io import DataError, read_image, read_mask, some, write_mask
 from dataset.overlay import draw_masks
 from inference.clip import Clip
+from inference.confidence import expected_iou
 from inference.config import InferenceConfig, recommended_config
+from inference.directions import Annotations, Direction, Known, WaitingPass, blend
 from inference.ensemble import Ensemble
 from inference.sources import READERS, Picture, Source, Upcoming
 from inference.stream import propagate
@@ -26,46 +25,20 @@ from inference.video_file import VideoWriter
 from model import Network
 from util.metrics import VOID
 
-Direction = Literal['forward', 'backward', 'both']
-
-BAND = 0.02  # of a frame's shorter side, around its objects
-
 
 class Propagated(NamedTuple):
     """A frame that was reached; of one before the start, seen again only for the memory, there is no more."""
 
     frame: int
     labels: np.ndarray | None = None  # uint8 [H, W]
-    uncertainty: float | None = None  # in [0, 1]; 0 where the mask was painted
-
-
-def uncertainty(prob: Tensor) -> float:
-    """How unsure the network is of a frame, in [0, 1]: the mean entropy inside and around its objects.
-
-    ``prob [1 + K, H, W]``, the background first. The entropy is divided by log(1 + K), that of not knowing anything,
-    so that frames before and after an object joins compare. Around the objects counts a band of 2 % of the shorter
-    side, where their outlines are decided and what they lost lies. Of the rest of the frame, certain background in
-    most cases, a mean would only say how large the objects are. Where no object is seen it is the whole frame.
-    """
-    K, (H, W) = len(prob) - 1, prob.shape[1:]
-    if K == 0:
-        return 0.0
-    entropy = torch.special.entr(prob).sum(dim=0) / math.log(1 + K)
-    inside = prob.argmax(dim=0) > 0
-    if not inside.any():
-        return entropy.mean().item()
-    band = max(1, round(BAND * min(H, W)))
-    near = inside[None].float()
-    for kernel, padding in (((2 * band + 1, 1), (band, 0)), ((1, 2 * band + 1), (0, band))):
-        near = F.max_pool2d(near, kernel, stride=1, padding=padding)
-    return entropy[near[0] > 0].mean().item()
+    confidence: float | None = None  # of its least sure object, in [0, 1]; 1 where the mask was painted
 
 
 class State(NamedTuple):
     """What a session knows beside its files."""
 
     painted: dict[int, frozenset[int]]
-    uncertainty: dict[int, float]
+    confidence: dict[int, dict[int, float]]
     names: dict[int, str]
 
 
@@ -84,7 +57,7 @@ class Session:
 
     Attributes:
         painted: frame -> the labels on it.
-        uncertainty: of the frames that were propagated to.
+        confidence: of the frames that were propagated to: label -> how sure the network is of this object, in [0, 1].
         names: label -> what the object is called; may be empty. Every object that there is has one.
     """
 
@@ -106,7 +79,7 @@ class Session:
         self.shape = self.read_image(0).shape[:2]
         self.undone: Undo[State] = Undo(self.folder / 'masks', self.folder / 'undo')
         self.painted: dict[int, frozenset[int]] = {}
-        self.uncertainty: dict[int, float] = {}
+        self.confidence: dict[int, dict[int, float]] = {}
         self.names: dict[int, str] = {}
 
     def __len__(self) -> int:
@@ -167,11 +140,13 @@ class Session:
             del self.names[label]
             remaining = {frame: labels - {label} for frame, labels in self.painted.items()}
             for frame in self.masked():
-                mask = self.labels(frame)
+                mask, sure = self.labels(frame), self.confidence.get(frame)
                 if not any(remaining.values()):
                     self._delete(frame)
                 elif (mask == label).any():
                     self._write(frame, np.where(mask == label, 0, mask).astype(np.uint8))
+                if sure is not None and any(remaining.values()):
+                    self.confidence[frame] = {other: value for other, value in sure.items() if other != label}
             self.painted = remaining if any(remaining.values()) else {}
 
     def paint(self, frame: int, labels: np.ndarray) -> None:
@@ -207,9 +182,9 @@ class Session:
         with self.change('clearing everything'):
             for frame in self.masked():
                 self._delete(frame)
-            self.painted, self.uncertainty, self.names = {}, {}, {}
+            self.painted, self.confidence, self.names = {}, {}, {}
 
-    def restore(self, frame: int, labels: np.ndarray, *, painted: bool, uncertainty: float | None) -> None:
+    def restore(self, frame: int, labels: np.ndarray, *, painted: bool, confidence: dict[int, float] | None) -> None:
         """Give a frame the mask that it had in an earlier session, uint8 [H, W]."""
         with self.change(f'the mask of frame {frame}'):
             self._write(frame, labels)
@@ -217,13 +192,13 @@ class Session:
             self._name(present)
             if painted:
                 self.painted[frame] = present
-            elif uncertainty is not None:
-                self.uncertainty[frame] = uncertainty
+            elif confidence is not None:
+                self.confidence[frame] = confidence
 
     @contextmanager
     def change(self, what: str) -> Iterator[None]:
         """What happens in the block is one change for :meth:`undo`."""
-        state = State(self.painted.copy(), self.uncertainty.copy(), self.names.copy())
+        state = State(self.painted.copy(), self.confidence.copy(), self.names.copy())
         with self.undone.change(what, state):
             yield
 
@@ -231,7 +206,7 @@ class Session:
         """Take the last change back; what it was. Raises :class:`DataError` where there is none."""
         if self.undone.last is None:
             raise DataError('There is nothing to undo.')
-        what, (self.painted, self.uncertainty, self.names) = self.undone.back()
+        what, (self.painted, self.confidence, self.names) = self.undone.back()
         return what
 
     def reach(self, start: int, direction: Direction, *, to_painted: bool) -> range:
@@ -263,9 +238,14 @@ class Session:
         """
         wanted = self.reach(start, direction, to_painted=to_painted)
         passes = self._passes(wanted, direction)
+        blending = Blending(self, wanted) if len(passes) == 2 else None
         with self.change(f'propagating from frame {start}'):
-            for source in passes:
-                yield from self._run(source)
+            try:
+                for source in passes:
+                    yield from self._run(source, blending)
+            finally:
+                if blending is not None:
+                    blending.waiting.remove()
 
     def _passes(self, wanted: range, direction: Direction) -> list['ClipSource']:
         """The frames to go through, in their order."""
@@ -284,33 +264,35 @@ class Session:
             )
         return passes
 
-    def _run(self, source: 'ClipSource') -> Iterator[Propagated]:
+    def _run(self, source: 'ClipSource', blending: 'Blending | None') -> Iterator[Propagated]:
+        """One pass. What the other one knows as well waits for it, or has waited for this one."""
         core = Ensemble.of(self.networks, self.config, object_chunk=self.object_chunk, num_frames=len(source.order))
-        with closing(propagate(core, source)) as segmented:
+        waiting = blending.waiting if blending is not None and source.is_backwards else nullcontext()
+        with waiting, closing(propagate(core, source)) as segmented:
             for found in segmented:
                 frame = source.order[found.number]
                 if not found.wanted:
                     if found.image is not None:
                         yield Propagated(frame)
                 elif frame in self.painted:
-                    yield Propagated(frame, self.labels(frame), 0.0)
+                    yield Propagated(frame, self.labels(frame), 1.0)
                 else:
-                    labels = found.labels.cpu().numpy()
+                    known = Known(found.prob, found.objects)
+                    if blending is not None and frame in blending.frames:
+                        if source.is_backwards:
+                            blending.waiting.put(frame, known, core.working_shape(self.shape))
+                            yield Propagated(frame)
+                            continue
+                        known = blending.blend(frame, known)
+                    labels = known.to_labels().cpu().numpy()
                     self._write(frame, labels)
-                    self.uncertainty[frame] = uncertainty(found.prob)
-                    yield Propagated(frame, labels, self.uncertainty[frame])
+                    sure = dict(zip(known.objects, expected_iou(known.prob).tolist(), strict=True))
+                    self.confidence[frame] = sure
+                    yield Propagated(frame, labels, min(sure.values()))
 
-    def least_sure(self, n: int = 5) -> list[int]:
-        """The frames to correct next, the least sure first: up to ``n``, none of them painted, and no neighbours.
-
-        Two of them are at least 1 / (2n) of the segmented frames apart, so one bad moment does not take them all.
-        """
-        apart = max(2, len(self.uncertainty) // (2 * n))
-        chosen: list[int] = []
-        for frame in sorted(self.uncertainty, key=self.uncertainty.__getitem__, reverse=True):
-            if len(chosen) < n and all(abs(frame - other) >= apart for other in chosen):
-                chosen.append(frame)
-        return chosen
+    def sureness(self) -> dict[int, float]:
+        """Frame -> how sure the network is of its least sure object, in [0, 1]. Of frames that were propagated to."""
+        return {frame: min(sure.values(), default=1.0) for frame, sure in self.confidence.items()}
 
     def write_overlay(self, path: str | Path) -> None:
         """The clip as a video with its masks drawn on it, at its own speed and with its sound.
@@ -348,12 +330,38 @@ class Session:
     def _write(self, frame: int, labels: np.ndarray) -> None:
         self.undone.touch(self.mask_path(frame))
         write_mask(self.mask_path(frame), labels)
-        self.uncertainty.pop(frame, None)
+        self.confidence.pop(frame, None)
 
     def _delete(self, frame: int) -> None:
         self.undone.touch(self.mask_path(frame))
         self.mask_path(frame).unlink(missing_ok=True)
-        self.uncertainty.pop(frame, None)
+        self.confidence.pop(frame, None)
+
+
+class Blending:
+    """What becomes of the frames that both passes know, those between the first and the last painted object.
+
+    Args:
+        session: of the clip.
+        wanted: the frames that are segmented.
+
+    Raises:
+        OSError: the disk has no room for what has to wait.
+    """
+
+    def __init__(self, session: Session, wanted: range):
+        shown = [frame for frame, labels in session.painted.items() if labels]
+        self.session = session
+        self.frames = range(max(wanted.start, min(shown)), min(wanted.stop, max(shown)))
+        # A painted mask is complete: it speaks of all objects.
+        self.annotations = Annotations(dict.fromkeys(session.painted, sorted(session.names)))
+        self.waiting = WaitingPass(session.folder / 'waiting')
+        self.waiting.require_room(len(self.frames), len(session.names), session.shape)
+
+    def blend(self, frame: int, forward: Known) -> Known:
+        """What both passes say together of a frame."""
+        backward = self.waiting.get(frame, self.session.shape, forward.prob.device)
+        return blend(frame, forward, backward, self.annotations)
 
 
 class ClipSource(Source):
@@ -366,6 +374,7 @@ class ClipSource(Source):
         self.name = str(session.folder)
         self.order, self.wanted = order, wanted
         self.frames = len(order)
+        self.is_backwards = order.step < 0
 
     def __iter__(self) -> Iterator[Upcoming]:
         session = self.session
@@ -375,7 +384,7 @@ class ClipSource(Source):
                 str(frame),
                 partial(self._read, frame, painted),
                 annotated=painted,
-                objects=session.objects(frame, backward=self.order.step < 0) if painted else None,
+                objects=session.objects(frame, backward=self.is_backwards) if painted else None,
                 wanted=frame in self.wanted,
                 last=frame == self.order[-1],
                 origin=f'frame {frame}',

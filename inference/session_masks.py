@@ -28,7 +28,7 @@ class Record(NamedTuple):
 
     painted: list[str]
     objects: dict[int, str]
-    uncertainty: dict[str, float]
+    confidence: dict[str, dict[int, float]]
 
 
 def object_name(text: str) -> str:
@@ -39,7 +39,7 @@ def object_name(text: str) -> str:
 def write_masks(session: Session, path: str | Path) -> int:
     """A zip of palette PNGs named like their frames, of the frames that have a mask. Returns how many.
 
-    A further file, ``session.json``, says which of them are painted, what the objects are called, and how unsure the
+    A further file, ``session.json``, says which of them are painted, what the objects are called, and how sure the
     network was, so that :func:`import_masks` restores the session.
 
     Raises:
@@ -52,7 +52,7 @@ def write_masks(session: Session, path: str | Path) -> int:
     record = Record(
         [names[frame] for frame in sorted(session.painted)],
         dict(sorted(session.names.items())),
-        {names[frame]: session.uncertainty[frame] for frame in frames if frame in session.uncertainty},
+        {names[frame]: session.confidence[frame] for frame in frames if frame in session.confidence},
     )
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, 'w') as archive:
         # No time stamps: the same masks give the same archive. PNGs do not get smaller.
@@ -179,7 +179,7 @@ def _restore(session: Session, folder: Path, record: Record) -> list[int]:
     files = {path.stem: path for path in list_frames(folder, suffixes=MASK_SUFFIXES)}
     if strangers := sorted(files.keys() - numbers.keys()):
         raise DataError(f'expected the masks of this clip, found no frames for {some(strangers)}. Is it of another?')
-    if absent := sorted({*record.painted, *record.uncertainty} - files.keys()):
+    if absent := sorted({*record.painted, *record.confidence} - files.keys()):
         raise DataError(f'{RECORD}: speaks of frames without a mask: {some(absent)}')
     with session.change('importing a session'):
         session.clear()
@@ -191,7 +191,7 @@ def _restore(session: Session, folder: Path, record: Record) -> list[int]:
                 found = f'{labels.shape[1]} x {labels.shape[0]}'
                 raise DataError(f'{path.name}: expected the size of the clip, {width} x {height}, found {found}')
             session.restore(
-                numbers[name], labels, painted=name in record.painted, uncertainty=record.uncertainty.get(name)
+                numbers[name], labels, painted=name in record.painted, confidence=record.confidence.get(name)
             )
         session.names.update(record.objects)
     return sorted(numbers[name] for name in files)
@@ -206,10 +206,13 @@ def _read_record(upload: Upload, entry: zipfile.ZipInfo, target: Path) -> Record
         record = Record(
             [str(name) for name in record.painted],
             {int(label): object_name(str(name)) for label, name in record.objects.items()},
-            {str(name): float(value) for name, value in record.uncertainty.items()},
+            {
+                str(name): {int(label): float(value) for label, value in sure.items()}
+                for name, sure in record.confidence.items()
+            },
         )
-        labels_exist = all(1 <= label <= MAX_LABEL for label in record.objects)
-        if labels_exist and all(0 <= value <= 1 for value in record.uncertainty.values()):
+        values = [value for sure in record.confidence.values() for value in sure.values()]
+        if all(1 <= label <= MAX_LABEL for label in record.objects) and all(0 <= value <= 1 for value in values):
             return record
         found = 'values out of their range'
     except (LimitError, ValueError, TypeError, AttributeError, RecursionError) as error:

@@ -12,12 +12,15 @@ import gradio as gr
 import numpy as np
 
 from dataset.io import PALETTE, DataError, some
-from inference.session import Direction, Session
+from inference.directions import Direction
+from inference.report import least_sure
+from inference.session import Session
 from inference.session_masks import object_name, write_masks
 from scripts.web_messages import Overheard, told
 from scripts.web_paint import bar, title_of
 from scripts.web_tabs import Tab, Tabs
 
+SUGGESTED = 5  # frames to look at
 PREVIEW_SECONDS = 0.1  # between two frames of the preview, so that a fast network does not flood the browser
 
 
@@ -65,8 +68,8 @@ class Handlers:
 
     def _masks_changed(self, tab: Tab, done: str = '') -> dict:
         """What speaks of the masks of the clip."""
-        sure = tab.session.uncertainty
-        choices = [(f'frame {frame} ({sure[frame]:.3f})', frame) for frame in tab.session.least_sure()]
+        sure = tab.session.sureness()
+        choices = [(f'frame {frame} ({sure[frame]:.2f})', frame) for frame in least_sure(sure, SUGGESTED)]
         return {
             self.elements.status: f'{done} {tab.status()}',
             self.elements.bar: bar(tab.session, tab.frame),
@@ -245,7 +248,7 @@ class Handlers:
                         yield {self.elements.status: f'Looking at other frames again: {reached.frame}'}
                         continue
                     image = tab.session.overlay(reached.frame, reached.labels)
-                    caption = f'frame {reached.frame} of {len(tab.session) - 1}, uncertainty {reached.uncertainty:.3f}'
+                    caption = f'frame {reached.frame} of {len(tab.session) - 1}, confidence {reached.confidence:.2f}'
                     yield {
                         self.elements.preview: picture(image, caption),
                         self.elements.status: f'Propagating: {caption}',

@@ -14,6 +14,7 @@ COLOURS = ('red', 'green', 'olive', 'blue', 'purple', 'teal', 'grey')
 TOLERANCE = 8  # of a colour, in each channel
 SHOWN_ALPHA = 128  # masks that are there already let the frame shine through; new strokes are opaque
 COLUMNS = 600  # of the bar, at most
+UNSURE = 0.75  # confidence in the least sure object, below which the bar calls a frame unsure
 
 BAR_LEGEND = {'painted': '#2563eb', 'unsure': '#f59e0b', 'propagated': '#16a34a', 'none': '#9ca3af55'}
 
@@ -63,11 +64,11 @@ def _is_colour(layer: np.ndarray, colours: np.ndarray) -> np.ndarray:
 
 def bar(session: Session, frame: int) -> str:
     """HTML: from left to right all frames of a clip, in the colours of what their masks are; ``frame`` is marked."""
-    masked, unsure = set(session.masked()), set(session.least_sure())
-    kinds = [
-        'painted' if t in session.painted else 'unsure' if t in unsure else 'propagated' if t in masked else 'none'
-        for t in range(len(session))
-    ]
+    masked, sure = session.masked(), session.sureness()
+    known = {t: 'unsure' if sure.get(t, 1) < UNSURE else 'propagated' for t in masked} | dict.fromkeys(
+        session.painted, 'painted'
+    )
+    kinds = [known.get(t, 'none') for t in range(len(session))]
     columns = min(len(kinds), COLUMNS)
     edges = [column * len(kinds) // columns for column in range(columns + 1)]
     shown = [min(kinds[a:b], key=list(BAR_LEGEND).index) for a, b in itertools.pairwise(edges)]

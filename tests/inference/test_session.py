@@ -14,7 +14,8 @@ from PIL import Image
 from dataset.io import DataError, read_mask
 from inference.clip import Clip, LimitError, import_clip
 from inference.core import InferenceCore
-from inference.session import Session, uncertainty
+from inference.directions import Propagation
+from inference.session import ClipSource, Session
 from tests.conftest import FRAMES, tree
 
 
@@ -50,7 +51,8 @@ def test_propagation_is_the_core(session, labels, clip, small_network):
         assert np.array_equal(reached.labels, core.to_labels(prob))
         assert np.array_equal(reached.labels, session.labels(reached.frame))
         if reached.frame:
-            assert reached.uncertainty == session.uncertainty[reached.frame] == uncertainty(prob)
+            assert session.confidence[reached.frame] == core.confidence(prob)
+            assert reached.confidence == session.sureness()[reached.frame] == min(core.confidence(prob).values())
     assert reached.frame == len(clip) - 1
 
 
@@ -59,13 +61,13 @@ def test_propagating_again_from_a_later_frame_changes_nothing(session, labels, s
     session.paint(0, labels)
     session.paint(3, np.where(labels == 2, 2, 0).astype(np.uint8))
     run(session)
-    expected, uncertain = masks(session), dict(session.uncertainty)
+    expected, uncertain = masks(session), dict(session.confidence)
     for frame in range(start, len(session)):
         if frame not in session.painted:
             (session.folder / 'masks' / f'{FRAMES[frame].stem}.png').unlink()
     assert run(session, start) == list(range(start, len(session)))
     assert all(np.array_equal(a, b) for a, b in zip(masks(session), expected, strict=True))
-    assert session.uncertainty == uncertain
+    assert session.confidence == uncertain
 
 
 def test_correction_changes_only_what_follows(session, labels):
@@ -95,7 +97,7 @@ def test_object_left_out_of_a_correction_is_gone_there(session, labels):
     assert session.objects(4) == [1, 2, 3]
     results = {reached.frame: reached for reached in session.propagate(0)}
     assert 3 not in results[4].labels
-    assert results[4].uncertainty == 0
+    assert results[4].confidence == 1
 
 
 def test_catching_up_computes_memory_frames_only(session, labels, monkeypatch):
@@ -162,7 +164,7 @@ def test_backwards_is_forwards_in_the_reversed_clip(session, labels, small_netwo
     reached = [(each.frame, each.labels is None) for each in session.propagate(start, 'backward')]
     assert reached == [(11 - each.frame, each.labels is None) for each in mirror.propagate(11 - start)]
     assert all(np.array_equal(a, b) for a, b in zip(masks(session), masks(mirror)[::-1], strict=True))
-    assert session.uncertainty == {11 - frame: value for frame, value in mirror.uncertainty.items()}
+    assert session.confidence == {11 - frame: value for frame, value in mirror.confidence.items()}
 
 
 def test_up_to_the_next_painted_frame(session, labels):
@@ -188,8 +190,56 @@ def test_frames_that_no_pass_reaches(session, labels):
     assert run(session, 2, 'both', to_painted=True) == [3, 2, 1, 0]
 
 
+def test_both_ways_from_one_mask_is_each_way(session, labels):
+    session.paint(4, labels)
+    run(session, 4, 'backward')
+    run(session, 4, 'forward')
+    expected = state_of(session)
+    session.undo()
+    session.undo()
+    assert run(session, 4, 'both') == [4, 3, 2, 1, 0, 4, 5, 6, 7, 8, 9, 10, 11]
+    assert state_of(session) == expected
+
+
+def test_both_ways_between_painted_frames_is_the_stream_in_both_directions(session, labels, tmp_path, small_network):
+    """Of a whole video; an object is known to one of the passes only, another is corrected."""
+    session.paint(0, np.where(labels == 3, 0, labels).astype(np.uint8))
+    session.paint(8, np.roll(labels, 5, axis=1))
+    frames = range(len(session))
+    propagation = Propagation(
+        lambda: InferenceCore(small_network), ClipSource(session, frames, frames), 'both', tmp_path / 'waiting'
+    )
+    expected = {found.number: found for found in propagation.frames() if found.wanted}
+    reached = [each.frame for each in session.propagate(8, 'both') if each.labels is not None]
+    assert set(reached) == set(frames)
+    for frame in frames:
+        assert np.array_equal(session.labels(frame), expected[frame].labels)
+    assert not (session.folder / 'waiting').exists()
+    # A stretch of it alone is the same.
+    before, sure = masks(session), dict(session.confidence)
+    for frame in range(3, 6):
+        session.mask_path(frame).unlink()
+    run(session, 4, 'both', to_painted=True)
+    assert all(np.array_equal(a, b) for a, b in zip(masks(session), before, strict=True))
+    assert session.confidence == sure
+    # And it is not what either of them says.
+    for direction in ('forward', 'backward'):
+        run(session, 4, direction, to_painted=True)
+        assert any((session.labels(frame) != before[frame]).any() for frame in range(1, 8))
+
+
+def test_no_room_for_what_waits_is_said_before_the_first_pass(session, labels, monkeypatch):
+    session.paint(0, labels)
+    session.paint(8, labels)
+    before = state_of(session)
+    monkeypatch.setattr('shutil.disk_usage', lambda path: type('Usage', (), {'free': 10}))
+    with pytest.raises(OSError, match='free disk'):
+        run(session, 4, 'both')
+    assert state_of(session) == before
+
+
 def state_of(session) -> tuple:
-    return tree(session.folder / 'masks'), dict(session.painted), dict(session.uncertainty), dict(session.names)
+    return tree(session.folder / 'masks'), dict(session.painted), dict(session.confidence), dict(session.names)
 
 
 def test_every_change_can_be_undone(session, labels):
@@ -284,40 +334,6 @@ def test_memory_does_not_grow_with_the_clip(small_network, labels, tmp_path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] + 2 * labels.size
-
-
-def prob_of(confidence: torch.Tensor) -> torch.Tensor:
-    return torch.stack([1 - confidence, confidence])
-
-
-def test_uncertainty():
-    sure = torch.zeros(100, 200)
-    sure[40:60, 50:90] = 1
-    assert uncertainty(prob_of(sure)) == 0
-    assert uncertainty(torch.ones(1, 100, 200)) == 0
-    assert uncertainty(torch.full((4, 100, 200), 0.25)) == pytest.approx(1)
-    inside, beside, far = sure.clone(), sure.clone(), sure.clone()
-    inside[45:55, 60:80] = 0.5 + 1e-3
-    beside[40:60, 90:92] = 0.5 - 1e-3  # the band is 2 pixels wide here
-    far[:20, :20] = 0.5 - 1e-3
-    area = (20 + 4) * (40 + 4)
-    assert uncertainty(prob_of(inside)) == pytest.approx(200 / area, rel=1e-3)
-    assert uncertainty(prob_of(beside)) == pytest.approx(40 / area, rel=1e-3)
-    assert uncertainty(prob_of(far)) == 0
-    # No object: the whole frame.
-    assert uncertainty(prob_of(0.4 * sure)) == pytest.approx(0.971 * 800 / 20000, rel=1e-3)
-
-
-def test_least_sure_frames_are_spread_and_not_painted(session, labels):
-    session.uncertainty = {frame: 1 / (1 + abs(frame - 60)) for frame in range(100)}
-    chosen = session.least_sure(5)
-    assert chosen[0] == 60
-    assert len(chosen) == 5
-    assert min(abs(a - b) for a in chosen for b in chosen if a != b) == 10
-    session.uncertainty = {1: 0.1, 2: 0.9, 3: 0.8, 4: 0.2}
-    assert session.least_sure(5) == [2, 4]
-    session.paint(2, labels)
-    assert session.least_sure(1) == [3]
 
 
 def test_overlay_shows_the_mask(session, labels):

@@ -30,7 +30,7 @@ def labels(first_mask) -> np.ndarray:
 
 
 def state_of(session) -> tuple:
-    return tree(session.folder / 'masks'), session.painted, session.uncertainty, session.names
+    return tree(session.folder / 'masks'), session.painted, session.confidence, session.names
 
 
 def zipped(path: Path, files: dict[str, bytes]) -> Path:
@@ -118,7 +118,7 @@ def test_masks_of_another_scale_and_many_objects(session, labels, tmp_path, capl
 
 
 def record(**changes) -> bytes:
-    return json.dumps({'painted': [], 'objects': {}, 'uncertainty': {}} | changes).encode()
+    return json.dumps({'painted': [], 'objects': {}, 'confidence': {}} | changes).encode()
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,10 @@ def record(**changes) -> bytes:
         ({f'{NAMES[1]}.png': 'MASK', RECORD: record(painted=7)}, 'session.json: expected that of a session'),
         ({f'{NAMES[1]}.png': 'MASK', RECORD: record(painted=[NAMES[2]])}, f'without a mask: {NAMES[2]}'),
         ({f'{NAMES[1]}.png': 'MASK', RECORD: record(objects={'0': 'x'})}, 'values out of their range'),
-        ({f'{NAMES[1]}.png': 'MASK', RECORD: record(uncertainty={NAMES[1]: float('nan')})}, 'out of their range'),
+        (
+            {f'{NAMES[1]}.png': 'MASK', RECORD: record(confidence={NAMES[1]: {'1': float('nan')}})},
+            'out of their range',
+        ),
         ({'a.png': 'MASK', RECORD: record()}, 'no frames for a'),
         ({f'{NAMES[1]}.png': 'OTHER', RECORD: record()}, 'expected the size of the clip'),
         ({f'{NAMES[1]}.png': 'MASK', f'{NAMES[2]}.png': b'x', RECORD: record()}, 'expected an image'),

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.io import PALETTE, list_frames, read_mask
+from dataset.io import PALETTE, list_frames, read_mask, write_binary_mask, write_mask
 from inference.clip import import_clip
 from inference.session import Session
 from scripts.web_paint import COLOURS, SHOWN_ALPHA, labels_of, layer_of
@@ -38,11 +38,26 @@ W, H = 214, 120  # of the clip in the browser
 
 
 def test_layer_and_back():
-    labels = np.random.default_rng(0).integers(0, len(OBJECTS) + 1, (60, 80)).astype(np.uint8)
-    assert np.array_equal(labels_of(layer_of(labels)), labels)
+    labels = np.random.default_rng(0).integers(0, len(COLOURS) + 1, (60, 80)).astype(np.uint8)
+    nothing = np.zeros_like(labels)
+    brushes = range(1, len(COLOURS) + 1)
+    assert np.array_equal(labels_of(layer_of(labels), nothing, brushes), labels)
     opaque = layer_of(labels)
     opaque[..., 3] = 255 * (labels > 0)
-    assert np.array_equal(labels_of(opaque), labels)
+    assert np.array_equal(labels_of(opaque, nothing, brushes), labels)
+
+
+def test_a_layer_of_many_objects_stays_what_it_is():
+    """Their colours may be mixtures of others'; only what a brush painted, or smoothed, is judged by its colour."""
+    labels = np.random.default_rng(0).integers(0, 256, (60, 80)).astype(np.uint8)
+    assert np.array_equal(labels_of(layer_of(labels), labels, [1]), labels)
+    layer = layer_of(labels)
+    layer[:, 40:60] = *PALETTE[9], 255
+    layer[:, 60] = *((PALETTE[9].astype(int) + PALETTE[200]) // 2), 255
+    found = labels_of(layer, labels, [9])
+    assert (found[:, 40:60] == 9).all()
+    assert np.array_equal(found[:, :40], labels[:, :40])
+    assert np.array_equal(found[:, 61:], labels[:, 61:])
 
 
 def painted_smoothly(background: int, disc: int, alpha: int) -> tuple[np.ndarray, np.ndarray]:
@@ -63,17 +78,17 @@ def painted_smoothly(background: int, disc: int, alpha: int) -> tuple[np.ndarray
 @pytest.mark.parametrize('alpha', [SHOWN_ALPHA, 255])
 def test_smooth_edges_make_no_other_objects(alpha):
     """Every object, and the eraser, over every object."""
-    for under in range(len(OBJECTS) + 1):
-        for disc in range(len(OBJECTS) + 1):
+    for under in range(len(COLOURS) + 1):
+        for disc in range(len(COLOURS) + 1):
             layer, expected = painted_smoothly(under, disc, alpha)
-            labels = labels_of(layer)
+            labels = labels_of(layer, np.zeros_like(expected), range(1, len(COLOURS) + 1))
             assert set(np.unique(labels)) == set(np.unique(expected))
             y, x = np.nonzero(labels != expected)
             assert (np.abs(np.hypot(x - 40, y - 30) - 15) <= 1.5).all()
 
 
 def test_layer_of_mixtures_only():
-    assert not labels_of(np.full((5, 5, 4), 200, np.uint8)).any()
+    assert not labels_of(np.full((5, 5, 4), 200, np.uint8), np.zeros((5, 5), np.uint8), [1]).any()
 
 
 def test_without_gradio_it_says_what_to_install(tmp_path):
@@ -164,7 +179,7 @@ class Visitor:
         self.page.locator('#status').get_by_text(re.compile(pattern)).wait_for()
 
     def press(self, name: str) -> None:
-        self.page.get_by_role('button', name=name).click()
+        self.page.get_by_role('button', name=name, exact=True).click()
 
     def editor_image(self) -> np.ndarray:
         data = self.page.locator('#editor canvas').first.screenshot()
@@ -217,6 +232,27 @@ class Visitor:
             number.fill(str(frame))
             number.press('Enter')
             self.page.locator('#preview').get_by_text(f'frame {frame}', exact=True).wait_for()
+
+    def import_masks(self, *paths: Path) -> None:
+        with self.page.expect_file_chooser() as chooser:
+            self.press('Import masks')
+        chooser.value.set_files(paths)
+        self.wait_for('Imported')
+
+    def frame(self) -> int:
+        return int(self.page.locator('#frame input[type=number]').input_value())
+
+    def keys(self, *keys: str) -> None:
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    def bar(self) -> str:
+        """The kinds of the frames, a letter each: painted, unsure, propagated (-), none (.)."""
+        spans = self.page.locator('#bar .frames span').evaluate_all(
+            'all => all.map(e => [e.className, e.style.flexGrow])'
+        )
+        letters = {'painted': 'P', 'unsure': '-', 'propagated': '-', 'none': '.'}
+        return ''.join(letters[kind] * int(count) for kind, count in spans)
 
     def download(self, button: str, suffix: str, folder: Path) -> Path:
         self.press(button)
@@ -272,16 +308,16 @@ def test_paint_propagate_correct_download(visit, clip, small_network, tmp_path):
     downloads = tmp_path / 'downloads'
     downloads.mkdir()
     visitor = visit()
-    visitor.press('Propagate from here')
+    visitor.press('Forwards ▶')
     visitor.page.get_by_text('Upload a clip first.').wait_for()
     with visitor.editor_changes():
         visitor.upload(clip)
         visitor.wait_for(f'8 frames, {W} x {H}')
-    visitor.press('Propagate from here')
+    visitor.press('Forwards ▶')
     visitor.page.get_by_text('Nothing is painted yet.').wait_for()
 
     visitor.stroke((70, 70), (110, 75))
-    visitor.press('Propagate from here')
+    visitor.press('Forwards ▶')
     visitor.wait_for('Done.*Painted frames: 0. Frames with a mask: 8')
     first = read_masks(visitor.download('Masks (zip)', '.zip', downloads), tmp_path / 'first')
     assert len(first) == 8
@@ -297,7 +333,7 @@ def test_paint_propagate_correct_download(visit, clip, small_network, tmp_path):
     with visitor.editor_changes():
         visitor.tool('Erase')
         visitor.stroke((100, 30), (100, 90))
-    visitor.press('Propagate from here')
+    visitor.press('Forwards ▶')
     visitor.wait_for('Done.*Painted frames: 0, 5. Frames with a mask: 8')
     second = read_masks(visitor.download('Masks (zip)', '.zip', downloads), tmp_path / 'second')
     assert all(np.array_equal(a, b) for a, b in zip(first[:5], second[:5], strict=True))
@@ -334,6 +370,171 @@ def test_paint_propagate_correct_download(visit, clip, small_network, tmp_path):
             assert (video.width, video.height, len(list(video))) == (W, H, 8)
 
 
+@pytest.fixture(scope='module')
+def swan_mask(tmp_path_factory) -> Path:
+    """That of the first frame, black and white."""
+    mask = read_mask(list_frames(SWAN / 'Annotations')[0])
+    path = tmp_path_factory.mktemp('mask') / 'swan.png'
+    write_binary_mask(path, cv2.resize(mask, (W, H), interpolation=cv2.INTER_NEAREST))
+    return path
+
+
+@needs_gradio
+def test_import_both_ways_correct_and_go_on_in_another_tab(visit, clip, swan_mask, tmp_path):
+    downloads = tmp_path / 'downloads'
+    downloads.mkdir()
+    visitor = visit()
+    visitor.upload(clip)
+    visitor.wait_for('8 frames')
+    visitor.go_to(3)
+    with visitor.editor_changes():
+        visitor.import_masks(swan_mask)
+    visitor.wait_for('Imported the mask of frame 3. .*Painted frames: 3. Frames with a mask: 1')
+    visitor.press('◀ Both ways ▶')
+    visitor.wait_for('Done. .*Frames with a mask: 8')
+    assert visitor.bar() == '---P----'
+    first = read_masks(visitor.download('Masks (zip)', '.zip', downloads), tmp_path / 'first')
+
+    visitor.go_to(6)  # a second object on a later frame: known on both sides of it
+    with visitor.editor_changes():
+        visitor.press('Add object')
+        visitor.stroke((20, 20), (60, 24))
+    visitor.page.locator('#name input, #name textarea').fill('a <b>leaf</b>')
+    visitor.keys('Enter')
+    visitor.page.locator('#object').get_by_text('2 a <b>leaf</b>', exact=True).wait_for()
+    visitor.page.locator('#to_painted input').check()
+    visitor.press('◀ Both ways ▶')
+    visitor.wait_for('Done. .*Painted frames: 3, 6. Frames with a mask: 8')
+    assert visitor.bar() == '---P--P-'
+    work = visitor.download('Masks (zip)', '.zip', downloads)
+    second = read_masks(work, tmp_path / 'second')
+    assert (second[6][20:24, 22:58] == 2).any()
+    changed = [bool((a != b).any()) for a, b in zip(first, second, strict=True)]
+    assert changed[:4] == [False] * 4  # beyond the painted frame before
+    assert all(changed[6:])
+    assert any(changed[4:6])
+
+    visitor.press('Undo')  # of the propagation, then of the correction
+    visitor.wait_for('Undone: propagating from frame 6.')
+    with visitor.editor_changes():
+        visitor.press('Undo')
+        visitor.wait_for('Undone: the mask of frame 6. .*Painted frames: 3. ')
+    visitor.page.close()
+
+    other = visit()
+    other.upload(clip)
+    other.wait_for('8 frames')
+    with other.editor_changes():
+        other.import_masks(work)
+        other.wait_for('Imported masks of the frames .*Painted frames: 3, 6. Frames with a mask: 8')
+    assert other.bar() == '---P--P-'
+    other.page.locator('#object').get_by_text('2 a <b>leaf</b>', exact=True).wait_for()
+    again = other.download('Masks (zip)', '.zip', downloads)
+    assert again.read_bytes() == work.read_bytes()
+
+    other.page.locator('#object').get_by_text('2 a <b>leaf</b>', exact=True).click()
+    other.press('Remove object')
+    other.wait_for('Removed object 2')
+    assert other.page.locator('#object label').count() == 1
+    third = read_masks(other.download('Masks (zip)', '.zip', downloads), tmp_path / 'third')
+    assert set(np.unique(third)) == {0, 1}
+
+    box = other.page.locator('#bar .frames').bounding_box()
+    other.page.mouse.click(box['x'] + box['width'] * 5.5 / 8, box['y'] + 5)
+    other.page.locator('#preview').get_by_text('frame 5', exact=True).wait_for()
+    assert other.frame() == 5
+
+
+@needs_gradio
+def test_twenty_steps_by_keyboard_alone(visit, clip, swan_mask, tmp_path):
+    """After the clip and a mask came in."""
+    visitor = visit()
+    visitor.upload(clip)
+    visitor.wait_for('8 frames')
+    visitor.import_masks(swan_mask)
+    brush = visitor.page.locator('#brush input[type=number]')
+    radius = int(brush.input_value())
+    chosen = visitor.page.locator('#object input:checked')
+
+    def at(frame: int) -> None:
+        visitor.page.locator('#preview').get_by_text(f'frame {frame}', exact=True).wait_for()
+        assert visitor.frame() == frame
+
+    visitor.keys('ArrowRight', 'ArrowRight', 'ArrowRight')  # 1, 2, 3: next frame
+    at(3)
+    visitor.keys('ArrowLeft')  # 4: previous frame
+    at(2)
+    visitor.keys('Home')  # 5: first frame
+    at(0)
+    visitor.keys('Shift+ArrowRight')  # 6: propagate forwards
+    visitor.wait_for('Done. .*Painted frames: 0. Frames with a mask: 8')
+    visitor.keys('z')  # 7: undo the propagation
+    visitor.wait_for('Undone: propagating from frame 0. .*Frames with a mask: 1.')
+    visitor.keys('a')  # 8: another object
+    until(lambda: visitor.page.locator('#object label').count() == 2)
+    assert chosen.input_value() == '2'
+    visitor.keys('n')  # 9: next object, the first one again
+    until(lambda: chosen.input_value() == '1')
+    visitor.keys(']', ']')  # 10, 11: a larger brush
+    until(lambda: int(brush.input_value()) == radius + 2)
+    visitor.keys('[')  # 12: a smaller one
+    until(lambda: int(brush.input_value()) == radius + 1)
+    visitor.keys('b')  # 13: both ways
+    visitor.wait_for('Done. .*Frames with a mask: 8')
+    visitor.keys('End')  # 14: last frame
+    at(7)
+    visitor.keys('k')  # 15: keep its mask, as if it was painted
+    visitor.wait_for('Painted frames: 0, 7. ')
+    visitor.keys('u')  # 16: up to the next painted frame
+    assert visitor.page.locator('#to_painted input').is_checked()
+    visitor.keys('Shift+ArrowLeft')  # 17: backwards
+    visitor.wait_for('Done. .*Painted frames: 0, 7. Frames with a mask: 8')
+    assert visitor.bar() == 'P------P'
+    visitor.keys('f')  # 18: forget the mask of this frame
+    visitor.wait_for('Painted frames: 0. Frames with a mask: 7')
+    visitor.keys('Control+z')  # 19: undo that
+    visitor.wait_for('Undone: forgetting frame 7. .*Painted frames: 0, 7. ')
+    visitor.keys('m')  # 20: the masks
+    visitor.page.locator('#files a[download$="swan_masks.zip"]').wait_for()
+
+
+@needs_gradio
+def test_a_stroke_is_undone_before_what_was_kept_and_kept_when_the_frame_is_left(visit, clip):
+    visitor = visit()
+    with visitor.editor_changes():
+        visitor.upload(clip)
+        visitor.wait_for('8 frames')
+    visitor.stroke((70, 70), (110, 75))
+    visitor.go_to(1)
+    visitor.wait_for('Painted frames: 0. ')
+    with visitor.editor_changes():
+        visitor.stroke((70, 30), (110, 35))
+    with visitor.editor_changes():
+        visitor.keys('z')
+    visitor.go_to(2)
+    visitor.wait_for('Painted frames: 0. ')
+    visitor.keys('z')
+    visitor.wait_for('Undone: the mask of frame 0. .*Painted frames: none')
+
+
+@needs_gradio
+def test_masks_that_are_refused(visit, clip, tmp_path):
+    visitor = visit()
+    visitor.upload(clip)
+    visitor.wait_for('8 frames')
+    Image.new('L', (W, H), 7).save(tmp_path / '<b>x.png')
+    write_mask(tmp_path / 'narrow.png', np.ones((H, 20), np.uint8))
+    for name, message in (('<b>x.png', ''), ('narrow.png', "narrow.png: expected a mask of its image's aspect ratio")):
+        with visitor.page.expect_file_chooser() as chooser:
+            visitor.press('Import masks')
+        chooser.value.set_files(tmp_path / name)
+        if message:
+            visitor.page.get_by_text(message).wait_for()
+            assert 'Painted frames: 0' in visitor.page.locator('#status').inner_text()
+        else:
+            visitor.wait_for('Imported the mask of frame 0')
+
+
 @needs_gradio
 def test_tabs_do_not_mix_and_can_stop(visit, clip, server, tmp_path):
     one, other = visit(), visit(size=(64, 48))
@@ -344,7 +545,7 @@ def test_tabs_do_not_mix_and_can_stop(visit, clip, server, tmp_path):
         other.wait_for('long: 700 frames, 64 x 48')
     assert len(server.clips()) == 2
     other.stroke((20, 20), (40, 25))
-    other.press('Propagate from here')
+    other.press('Forwards ▶')
     other.wait_for('Propagating')
     other.press('Stop')
     other.wait_for('Stopped')
@@ -355,7 +556,7 @@ def test_tabs_do_not_mix_and_can_stop(visit, clip, server, tmp_path):
     assert one.page.locator('#preview img').evaluate('image => [image.naturalWidth, image.naturalHeight]') == [W, H]
     one.wait_for(f'swan: 8 frames, {W} x {H}. Painted frames: none')
 
-    other.press('Propagate from here')  # and it goes away before that ends
+    other.press('Forwards ▶')  # and it goes away before that ends
     other.wait_for('Propagating')
     other.page.close()
     until(lambda: len(server.clips()) == 1)
@@ -397,7 +598,7 @@ def test_screenshot(browser, tmp_path):
                 points = (outline[:, 0] - 1).tolist()
                 visitor.stroke(*points[:: 2 * radius], points[0])
         page.set_default_timeout(600_000)
-        visitor.press('Propagate from here')
+        visitor.press('Forwards ▶')
         visitor.wait_for('Done.*Frames with a mask: 50')
         with visitor.editor_changes():
             page.locator('#doubtful label').first.click()
