@@ -86,6 +86,7 @@ def painting() -> tuple[dict[str, gr.Component], dict[str, gr.Component]]:
         layers=False,
         buttons=[],
         height=440,
+        canvas_size=(1, 1),  # of the empty editor; a layer would be centred in a larger one until the first stroke
         elem_id='editor',
         **tools(1, 12),
     )
