@@ -119,19 +119,17 @@ class Handlers:
             return self._all_changed(tab, f'Imported {masks}.') | {self.elements.frame: tab.frame}
         return gr.skip()
 
-    def show(self, number: float, drawn: dict, request: gr.Request) -> dict:
+    def show(self, number: float, drawn: dict | None, request: gr.Request) -> dict:
         """Go to a frame. What was painted on the one before is kept."""
         with told():
             tab = self.tabs[request.session_hash]
             if int(number) == tab.frame:
                 return gr.skip()
             changed = {}
-            labels = tab.drawn(drawn)
-            if labels is not None and not np.array_equal(labels, tab.shown):
+            if drawn is not None:
                 try:
                     with tab.alone():
-                        tab.keep(drawn)
-                    changed = self._masks_changed(tab)
+                        changed = self._masks_changed(tab) if tab.keep(drawn) else {}
                 except DataError as error:  # stay: what was painted would be lost
                     gr.Warning(str(error))
                     return {self.elements.frame: tab.frame}
@@ -201,7 +199,7 @@ class Handlers:
             return self._all_changed(tab, f'Undone: {what}.')
         return gr.skip()
 
-    def keep(self, drawn: dict, request: gr.Request) -> dict:
+    def keep(self, drawn: dict | None, request: gr.Request) -> dict:
         """What is painted is the mask of its frame."""
         with told():
             tab = self.tabs[request.session_hash]
@@ -219,19 +217,21 @@ class Handlers:
             return self._all_changed(tab)
         return gr.skip()
 
-    def forward(self, drawn: dict, to_painted: bool, request: gr.Request) -> Iterator[dict]:
+    def forward(self, drawn: dict | None, to_painted: bool, request: gr.Request) -> Iterator[dict]:
         """Propagate to the frames after."""
         yield from self._propagate('forward', drawn, to_painted, request)
 
-    def backward(self, drawn: dict, to_painted: bool, request: gr.Request) -> Iterator[dict]:
+    def backward(self, drawn: dict | None, to_painted: bool, request: gr.Request) -> Iterator[dict]:
         """Propagate to the frames before."""
         yield from self._propagate('backward', drawn, to_painted, request)
 
-    def both(self, drawn: dict, to_painted: bool, request: gr.Request) -> Iterator[dict]:
+    def both(self, drawn: dict | None, to_painted: bool, request: gr.Request) -> Iterator[dict]:
         """Propagate to both sides."""
         yield from self._propagate('both', drawn, to_painted, request)
 
-    def _propagate(self, direction: Direction, drawn: dict, to_painted: bool, request: gr.Request) -> Iterator[dict]:
+    def _propagate(
+        self, direction: Direction, drawn: dict | None, to_painted: bool, request: gr.Request
+    ) -> Iterator[dict]:
         """From this frame on, with previews on the way."""
         with told():
             tab = self.tabs[request.session_hash]

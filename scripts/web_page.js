@@ -14,10 +14,26 @@
     input.dispatchEvent(new Event('blur', {bubbles: true}));
   };
 
+  // What the editor holds, if somebody painted: before, it may still be loading its layer, and look empty.
+  const strokeToUndo = () => {
+    const undo = find('#editor button[aria-label="Undo"]');
+    return undo && !undo.disabled ? undo : null;
+  };
+  let painted = false, frameNow = 0, left = {};
+  document.addEventListener('pointerdown', event => {
+    if (event.target.closest('#editor canvas')) painted = true;
+  }, true);
+  window.drawn = editor => painted && strokeToUndo() ? editor : null;
+  window.leave = (frame, editor) => {
+    const kept = window.drawn(editor), sentBack = frame === left.frame && left.painted;
+    [left, frameNow, painted] = [{frame: frameNow, painted}, frame, sentBack];
+    return [frame, kept];
+  };
+
   // A stroke that is not kept yet, else the last change of the masks.
   const undo = () => {
-    const stroke = find('#editor button[aria-label="Undo"]');
-    if (stroke && !stroke.disabled) stroke.click();
+    const stroke = strokeToUndo();
+    if (painted && stroke) stroke.click();
     else press('undo');
   };
 

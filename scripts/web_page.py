@@ -147,7 +147,12 @@ def connect(on: Elements, buttons: dict[str, gr.Component], do: Handlers) -> Non
     on.file.upload(do.load, on.file, [*everything, on.file, on.brush], **quiet)
     buttons['import'].upload(do.import_masks, buttons['import'], everything, **quiet)
     on.frame.change(
-        do.show, [on.frame, on.editor], [*masks, on.frame, on.editor, on.preview], trigger_mode='always_last', **quiet
+        do.show,
+        [on.frame, on.editor],
+        [*masks, on.frame, on.editor, on.preview],
+        js='(frame, editor) => leave(frame, editor)',
+        trigger_mode='always_last',
+        **quiet,
     )
     on.bar.click(do.jump, None, on.frame, **quiet)
     on.doubtful.input(lambda chosen: chosen, on.doubtful, on.frame, **quiet)
@@ -163,9 +168,11 @@ def connect(on: Elements, buttons: dict[str, gr.Component], do: Handlers) -> Non
 
     for name in ('forward', 'backward', 'both'):
         reached = [*masks, on.editor, on.preview]
-        buttons[name].click(getattr(do, name), [on.editor, buttons['to_painted']], reached, **quiet)
+        given = [on.editor, buttons['to_painted']]
+        js = '(editor, to_painted) => [drawn(editor), to_painted]'
+        buttons[name].click(getattr(do, name), given, reached, js=js, **quiet)
     buttons['stop'].click(do.stop, None, None, **quiet)
-    buttons['keep'].click(do.keep, on.editor, masks, **quiet)
+    buttons['keep'].click(do.keep, on.editor, masks, js='editor => [drawn(editor)]', **quiet)
     buttons['forget'].click(do.forget, None, everything, **quiet)
     buttons['masks'].click(do.masks, None, on.files, api_visibility='private')
     buttons['video'].click(do.video, None, on.files, api_visibility='private')

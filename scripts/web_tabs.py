@@ -67,27 +67,30 @@ class Tab:
                 Image.fromarray(image).save(temporary, format='PNG', compress_level=1)
         return {'background': files['frame'], 'layers': [files['layer']], 'composite': None}
 
-    def drawn(self, editor: dict | None) -> np.ndarray | None:
-        """The mask that the editor holds, uint8 [H, W]; ``None`` where it does not show this frame."""
-        background = None if editor is None else editor['background']
-        if background is None or not editor['layers']:
-            return None
-        if not np.array_equal(background[..., :3], self.session.read_image(self.frame)):
-            return None
-        return labels_of(editor['layers'][0], self.shown, self.brushes)
-
-    def keep(self, editor: dict | None, *, always: bool = False) -> None:
+    def keep(self, editor: dict | None, *, always: bool = False) -> bool:
         """Make what the editor holds the mask of its frame, if that is a change (or ``always``).
+
+        Args:
+            editor: ``None`` where nothing was painted since the frame was shown.
+
+        Returns:
+            Whether the mask was kept.
 
         Raises:
             DataError: the editor does not hold this frame, or nothing is painted.
         """
-        labels = self.drawn(editor)
-        if labels is None:
-            raise DataError(f'The editor does not show frame {self.frame} yet. Try again, or choose it anew.')
-        if always or not np.array_equal(labels, self.shown):
-            self.session.paint(self.frame, labels)
-            self.shown = labels
+        labels = self.shown
+        if editor is not None:
+            background = editor['background']
+            image = self.session.read_image(self.frame)
+            if background is None or not editor['layers'] or not np.array_equal(background[..., :3], image):
+                raise DataError(f'The editor does not show frame {self.frame} yet. Try again, or choose it anew.')
+            labels = labels_of(editor['layers'][0], self.shown, self.brushes)
+        if not always and np.array_equal(labels, self.shown):
+            return False
+        self.session.paint(self.frame, labels)
+        self.shown = labels
+        return True
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -398,6 +398,7 @@ def test_import_both_ways_correct_and_go_on_in_another_tab(visit, clip, swan_mas
     visitor.go_to(6)  # a second object on a later frame: known on both sides of it
     with visitor.editor_changes():
         visitor.press('Add object')
+        visitor.page.locator('#editor button[title=Color][style*="rgb(0, 128, 0)"]').wait_for()
         visitor.stroke((20, 20), (60, 24))
     visitor.page.locator('#name input, #name textarea').fill('a <b>leaf</b>')
     visitor.keys('Enter')
@@ -524,7 +525,7 @@ def test_masks_that_are_refused(visit, clip, tmp_path):
     visitor.wait_for('8 frames')
     Image.new('L', (W, H), 7).save(tmp_path / '<b>x.png')
     write_mask(tmp_path / 'narrow.png', np.ones((H, 20), np.uint8))
-    for name, message in (('<b>x.png', ''), ('narrow.png', "narrow.png: expected a mask of its image's aspect ratio")):
+    for name, message in (('<b>x.png', ''), ('narrow.png', 'narrow.png: expected a mask of its image')):
         with visitor.page.expect_file_chooser() as chooser:
             visitor.press('Import masks')
         chooser.value.set_files(tmp_path / name)
