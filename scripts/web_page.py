@@ -145,7 +145,7 @@ def connect(on: Elements, buttons: dict[str, gr.Component], do: Handlers) -> Non
     everything = [*masks, *tool, on.frame, on.preview]
 
     on.file.upload(do.load, on.file, [*everything, on.file, on.brush], **quiet)
-    buttons['import'].upload(do.import_masks, buttons['import'], everything, **quiet)
+    buttons['import'].upload(do.import_masks, buttons['import'], everything, **in_turn)
     on.frame.change(
         do.show,
         [on.frame, on.editor],
