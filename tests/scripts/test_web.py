@@ -590,9 +590,10 @@ def test_screenshot(browser, tmp_path):
             visitor.upload(tmp_path / 'blackswan.zip')
             visitor.wait_for('50 frames')
         page.set_default_timeout(600_000)
-        visitor.go_to(20)
-        write_binary_mask(tmp_path / 'swan.png', read_mask(SWAN / 'truth' / '00020.png'))
-        visitor.import_masks(tmp_path / 'swan.png')
+        truth = list_frames(SWAN / 'truth' / 'Annotations')
+        for number in (10, 34):
+            write_binary_mask(tmp_path / truth[number].name, read_mask(truth[number]))
+        visitor.import_masks(*(tmp_path / truth[number].name for number in (10, 34)))
         page.locator('#name input, #name textarea').fill('swan')
         visitor.keys('Enter')
         visitor.press('◀ Both ways ▶')
@@ -600,6 +601,6 @@ def test_screenshot(browser, tmp_path):
         with visitor.editor_changes():
             page.locator('#doubtful label').first.click()
         page.screenshot(path=tmp_path / 'page.png')
-        Image.open(tmp_path / 'page.png').quantize().save(os.environ['STCN_SCREENSHOT'], optimize=True)
+        Image.open(tmp_path / 'page.png').convert('RGB').quantize(96).save(os.environ['STCN_SCREENSHOT'], optimize=True)
     finally:
         server.stop()
