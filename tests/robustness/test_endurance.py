@@ -20,6 +20,7 @@ from inference.sources import DatasetSource
 from inference.video_file import VideoReader
 from model.checkpoint import read_checkpoint
 from scripts import segment_video, web_tabs
+from scripts.web_paint import layer_of
 from tests import long_run
 from tests.conftest import FRAMES, GOLDEN, REPOSITORY, tree
 from tests.web_server import needs_gradio
@@ -132,21 +133,20 @@ def test_a_page_says_that_memory_is_out_and_goes_on(small_network, first_mask, t
 
     tabs = web_tabs.Tabs(small_network, tmp_path, max_seconds=9, max_bytes=10**7)
     tab = tabs.tabs['key'] = web_tabs.Tab(Session(small_network, Clip.of_images(FRAMES), tmp_path / 'clip'), 'clip')
-    monkeypatch.setattr(web_tabs, 'OBJECTS', web_tabs.OBJECTS[:3])
     tab.session.paint(0, first_mask.numpy())
-    drawn = {'background': tab.session.read_image(0), 'layers': [web_tabs.layer_of(first_mask.numpy())]}
+    drawn = {'background': tab.session.read_image(0), 'layers': [layer_of(first_mask.numpy())]}
     told = []
     monkeypatch.setattr(gradio, 'Warning', told.append)
-    [propagate] = [event.fn for event in build(tabs).fns.values() if event.name == 'propagate']
+    [propagate] = [event.fn for event in build(tabs).fns.values() if event.name == 'forward']
     request = type('Request', (), {'session_hash': 'key'})
     with too_little_memory(monkeypatch, frame=7):
-        list(propagate(drawn, request))
+        list(propagate(drawn, False, request))
     assert len(told) == 1
     assert told[0].startswith('out of GPU memory; object_chunk helps with many objects')
     assert 'The masks up to here are kept' in told[0]
-    assert [frame for frame in range(12) if tab.session.has_mask(frame)] == list(range(7))
-    list(propagate(drawn, request))  # the clip is not busy for ever
-    assert all(tab.session.has_mask(frame) for frame in range(12))
+    assert tab.session.masked() == list(range(7))
+    list(propagate(drawn, False, request))  # the clip is not busy for ever
+    assert tab.session.masked() == list(range(12))
     assert len(told) == 1
 
 

@@ -601,6 +601,7 @@ def test_screenshot(browser, tmp_path):
         with visitor.editor_changes():
             page.locator('#doubtful label').first.click()
         page.screenshot(path=tmp_path / 'page.png')
-        Image.open(tmp_path / 'page.png').convert('RGB').quantize(96).save(os.environ['STCN_SCREENSHOT'], optimize=True)
+        picture = Image.open(tmp_path / 'page.png').convert('RGB')
+        picture.quantize(96).save(os.environ['STCN_SCREENSHOT'], optimize=True)
     finally:
         server.stop()
