@@ -11,7 +11,7 @@ import cv2
 import gradio as gr
 import numpy as np
 
-from dataset.io import PALETTE, DataError, some
+from dataset.io import PALETTE, some
 from inference.directions import Direction
 from inference.report import least_sure
 from inference.session import Session
@@ -119,23 +119,16 @@ class Handlers:
             return self._all_changed(tab, f'Imported {masks}.') | {self.elements.frame: tab.frame}
         return gr.skip()
 
-    def show(self, number: float, drawn: dict | None, request: gr.Request) -> dict:
-        """Go to a frame. What was painted on the one before is kept."""
+    def show(self, number: float, request: gr.Request) -> dict:
+        """Go to a frame."""
         with told():
             tab = self.tabs[request.session_hash]
-            if int(number) == tab.frame:
-                return gr.skip()
-            changed = {}
-            if drawn is not None:
-                try:
-                    with tab.alone():
-                        changed = self._masks_changed(tab) if tab.keep(drawn) else {}
-                except DataError as error:  # stay: what was painted would be lost
-                    gr.Warning(str(error))
-                    return {self.elements.frame: tab.frame}
-            changed[self.elements.editor] = tab.show(int(number))
-            changed[self.elements.preview] = picture(tab.session.overlay(tab.frame), f'frame {tab.frame}')
-            return changed | {self.elements.bar: bar(tab.session, tab.frame)}
+            if int(number) != tab.frame:
+                return {
+                    self.elements.editor: tab.show(int(number)),
+                    self.elements.preview: picture(tab.session.overlay(tab.frame), f'frame {tab.frame}'),
+                    self.elements.bar: bar(tab.session, tab.frame),
+                }
         return gr.skip()
 
     def jump(self, event: gr.EventData, request: gr.Request) -> int | dict:

@@ -4,14 +4,11 @@
   const press = id => find(`#${id}`)?.click();
 
   const setNumber = (id, change) => {
-    const input = find(`#${id} input[type=number]`), range = find(`#${id} input[type=range]`);
-    if (!input || !range || range.disabled) return;
-    const value = Math.min(Math.max(change(+input.value, +range.max), +range.min), +range.max);
-    if (value === +input.value) return;
-    input.value = value;
-    input.dispatchEvent(new Event('input', {bubbles: true}));
-    input.dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', bubbles: true}));
-    input.dispatchEvent(new Event('blur', {bubbles: true}));
+    const range = find(`#${id} input[type=range]`);
+    if (!range || range.disabled) return;
+    const before = range.value;
+    range.value = change(+before, +range.max);  // which keeps it between its bounds
+    if (range.value !== before) range.dispatchEvent(new Event('input', {bubbles: true}));
   };
 
   // What the editor holds, if somebody painted: before, it may still be loading its layer, and look empty.
@@ -19,15 +16,14 @@
     const undo = find('#editor button[aria-label="Undo"]');
     return undo && !undo.disabled ? undo : null;
   };
-  let painted = false, frameNow = 0, left = {};
+  let painted = false;
   document.addEventListener('pointerdown', event => {
     if (event.target.closest('#editor canvas')) painted = true;
   }, true);
   window.drawn = editor => painted && strokeToUndo() ? editor : null;
-  window.leave = (frame, editor) => {
-    const kept = window.drawn(editor), sentBack = frame === left.frame && left.painted;
-    [left, frameNow, painted] = [{frame: frameNow, painted}, frame, sentBack];
-    return [frame, kept];
+  window.shown = frame => {
+    painted = false;
+    return frame;
   };
 
   // A stroke that is not kept yet, else the last change of the masks.

@@ -9,8 +9,9 @@ from scripts.web_tabs import Tabs
 
 HELP = """**1.** Upload a clip. **2.** Go to a frame where the objects are seen well; paint them, or import masks.
 **3.** Propagate. **4.** Go to a frame where the mask is wrong, correct it and propagate both ways, up to the next
-painted frames: both sides follow. What you paint on a frame is complete: an object that you leave out is not there.
-The masks (zip) are your work: import them into another tab, after the clip, and go on."""
+painted frames: both sides follow. A painting that is neither kept nor propagated is gone when you
+go to another frame. What you paint is complete: an object that you leave out is not there. The masks (zip) are your
+work: import them into another tab, after the clip, and go on."""
 
 KEYS = """| key | does | key | does |
 |---|---|---|---|
@@ -146,14 +147,9 @@ def connect(on: Elements, buttons: dict[str, gr.Component], do: Handlers) -> Non
 
     on.file.upload(do.load, on.file, [*everything, on.file, on.brush], **quiet)
     buttons['import'].upload(do.import_masks, buttons['import'], everything, **in_turn)
-    on.frame.change(
-        do.show,
-        [on.frame, on.editor],
-        [*masks, on.frame, on.editor, on.preview],
-        js='(frame, editor) => leave(frame, editor)',
-        trigger_mode='always_last',
-        **quiet,
-    )
+    shown = [on.frame, [on.editor, on.preview, on.bar]]
+    change = on.frame.change(do.show, *shown, js='frame => shown(frame)', trigger_mode='always_last', **quiet)
+    change.then(do.show, *shown, **quiet)  # the last of several quick changes may have got lost
     on.bar.click(do.jump, None, on.frame, **quiet)
     on.doubtful.input(lambda chosen: chosen, on.doubtful, on.frame, **quiet)
 
