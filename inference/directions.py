@@ -247,7 +247,7 @@ class Propagation:
 
     @property
     def next_frame(self) -> int:
-        """The number of the frame that comes next in the current pass; it is out of range after the last pass."""
+        """The number of the frame that comes next in the current pass; without meaning after the last pass."""
         return self.courses[min(self.course, len(self.courses) - 1)].number(self.done)
 
     @property

@@ -280,7 +280,7 @@ class BackgroundWriter:
         return self
 
     def submit(self, write: Callable[..., None], *args: object) -> None:
-        """Call ``write(*args)`` in the background. It fetches tensors from the GPU, so that the caller does not wait."""
+        """Call ``write(*args)`` in the background. It fetches tensors from the GPU, so the caller does not wait."""
         while self.pending and (len(self.pending) >= self.limit or self.pending[0].done()):
             self.pending.popleft().result()
         self.pending.append(self.pool.submit(write, *args))
