@@ -1,4 +1,4 @@
-"""Streaming inference: a network, and a core that takes one frame after the other. Names are imported when used."""
+"""Streaming inference: a core takes a network and segments one frame after the other. Names are imported when used."""
 
 from typing import TYPE_CHECKING
 

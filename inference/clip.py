@@ -1,4 +1,4 @@
-"""A clip for a session: the frames of a video or of a zip of images that somebody uploads, kept within bounds."""
+"""Imports an uploaded video or zip of images as the clip of a session, with limits on its length and size."""
 
 import logging
 import zipfile
@@ -15,12 +15,12 @@ from util.errors import foreign_call
 
 log = logging.getLogger(__name__)
 
-IMAGE_RATE = Fraction(25)  # frames a second of a clip that came as images
-MAX_RATE = 240  # of any clip, on average over the longest time that it may take
-MAX_PIXELS = 4096 * 2304  # of a frame
-STORE_FACTOR = 10  # bytes of all frames on disk, to those of the largest upload
+IMAGE_RATE = Fraction(25)  # frames a second of a clip of images
+MAX_RATE = 240  # frames that count as one second at least, so that the number of frames is limited, too
+MAX_PIXELS = 4096 * 2304  # largest area of a frame in pixels
+STORE_FACTOR = 10  # frames on disk may take this many times the largest upload
 JPEG_QUALITY = 95
-BLOCK = 2**12  # bytes that any file takes on disk, however small
+BLOCK = 2**12  # bytes that even the smallest file takes on disk
 
 
 class LimitError(DataError):
@@ -29,14 +29,14 @@ class LimitError(DataError):
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames on disk, all of one size, and when they are shown: ``pts`` times ``time_base`` seconds."""
+    """Frames on disk, all of one size. A frame is shown at ``pts * time_base`` seconds."""
 
     frames: tuple[Path, ...]
     pts: tuple[int, ...]
     time_base: Fraction
     frame_rate: Fraction
-    pixel_aspect: Fraction = Fraction(1)  # width of a pixel to its height
-    sound: Path | None = None  # the video that the frames came from
+    pixel_aspect: Fraction = Fraction(1)  # width of a pixel divided by its height
+    sound: Path | None = None  # the video that the frames came from, for its audio
 
     @classmethod
     def of_images(cls, frames: Sequence[Path]) -> 'Clip':
@@ -44,18 +44,18 @@ class Clip:
 
 
 def import_clip(path: str | Path, folder: str | Path, *, max_seconds: float, max_bytes: int) -> Clip:
-    """Put the frames of a video, or of a zip of images, into ``folder/frames``, a file a frame.
+    """Put the frames of a video or of a zip of images into ``folder/frames``, one file for each frame.
 
-    Images keep their files and names and count as 25 a second; frames of a video become JPEGs. A video stays where
-    it is, for its sound.
+    Images keep their names and are shown at 25 a second. Frames of a video become JPEGs. The video itself is not
+    moved, since its audio is used later.
 
     Args:
         max_seconds: longer clips are refused.
-        max_bytes: larger files are refused, and clips whose frames take more than ten times that on disk.
+        max_bytes: larger files are refused, as are clips whose frames take more than ten times that on disk.
 
     Raises:
-        DataError: it is neither, is damaged or empty, or its images differ in size.
-        LimitError: it is longer or larger than allowed.
+        DataError: the file is no video and no zip of images, is damaged or empty, or its images differ in size.
+        LimitError: the clip is longer or larger than allowed.
     """
     path, frames = Path(path), Path(folder) / 'frames'
     frames.mkdir(parents=True)
@@ -93,18 +93,18 @@ def _import_images(path: Path, folder: Path, *, max_seconds: float, limit: int) 
 
 
 class Upload:
-    """A zip that somebody uploaded. Names in it say nothing about where files go, nor its sizes how large they are.
+    """An uploaded zip. The paths and sizes that it states are not trusted.
 
     Args:
-        what: should be in it, for messages.
-        suffixes: of the files to take.
+        what: what the zip should contain, for messages.
+        suffixes: the suffixes of the files to take.
 
     Attributes:
         entries: the files to take, each with its path in the archive, in the archive's order.
-        others: names of the files that are left out. Hidden ones do not count.
+        others: names of the files that are left out, without hidden files.
 
     Raises:
-        DataError: it is no zip, or damaged.
+        DataError: the file is no zip, or is damaged.
     """
 
     def __init__(self, path: Path, what: str, suffixes: Sequence[str]):
@@ -124,11 +124,11 @@ class Upload:
         self.archive.close()
 
     def extract(self, entry: zipfile.ZipInfo, target: Path, limit: int) -> int:
-        """Write a file, which may take ``limit`` bytes on disk; how many of them are left.
+        """Write a file to ``target``, which may take ``limit`` bytes on disk. Returns how many bytes are left.
 
         Raises:
-            DataError: it is damaged, or compressed in a way that takes too much memory or time.
-            LimitError: it takes more.
+            DataError: the file is damaged, or compressed with a method that may take too much memory or time.
+            LimitError: the file takes more than ``limit`` bytes.
         """
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             name = PurePosixPath(entry.filename).name
@@ -175,13 +175,13 @@ def _check_length(path: Path, seconds: Fraction, max_seconds: float) -> None:
 def _check_store(path: Path, left: int) -> None:
     if left < 0:
         raise LimitError(
-            f'{path.name}: what is in it takes more than {STORE_FACTOR} times the largest upload on disk; '
+            f'{path.name}: its frames take more than {STORE_FACTOR} times the largest upload on disk; '
             'shorten it or scale it down'
         )
 
 
 def check_pixels(name: str, width: int, height: int) -> None:
-    """Raises ``DataError`` for a picture that is larger than a frame may be."""
+    """Raise ``DataError`` if a picture is larger than a frame may be."""
     if width * height > MAX_PIXELS:
         raise DataError(f'{name}: {width} x {height} is more than 4096 x 2304; scale it down')
 

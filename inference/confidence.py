@@ -1,4 +1,4 @@
-"""How sure a network is of the objects of a frame."""
+"""The confidence of a network in the objects of a frame."""
 
 import cv2
 import numpy as np
@@ -6,18 +6,19 @@ import torch
 from torch import Tensor
 
 NOT_SEEN = 1e-3
-"""Of the frame's area: doubt about less than this hardly counts, so that an object that is surely not there has 1."""
+"""A fraction of the frame's area that is added to intersection and union. An absent object then has a value near 1,
+and doubt about a few pixels hardly counts."""
 
 
 def expected_iou(prob: Tensor) -> Tensor:
-    """The intersection over union that the masks of a frame would have, were the probabilities true.
+    """Estimate the intersection over union of each mask with the unknown ground truth, from the probabilities.
 
-    ``prob [1 + K, H, W]``, the background first, ``-> [K]`` in (0, 1]. The mask of an object is where it is the most
-    probable. What is right of it is the sum of the object's probabilities in its largest connected part: parts beside
-    it are what a network takes for the object when it has lost it. The union is the mask and the probabilities around
-    it. ``NOT_SEEN`` is added to both.
+    ``prob [1 + K, H, W]``, the background first, ``-> [K]`` in (0, 1]. The mask of an object covers the pixels where
+    it is the most probable label. The intersection is the sum of the object's probabilities in the largest connected
+    part of its mask; other parts count as wrong, since they often appear when a network has lost the object. The union
+    is the area of the mask plus the sum of the object's probabilities outside it. ``NOT_SEEN`` is added to both.
 
-    This measure was chosen among some sixty on videos held aside, see docs/benchmarks.md.
+    This measure was chosen among some sixty on videos held aside; see docs/benchmarks.md.
     """
     K, (H, W) = len(prob) - 1, prob.shape[1:]
     labels = prob.argmax(dim=0).cpu().numpy()

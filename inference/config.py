@@ -1,4 +1,4 @@
-"""Everything that determines the masks of a network, as one value. Without torch: scripts check flags with it."""
+"""The settings that determine a network's masks. Imports no torch, so that scripts can check their flags quickly."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -13,44 +13,45 @@ LIGHT_WEIGHTS = Path(__file__).resolve().parents[1] / 'weights' / 'stcn_light.pt
 """The checkpoint that comes with this repository."""
 
 RECOMMENDED = {'mem_every': 'mem_every', 'include_last': 'include_last', 'top': 'top_k', 'size': 'size'}
-"""The values that a checkpoint may recommend, and the fields of :class:`InferenceConfig` that they are for."""
+"""The values that a checkpoint may recommend -> the fields of :class:`InferenceConfig` that they set."""
 
 
 class View(NamedTuple):
     """How one core sees the video."""
 
-    size: int | None  # shorter side at which the network works; None: frames as they are
+    size: int | None  # shorter side in pixels at which the network works; None: the frame's own size
     kernel_sigma: float | None
-    flip: bool
+    flip: bool  # whether the video is mirrored
 
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceConfig:
-    """Settings of inference; two runs of the same networks with equal ones give the same masks.
+    """Settings of inference. Two runs of the same networks with equal settings give the same masks.
 
-    One value of ``size`` is one core a network. Several, or ``flip``, are an ensemble
-    (:class:`inference.Ensemble`): of each network a core for each size, with and without flip.
+    With one value of ``size`` and no ``flip``, every network runs in one core. Several sizes, or ``flip``, make an
+    ensemble (:class:`inference.Ensemble`): every network runs in a core for each size, with and without flip.
 
     Args:
-        top_k: memory positions that each position of a frame reads; ``None`` reads all of them.
-        mem_every: period of the memory frames; ``None``: only annotated frames are memory frames.
-        include_last: the previous frame is a temporary memory frame, too (STM's schedule).
-        max_memory_frames: bound of the memory; the least used frame goes, never an annotated one.
-        size: shorter side in pixels at which the network works (YouTubeVOS: 480); ``None`` takes frames as they are
+        top_k: how many memory positions each position of a frame reads; ``None`` reads all of them.
+        mem_every: every how many frames one is memorised; ``None`` memorises only annotated frames.
+        include_last: also keep the previous frame as a temporary memory frame (STM's schedule).
+        max_memory_frames: the largest number of memory frames. Beyond it the least used frame is dropped, never an
+            annotated one.
+        size: shorter side in pixels to which frames are resized (YouTubeVOS: 480); ``None`` keeps their size
             (DAVIS). One value or several.
-        enlarge: whether a frame that is smaller than ``size`` is enlarged to it; if not, it is taken as it is.
-        kernel_sigma: deviation of the kernelised read in steps of 16 pixels; 7 for frames of 600p and a network
-            trained at 480p (supplementary E); ``None``: no kernel. One value, or one for each size.
-        flip: also the mirrored video.
-        amp: half precision (bfloat16 on a CPU) in the encoders and the decoder.
-        half_memory: the memory's values, most of it, are kept in float16; with ``amp`` they are in half precision
-            anyway.
-        exact: direct convolutions on a CPU, as earlier versions had them; otherwise faster ones that round more
-            (:mod:`model.winograd`). A core with it takes a network that was made ready with it: ``load_model(path,
+        enlarge: whether frames smaller than ``size`` are enlarged to it; if not, they keep their size.
+        kernel_sigma: standard deviation of the kernelised read in steps of 16 pixels; 7 for frames of 600p and a
+            network trained at 480p (supplementary E); ``None``: no kernel. One value, or one for each size.
+        flip: average with the result on the mirrored video.
+        amp: use half precision (bfloat16 on a CPU) in the encoders and the decoder.
+        half_memory: keep the memory's values, which are most of it, in float16. With ``amp`` they are in half
+            precision anyway.
+        exact: use direct convolutions on a CPU, as earlier versions did. The default is faster and has larger
+            rounding errors (:mod:`model.winograd`). The network has to be loaded for it: ``load_model(path,
             exact=True)``.
 
     Raises:
-        ValueError: a value out of its range; the message begins with the name of the field.
+        ValueError: a value is out of its range; the message begins with the name of the field.
     """
 
     top_k: int | None = 20
@@ -75,7 +76,7 @@ class InferenceConfig:
             raise ValueError(
                 f'kernel_sigma: expected one value, or one for each size ({len(sizes)}), found {len(sigmas)}'
             )
-        # One way to say a thing: a single value where there is one, one sigma a size where any differs from none.
+        # Equal settings must compare equal: a single value is no tuple, and several sizes have a sigma each or None.
         if len(sigmas) < len(sizes):
             sigmas = sigmas * len(sizes)
         object.__setattr__(self, 'size', sizes[0] if len(sizes) == 1 else sizes)
@@ -84,7 +85,7 @@ class InferenceConfig:
 
     @property
     def views(self) -> tuple[View, ...]:
-        """What the cores of one network see: every size, each as it is and, with ``flip``, mirrored."""
+        """The views of the cores of one network: one for each size and, with ``flip``, a mirrored one for each."""
         sizes, sigmas = _listed(self.size), _listed(self.kernel_sigma)
         sigmas = sigmas * (len(sizes) // len(sigmas))
         return tuple(
@@ -94,14 +95,14 @@ class InferenceConfig:
         )
 
     def of_view(self, view: View) -> 'InferenceConfig':
-        """The configuration of one core."""
+        """The configuration of the core that has this view."""
         return dataclasses.replace(self, size=view.size, kernel_sigma=view.kernel_sigma, flip=False)
 
     def settings(self) -> dict[str, object]:
-        """As it is written to ``settings.json``: numbers and lists of numbers, 0 for ``None``.
+        """The settings as ``settings.json`` holds them: numbers and lists of numbers, with 0 for ``None``.
 
-        The words are those of the first version of the file, and what came later is left out where it does nothing,
-        so that folders of every version can be compared.
+        The names are those of the first version of the file. A setting that was added later is left out while it has
+        its default, so that output folders of all versions can be compared.
         """
 
         def plain(value: object) -> object:
@@ -125,9 +126,9 @@ class InferenceConfig:
 
 
 def recommended_config(networks: Iterable['Network'], **options) -> InferenceConfig:
-    """What the checkpoints of the networks recommend, as far as ``options``, fields of the configuration, say nothing.
+    """The configuration that the networks' checkpoints recommend, changed by the fields in ``options``.
 
-    A recommended size is no larger than the frame's own.
+    With a recommended size, smaller frames are not enlarged.
     """
     fields: dict[str, Any] = {
         RECOMMENDED[name]: value if name == 'include_last' else value or None
@@ -139,7 +140,7 @@ def recommended_config(networks: Iterable['Network'], **options) -> InferenceCon
 
 
 def recommendation(networks: Iterable['Network']) -> Mapping[str, int]:
-    """What the checkpoints of networks agree to recommend, by the names of ``RECOMMENDED``."""
+    """The values that all checkpoints recommend, by the names in ``RECOMMENDED``; empty if the checkpoints differ."""
     found = [network.recommended for network in networks]
     return found[0] if found and all(each == found[0] for each in found) else {}
 

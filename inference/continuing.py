@@ -1,4 +1,4 @@
-"""A long segmentation that goes on where it was killed: what is kept of it on the disk until it is finished."""
+"""Saves the state of a segmentation until it is finished, so that a run that was killed can be continued."""
 
 import logging
 import shutil
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SAVE_SECONDS = 10  # of work that a kill can cost
-SHARE = 20  # at most one part in so many of the time is spent on saving
+SAVE_SECONDS = 10  # time between two saves: so much work can be lost when a run is killed
+SHARE = 20  # saving takes at most 1/SHARE of the time
 
 
 class Unfinished:
-    """How far a segmentation has come, in a folder that is there as long as it is not finished.
+    """Keeps the state of an unfinished segmentation in a folder, which is deleted when the segmentation is finished.
 
-    What one pass has for the other lies in its folder ``waiting``. The memory is kept as it is, keys and values of a
-    frame in a file of its own, which is written once; ``state.pt`` names those that are in use. So a run that
-    goes on gives the masks of one that was never interrupted, bit for bit on the same machine. What is written is
-    bounded by the memory.
+    The memory is saved exactly: each memory frame has a file with its keys and values, which is written once, and
+    ``state.pt`` names the files in use. On the same machine, a continued run therefore gives the masks of an
+    uninterrupted run, bit for bit. The folder ``waiting`` holds what one pass keeps for the other. Apart from it, the
+    folder takes about as much disk as the memory takes RAM.
 
     Args:
-        output: the folder in which that of the state is.
+        output: the output folder of the run; the state is in a folder in it.
     """
 
     def __init__(self, output: Path):
@@ -49,11 +49,11 @@ class Unfinished:
         self._due = time.monotonic() + SAVE_SECONDS
 
     def resume(self, way: 'Propagation', outputs: Outputs, source: 'Source') -> None:
-        """Go on from the state that an earlier run left, if there is one; from now on this run leaves some.
+        """Continue from the state that an earlier run left, if there is one, and make the folder for this run's state.
 
         Raises:
-            DataError: it cannot be read.
-            OutputError: masks of frames that were finished are not there any more.
+            DataError: the state cannot be read.
+            OutputError: masks of finished frames are missing.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self._record.exists():
@@ -62,21 +62,23 @@ class Unfinished:
         frames = enumerate(islice(source.forwards(), way.finished.stop))
         files = [outputs.masks.path(frame.name) for number, frame in frames if number in way.finished]
         if missing := [str(path) for path in files if not path.exists()]:
-            raise OutputError(f'expected the masks of an unfinished run, missed {some(missing)}', replaceable=True)
-        log.info('%s: goes on at frame %d, where an earlier run ended', self.folder.parent, way.next_frame)
+            raise OutputError(
+                f'expected the masks of an unfinished run, but these are missing: {some(missing)}', replaceable=True
+            )
+        log.info('%s: continuing at frame %d, where an earlier run ended', self.folder.parent, way.next_frame)
 
     def remove(self) -> None:
-        """There is nothing to continue any more."""
-        self._record.unlink(missing_ok=True)  # first: it names the other files
+        """Delete the state: the segmentation is finished."""
+        self._record.unlink(missing_ok=True)  # it goes first, since it names the other files
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def is_due(self) -> bool:
         return time.monotonic() >= self._due
 
     def save(self, way: 'Propagation', outputs: Outputs) -> None:
-        """Keep the present state. What is there already is not written again.
+        """Save the present state. Memory frames that are saved already are not written again.
 
-        A disk that is full costs the continuation, not the run: there is a warning.
+        If the disk is full, the run goes on with a warning; a later run then continues from an earlier frame.
         """
         start = time.monotonic()
         way.flush()
@@ -117,7 +119,7 @@ class Unfinished:
             core.restore(kept['core'], [*rows, kept['temporary']] if kept['temporary'] else rows)
 
     def _read(self, path: Path) -> Any:
-        with foreign_call(DataError, f'{path}: cannot be read, so that the run cannot go on'):
+        with foreign_call(DataError, f'{path}: cannot be read, so the run cannot be continued'):
             return torch.load(path, map_location='cpu', weights_only=True)
 
 
@@ -139,16 +141,16 @@ def segment_on(
     stop: 'StopRequest',
     progress: 'Progress',
 ) -> None:
-    """Write every frame of a video, from where an earlier run was on, up to the one at which ``stop`` was asked for.
+    """Write the remaining frames of a video until the end, or until ``stop`` is requested.
 
-    The pictures take frames in their order. Those that an earlier run or a pass backwards has written are drawn with
-    the masks in their files.
+    The overlay video needs the frames in order. Frames that an earlier run or the backward pass has segmented are
+    therefore drawn from their mask files first.
 
     Args:
-        unfinished: keeps what is done; ``None`` where there is no way to go on.
+        unfinished: where the state is saved; ``None`` if the run cannot be continued later.
 
     Raises:
-        DataError, InputError, TooLittleMemoryError, OSError: as :meth:`inference.directions.Propagation.frames`.
+        DataError, InputError, TooLittleMemoryError, OSError: see :meth:`inference.directions.Propagation.frames`.
     """
     for course in way.courses[way.course :]:
         if not course.is_backwards:
@@ -165,7 +167,7 @@ def segment_on(
 
 
 def redraw(source: 'Source', outputs: Outputs, count: int | None, stop: 'StopRequest') -> None:
-    """Draw the first frames of a video, or all, with the masks in their files; up to where ``stop`` was asked for.
+    """Draw the first ``count`` frames of a video (``None``: all) from their mask files, until ``stop`` is requested.
 
     Raises:
         DataError: a frame or a mask cannot be read.

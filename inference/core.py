@@ -1,4 +1,4 @@
-"""Streaming propagation: one frame in, its probabilities out."""
+"""Streaming propagation: the core takes one frame at a time and returns its probabilities."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -25,28 +25,28 @@ from util.errors import UserError
 
 
 class InputError(UserError, ValueError):
-    """A frame or mask that ``InferenceCore.step`` cannot take; the core is as it was before."""
+    """A frame, mask or label that an :class:`InferenceCore` refuses. The core's state is unchanged."""
 
 
 class Step(NamedTuple):
-    """What becomes of a frame."""
+    """What the core does with a frame."""
 
-    compute: bool  # it is looked at
+    compute: bool  # the network runs on it
     memorise: bool  # it goes into the memory
-    permanent: bool  # and stays there
+    permanent: bool  # it stays in the memory; otherwise the next memory frame replaces it
 
 
 @dataclass
 class Schedule:
-    """Which frames are computed and which are memorised; no tensors, so that a run can plan ahead."""
+    """Decides which frames are computed and memorised. It holds no tensors, so that a run plans ahead with a copy."""
 
-    mem_every: int | None = 5  # None: only annotated frames stay
+    mem_every: int | None = 5  # None: only annotated frames stay in the memory
     include_last: bool = False
-    time: int = -1  # of the frame just seen
-    last_annotated: int | None = None
+    time: int = -1  # the number of the frame just seen
+    last_annotated: int | None = None  # the number of the last annotated frame
 
     def peek(self, *, annotated: bool, wanted: bool, last: bool) -> Step:
-        """What becomes of the next frame."""
+        """Return what the core does with the next frame."""
         started = annotated or self.last_annotated is not None
         permanent = annotated or (
             self.last_annotated is not None
@@ -57,7 +57,7 @@ class Schedule:
         return Step(annotated or (started and (wanted or memorise)), memorise, permanent)
 
     def advance(self, *, annotated: bool, wanted: bool, last: bool) -> Step:
-        """As :meth:`peek`, and move on."""
+        """Return what :meth:`peek` returns, and move on to the next frame."""
         step = self.peek(annotated=annotated, wanted=wanted, last=last)
         self.time += 1
         if annotated:
@@ -69,22 +69,22 @@ class Schedule:
 
 
 class Core(ABC):
-    """What takes a video frame by frame: an :class:`InferenceCore`, or several of them that act as one."""
+    """Segments a video frame by frame: one :class:`InferenceCore`, or an ensemble that combines several."""
 
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """That of the networks."""
+        """The device that holds the networks."""
 
     @property
     @abstractmethod
     def schedule(self) -> Schedule:
-        """Which frames are computed and memorised, up to the frame just seen."""
+        """The schedule, advanced to the frame just seen."""
 
     @property
     @abstractmethod
     def objects(self) -> list[int]:
-        """Labels, in the order of the channels."""
+        """The labels of the known objects, in the order of the channels."""
 
     @abstractmethod
     def step(
@@ -96,30 +96,31 @@ class Core(ABC):
         wanted: bool = True,
         last: bool = False,
     ) -> Tensor | None:
-        """The next frame of the video; see :meth:`InferenceCore.step`."""
+        """Segment the next frame of the video; see :meth:`InferenceCore.step`."""
 
     @property
     @abstractmethod
     def parts(self) -> Sequence['InferenceCore']:
-        """The cores that it consists of: itself, or several that act as one."""
+        """The single cores: the core itself, or the members of an ensemble."""
 
     @abstractmethod
     def working_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """The size (H, W) at which the network works on frames of this size; of several, the largest."""
+        """The size (H, W) at which the network works on frames of size ``shape``; the largest one of an ensemble."""
 
     @abstractmethod
     def remove(self, label: int) -> None:
         """Drop an object between two frames; see :meth:`InferenceCore.remove`."""
 
     def to_labels(self, prob: Tensor) -> Tensor:
-        """The most probable label of each pixel: what ``step`` returned ``-> [H, W]`` uint8."""
+        """The most probable label of each pixel: ``prob`` as ``step`` returned it ``-> [H, W]`` uint8."""
         labels = torch.tensor([0, *self.objects], dtype=torch.uint8, device=prob.device)
         return labels[prob.argmax(dim=0)]
 
     def confidence(self, prob: Tensor) -> dict[int, float]:
-        """How sure the networks are of each object, in [0, 1]: what ``step`` returned ``-> {label: confidence}``.
+        """How sure the networks are of each object: ``prob`` as ``step`` returned it ``-> {label: confidence}``.
 
-        To be asked for right after that step, if at all; it is computed only then. An annotated mask has 1.
+        A confidence is in [0, 1]; an annotated mask has 1. Call this right after the step, because the channels of
+        ``prob`` must belong to the present ``objects``. ``step`` itself does not compute it.
         """
         return dict(zip(self.objects, expected_iou(prob).tolist(), strict=True))
 
@@ -128,24 +129,25 @@ class InferenceCore(Core):
     """Propagates masks through one video; every benchmark, demo and camera goes through ``step``.
 
     The first annotation starts the segmentation. Objects may appear later, with labels that are
-    neither contiguous nor ordered, and may be annotated again (a correction). Nothing is kept of past
-    frames but the memory: every ``mem_every``-th frame, counted from the last annotated one, and
-    the annotated frames.
+    neither contiguous nor ordered, and may be annotated again (a correction). Of past frames the core
+    keeps only the memory, which holds the annotated frames and every ``mem_every``-th frame, counted
+    from the last annotated one.
 
     Args:
         network: an :class:`model.STCN`, :class:`model.STM` or another :class:`model.network.Network`, on the device
             to use.
-        config: everything that determines the masks; by default what the network's checkpoint recommends, and else
-            the defaults of :class:`InferenceConfig`.
-        object_chunk: objects to encode and decode at a time, to bound the memory of many; ``None``: all.
-        num_frames: length of the video, if it is known, to reserve the memory once.
-        mirrored: the network sees the video mirrored, left to right. Frames, masks and probabilities are not: they are
-            mirrored inside, at the size at which the network works.
-        options: fields of :class:`InferenceConfig` that change it: ``InferenceCore(network, top_k=50, size=480)``.
+        config: everything that determines the masks. The default is what the network's checkpoint recommends; where
+            it recommends nothing, the defaults of :class:`InferenceConfig` apply.
+        object_chunk: how many objects are encoded and decoded at a time, which bounds the GPU memory that many
+            objects take; ``None`` takes all at once.
+        num_frames: length of the video, if it is known; the memory is then allocated once.
+        mirrored: whether the network sees the video mirrored, left to right. The caller's frames, masks and
+            probabilities are not mirrored; the core mirrors them at the size at which the network works.
+        options: fields of :class:`InferenceConfig` to change: ``InferenceCore(network, top_k=50, size=480)``.
 
     Raises:
-        ValueError: for several sizes or ``flip``, which take an :class:`inference.Ensemble`, for ``exact`` with a
-            network that is not, and for values out of their range.
+        ValueError: for several sizes or ``flip``, which need an :class:`inference.Ensemble`, for ``exact`` with a
+            network that was not loaded with ``exact=True``, and for values out of their range.
     """
 
     def __init__(
@@ -160,10 +162,12 @@ class InferenceCore(Core):
     ):
         config = recommended_config([network], **options) if config is None else replace(config, **options)
         if len(config.views) > 1 or config.flip:
-            raise ValueError('size, flip: a core works at one size on one video; an Ensemble averages several')
+            raise ValueError(
+                'size, flip: a core works at one size and without flip; use an Ensemble to average several'
+            )
         [self._view] = config.views
         if config.exact and not network.exact:
-            raise ValueError('exact: the network was made ready without it; take load_model(path, exact=True)')
+            raise ValueError('exact: the network was loaded without it; use load_model(path, exact=True)')
         if object_chunk is not None and object_chunk < 1:
             raise ValueError(f'object_chunk: expected a positive number, found {object_chunk}')
         self.network = network
@@ -173,7 +177,7 @@ class InferenceCore(Core):
         self._device = network.device
         self._schedule = Schedule(config.mem_every, config.include_last)
         self._objects: list[int] = []
-        # A video's first frame, one in every mem_every of the others, and the temporary one.
+        # The first frame, one in every mem_every of the others, and the temporary memory frame.
         capacity = 8
         if num_frames is not None:
             capacity = 2 + (0 if config.mem_every is None else (num_frames - 1) // config.mem_every)
@@ -210,7 +214,7 @@ class InferenceCore(Core):
         return [self]
 
     def state(self) -> dict[str, Any]:
-        """What a core like this one has to know to go on here, beside the rows of its memory; see :meth:`restore`."""
+        """The state with which :meth:`restore` continues this core; the rows of the memory are saved separately."""
         return {
             'schedule': asdict(self._schedule),
             'objects': self._objects,
@@ -219,11 +223,11 @@ class InferenceCore(Core):
         }
 
     def restore(self, state: dict[str, Any], rows: Iterable[Sequence[Tensor]]) -> None:
-        """Go on where another core of the same network and configuration was, bit for bit.
+        """Continue from the state of another core of the same network and configuration, bit for bit.
 
         Args:
-            state: what its ``state()`` was.
-            rows: of each frame in its memory, what its ``memory.rows(slot)`` were.
+            state: the result of its ``state()``.
+            rows: the result of its ``memory.rows(slot)`` for each frame in its memory.
         """
         self._schedule = Schedule(**state['schedule'])
         self._objects = list(state['objects'])
@@ -243,25 +247,25 @@ class InferenceCore(Core):
         wanted: bool = True,
         last: bool = False,
     ) -> Tensor | None:
-        """The next frame of the video.
+        """Segment the next frame of the video.
 
         Args:
             image: ``[3, H, W]`` RGB, uint8 or float in [0, 1], on any device; all frames of a video
                 have one size. May be ``None`` on a frame that is not computed (see ``Schedule``).
-            mask: ``[H, W]`` labels of an annotated frame, 0 the background; uint8 or any integers.
-            objects: the labels that ``mask`` speaks of, known ones (their masks are replaced) and new
-                ones; by default those in it. A label without pixels is an empty mask.
-            wanted: whether the output is asked for. A frame that is neither wanted nor annotated
-                nor goes into the memory is skipped.
+            mask: ``[H, W]`` labels of an annotated frame in any integer type; 0 is the background.
+            objects: the labels that ``mask`` annotates; by default the labels that occur in it. The masks
+                of known objects are replaced, and new objects join. A label without pixels is an empty mask.
+            wanted: whether the caller needs the output. A frame is skipped if it is not wanted, not
+                annotated and not memorised.
             last: whether this is the last frame, which need not go into the memory.
 
         Returns:
-            Probabilities ``[1 + K, H, W]`` in float32 on the network's device, the background first,
-            then ``self.objects``; before any object is known only the background. ``None`` where
+            Probabilities ``[1 + K, H, W]`` in float32 on the network's device: the background first,
+            then ``self.objects``. Before any object is known, there is only the background. ``None`` if
             ``wanted`` is false.
 
         Raises:
-            InputError: for images or masks of another shape or range, and labels without a mask.
+            InputError: an image or mask has the wrong shape or range, or labels come without a mask.
         """
         labels: list[int] = []
         if mask is not None:
@@ -296,21 +300,21 @@ class InferenceCore(Core):
                     masks = F.pad(unpadded(masks, padding), padding)
                 key, value = self.network.encode_memory(picture, query, masks[None], object_chunk=self.object_chunk)
                 self.memory.add(key[0], value[0], permanent=step.permanent, protected=annotated)
-        # Last, so that a frame that failed can be given again.
+        # The state changes only at the end, so that a frame that failed can be given again.
         self._objects = known
         self.schedule.advance(annotated=annotated, wanted=wanted, last=last)
         return self._to_frame(prob, padding) if wanted else None
 
     @torch.inference_mode()
     def remove(self, label: int) -> None:
-        """Drop an object, and what the memory holds of it alone: its values, and frames from before the others joined.
+        """Drop an object between two frames, with its values in the memory and the frames that only it reads.
 
-        The frames that follow cost what they would cost had the object never been there. Where it is seen, they show
-        the background or another object. The label may be annotated again, and is a new object then. Without any
-        object left, the core waits for an annotation, as at the beginning.
+        Later frames take the time and memory that they would take without this object. Its pixels become background
+        or another object. The label may be annotated again and is then a new object. When no object is left, the core
+        waits for an annotation, as at the beginning of the video.
 
         Raises:
-            InputError: there is no such object; the core is as it was before.
+            InputError: there is no such object. The core's state is unchanged.
         """
         if label not in self.objects:
             raise InputError(f'label: expected one of the objects {self.objects}, found {label!r}')
@@ -330,21 +334,21 @@ class InferenceCore(Core):
         return InputError(f'frame {self.schedule.time + 1} has to be computed, but its image is None')
 
     def _check_frame(self, image: Tensor) -> tuple[int, int]:
-        """The size of a frame that ``step`` can take."""
+        """Check an image that was given to ``step``, and return its size."""
         if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
             raise InputError(f'image: expected [3, H, W], found {_described(image)}')
         if image.dtype != torch.uint8 and not image.is_floating_point():
             raise InputError(f'image: expected uint8 or float in [0, 1], found {image.dtype}')
         if image.is_floating_point():
             low, high = torch.stack(image.aminmax()).tolist()
-            if not (low > -0.5 and high < 1.5):  # resampling overshoots a little; false for NaN
+            if not (low > -0.5 and high < 1.5):  # resampling overshoots [0, 1] a little; NaN fails the comparison
                 raise InputError(f'image: expected uint8 or float in [0, 1], found values from {low:g} to {high:g}')
         found = (image.shape[1], image.shape[2])
         if self._frame_shape not in (None, found):
             raise InputError(f'image: expected the size of the frames before, {self._frame_shape}, found {found}')
         if (shape := self._working_shape(found)) is not None and max(shape) > MAX_SIDE:
             raise InputError(
-                f'image: {found} at a shorter side of {self._view.size}: the longer one exceeds {MAX_SIDE}'
+                f'image: {found} resized to a shorter side of {self._view.size}: the longer side exceeds {MAX_SIDE}'
             )
         return found
 
@@ -364,13 +368,13 @@ class InferenceCore(Core):
             image = F.interpolate(image, shape, mode='bicubic', align_corners=False)
         image = self._mirror(image)
         padding = padding_of(*image.shape[-2:])
-        # After the normalisation, so that zero is the mean colour.
+        # The padding comes after the normalisation, so that zero is the mean colour.
         if self._outside is None:
             return F.pad(image, padding), padding
         return F.pad(image - self._outside, padding) + self._outside, padding
 
     def _working_shape(self, shape: Sequence[int]) -> tuple[int, int] | None:
-        """A frame's shape with a shorter side of ``size``, the longer one rounded down; ``None``: as it is."""
+        """The frame size with a shorter side of ``size`` and the longer side rounded down; ``None``: no resizing."""
         (H, W), size = shape, self._view.size
         if size is None or (not self.config.enlarge and size >= min(H, W)):
             return None
@@ -379,7 +383,10 @@ class InferenceCore(Core):
         return size * H // W, size
 
     def _mirror(self, picture: Tensor) -> Tensor:
-        """``[..., W]`` as the network sees it, and back. After resizing: nearest neighbours have no mirror image."""
+        """Mirror ``[..., W]`` for the network, or back.
+
+        This must come after resizing, since nearest-neighbour resizing does not commute with mirroring.
+        """
         return picture.flip(-1) if self._mirrored else picture
 
     def _to_frame(self, prob: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
@@ -390,7 +397,7 @@ class InferenceCore(Core):
         return prob
 
     def _segment(self, query: Query) -> Tensor:
-        """Aggregated probabilities ``[1 + K, H', W']`` of a frame, from the memory."""
+        """Read the memory and decode: the aggregated probabilities ``[1 + K, H', W']`` of a frame."""
         readout = self.memory.read(query.key[0])
         chunks = readout.split(self.object_chunk or len(readout))
         logits = torch.cat([self.network.decode(chunk[None], query) for chunk in chunks], dim=1)
@@ -404,7 +411,7 @@ class InferenceCore(Core):
         known: list[int],
         padding: tuple[int, int, int, int],
     ) -> Tensor:
-        """Put the annotated masks of ``objects`` into the probabilities of a frame, which get channels ``known``."""
+        """Put the annotated masks of ``objects`` into the probabilities; the result has the channels ``known``."""
         mask = mask.to(self.device, torch.uint8)
         if (shape := self._working_shape(mask.shape)) is not None:
             mask = F.interpolate(mask[None, None].float(), shape, mode='nearest')[0, 0]
@@ -421,14 +428,16 @@ class InferenceCore(Core):
 def load_model(
     path: str | Path = LIGHT_WEIGHTS, *, device: str | torch.device | None = None, exact: bool = False
 ) -> Network:
-    """The network of a checkpoint (published, our own, or by default the light one shipped here), ready to infer.
+    """Load the network of a checkpoint, ready for inference.
 
-    Batch norm is folded (``Network.optimize_``); to train or save it, take ``model.load_network``. What the checkpoint
-    recommends (``Network.recommended``) is what a core around the network does unless it is told otherwise.
+    Batch norm is folded into the convolutions (``Network.optimize_``); to train or save the network, use
+    ``model.load_network``. A core around the network uses the settings that the checkpoint recommends
+    (``Network.recommended``) unless others are given.
 
     Args:
+        path: a published checkpoint or one of our own; by default the light one that comes with this repository.
         device: by default the GPU, if there is one.
-        exact: direct convolutions on a CPU, which are slower and round less.
+        exact: use direct convolutions on a CPU; they are slower and have smaller rounding errors.
 
     Raises:
         CheckpointError: the file is missing or unusable.
@@ -441,7 +450,7 @@ def _described(found: object) -> str:
 
 
 def _check_labels(mask: Tensor, objects: Sequence[int] | None) -> list[int]:
-    """The labels that an annotation speaks of, without the background."""
+    """Check an annotation, and return its labels without the background."""
     if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.is_floating_point() or mask.is_complex():
         raise InputError(f'mask: expected integer labels [H, W], found {_described(mask)}')
     present = [int(label) for label in mask.unique().tolist() if label != 0]

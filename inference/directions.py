@@ -1,4 +1,4 @@
-"""Backwards and both ways: the same stream over reversed frames, and what becomes of two passes over one video."""
+"""Propagation forwards, backwards or both ways, where the results of a backward and a forward pass are blended."""
 
 import shutil
 from bisect import bisect_left, bisect_right
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from inference.core import Core
     from inference.stream import Stopwatch
 
-BYTES = 0.25  # that a byte of what waits takes at most, compressed; docs/video.md says what was found
+BYTES = 0.25  # largest compressed size of one byte of probabilities; docs/video.md has the measurement
 
 
 class Known(NamedTuple):
-    """What one pass says of a frame."""
+    """The result of one pass for a frame."""
 
     prob: Tensor  # [1 + K, H, W], the background first
     objects: list[int]  # the labels of prob[1:]
@@ -35,10 +35,10 @@ class Known(NamedTuple):
 
 
 class Annotations:
-    """At which frames which objects are annotated.
+    """Knows which objects are annotated at which frames.
 
     Args:
-        labels: of every annotated frame, by its number; see :meth:`inference.sources.Source.annotations`.
+        labels: number of an annotated frame -> its labels; see :meth:`inference.sources.Source.annotations`.
     """
 
     def __init__(self, labels: Mapping[int, Sequence[int]]):
@@ -49,20 +49,20 @@ class Annotations:
 
     @property
     def frames(self) -> list[int]:
-        """The annotated frames, in order."""
+        """The numbers of the annotated frames, in order."""
         return self._of[None]
 
     @property
     def objects(self) -> list[int]:
-        """All labels."""
+        """All annotated labels, in order."""
         return sorted(label for label in self._of if label is not None)
 
     def nearness(self, frame: int, label: int | None) -> float:
-        """How much the forward pass counts at a frame beside the backward one, in [0, 1].
+        """The weight of the forward pass at a frame, in [0, 1]; the backward pass has the rest.
 
-        It is linear in time: 1 at the forward pass's last annotation of the object (``None``, the background: of any
-        object), 0 at that of the backward pass, and 1 where both are the frame itself, at which both were given the
-        same mask.
+        The weight falls linearly in time from 1 at the object's last annotation before the frame to 0 at its next
+        annotation after it. For the background (``label=None``) annotations of any object count. At an annotated
+        frame the weight is 1, since both passes were given the same mask.
         """
         frames = self._of[label]
         before, after = bisect_right(frames, frame) - 1, bisect_left(frames, frame)
@@ -74,12 +74,13 @@ class Annotations:
 
 
 def blend(frame: int, forward: Known, backward: Known, annotations: Annotations) -> Known:
-    """What both passes say together of a frame (SPEC, "Directions").
+    """Combine the results of both passes for a frame.
 
-    An object that one of them knows has the probability of that one. Of one that both know it is the mean, weighted
-    by :meth:`Annotations.nearness`. The background likewise; where a pass does not know an object, it takes it for
-    background, so that of its background only what the object leaves counts. All are divided by their sum. Where the
-    backward pass adds nothing, the forward one is returned as it is.
+    The probability of an object that both passes know is the mean of the two, weighted by
+    :meth:`Annotations.nearness`. An object that only one pass knows keeps the probability from that pass. The other
+    pass takes that object for background, so its background probability is first multiplied by one minus the object's
+    probability. The background is then the weighted mean of the two, and all probabilities are divided by their sum.
+    If the backward pass adds nothing, the result of the forward pass is returned unchanged.
     """
     objects = forward.objects + [label for label in backward.objects if label not in forward.objects]
     weights = {label: annotations.nearness(frame, label) for label in objects}
@@ -102,23 +103,23 @@ def blend(frame: int, forward: Known, backward: Known, annotations: Annotations)
 
 
 class WaitingPass:
-    """The probabilities of one pass while they wait for the other: a file a frame, as compressed bytes.
+    """Keeps the probabilities of one pass on the disk until the other pass needs them, in one compressed file a frame.
 
-    They are kept at the size at which the network works, where frames are larger, in steps of 1/255. A context
-    manager: files are written in the background and are all there after its block; ``remove`` deletes them.
+    They are stored in steps of 1/255, and at the size at which the network works if frames are larger. This is a
+    context manager: files are written in the background and are complete after its block. ``remove`` deletes them.
 
     Args:
-        folder: of the files.
+        folder: where the files go.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def require_room(self, frames: int, objects: int, shape: tuple[int, int]) -> None:
-        """Raises ``OSError`` if the disk has no room for so many frames and objects of a working size (H, W)."""
-        present = sum(path.stat().st_size for path in self.folder.glob('*'))  # of a run that goes on
+        """Raise ``OSError`` if the disk has no room for this many frames and objects at a size of (H, W)."""
+        present = sum(path.stat().st_size for path in self.folder.glob('*'))  # from the run that is continued
         size = int(BYTES * frames * objects * shape[0] * shape[1]) - present
-        require_disk(self.folder, size, f'{self.folder}: what one pass keeps of {frames} frames for the other')
+        require_disk(self.folder, size, f'{self.folder}: keeping {frames} frames of one pass for the other')
 
     def __enter__(self) -> 'WaitingPass':
         self._writer = BackgroundWriter(8)
@@ -129,11 +130,11 @@ class WaitingPass:
         self._writer.__exit__(*error)
 
     def flush(self) -> None:
-        """Wait until all is on the disk."""
+        """Wait until all files are written."""
         self._writer.flush()
 
     def put(self, frame: int, known: Known, shape: tuple[int, int]) -> None:
-        """Keep what is known of a frame, at this size (H, W) unless its own is smaller."""
+        """Store the result for a frame, reduced to the size (H, W) if it is larger."""
         planes = known.prob[1:]
         if shape[0] < planes.shape[1]:
             planes = F.interpolate(planes[None], shape, mode='bilinear', align_corners=False)[0]
@@ -144,7 +145,7 @@ class WaitingPass:
             np.savez_compressed(file, planes=planes.cpu().numpy(), objects=np.array(objects, np.uint8))
 
     def get(self, frame: int, shape: tuple[int, int], device: torch.device) -> Known:
-        """What was put, at the size (H, W) of the frame."""
+        """Read the stored result for a frame, at the frame's size (H, W)."""
         with np.load(self._path(frame)) as file:
             planes, objects = torch.from_numpy(file['planes']), file['objects'].tolist()
         planes = planes.to(device).float() / 255
@@ -161,34 +162,34 @@ class WaitingPass:
 
 
 class Propagation:
-    """The way of a video through a core in one direction or both, frame by frame.
+    """Takes a video through a core in one direction or in both, frame by frame.
 
-    Backwards is the same stream over the frames in reverse order, from the last one on. Both is a pass backwards, from
-    the last annotated frame to the first frame, and then one forwards, from the first annotated frame on. Frames that
-    only one of the passes knows are as it has them; of those between the first and the last annotation the backward
-    pass waits on the disk, and :func:`blend` decides.
+    ``backward`` goes through the frames in reverse order, from the last frame on. ``both`` makes two passes: one
+    backwards from the last annotated frame to the first frame, then one forwards from the first annotated frame on.
+    Between the first and the last annotation both passes have a result: that of the backward pass is kept on the disk
+    until the forward pass arrives, and :func:`blend` combines them. All other frames have the result of one pass.
 
-    Iterating over :meth:`frames` gives every frame once it is final: with both directions, first those before the
-    first annotation, backwards, then the others, forwards. What is gone through without being final comes as
-    :class:`inference.stream.Passed`.
+    :meth:`frames` yields every frame once its result is final. With ``both``, these are first the frames before the
+    first annotation, in reverse order, then the others in order. A frame of the backward pass whose result is not yet
+    final is yielded as :class:`inference.stream.Passed`.
 
     Args:
-        make_core: makes a core that has seen nothing, for each pass; there is never more than one at a time.
+        make_core: makes a new core for each pass; there is never more than one core at a time.
         source: the video.
         direction: ``forward``, ``backward`` or ``both``.
-        folder: for what waits. It is made if anything does; :meth:`remove` deletes it.
+        folder: where results wait for the other pass. It is made when needed; :meth:`remove` deletes it.
 
     Attributes:
-        core: of the pass that is under way, or was.
+        core: the core of the current pass, or of the last one at the end.
         courses: the frames of each pass.
-        course: the place of the pass that is under way among them.
-        done: how many frames of it are done.
-        passed: how many frames of all passes are.
-        steps: frames of all passes, as far as is known.
+        course: the index of the current pass in ``courses``.
+        done: how many frames of the current pass are done.
+        passed: how many frames are done in all passes together.
+        steps: the number of frames in all passes together; an estimate for a video file, ``None`` if it is unknown.
 
     Raises:
-        DataError: the source has no other direction than forward, or its annotations cannot be read.
-        OSError: the disk has no room for what has to wait.
+        DataError: the source can only be read forwards, or its annotations cannot be read.
+        OSError: the disk has too little room for the results that have to wait.
     """
 
     def __init__(self, make_core: Callable[[], 'Core'], source: Source, direction: Direction, folder: Path):
@@ -197,7 +198,7 @@ class Propagation:
         self.core = make_core()
         self.waiting = WaitingPass(folder)
         self.annotations = Annotations({})
-        # The backward pass alone knows the frames before the first, both passes know those before the last.
+        # Only the backward pass segments frames before `first`; both passes segment those from `first` to `last`.
         self.first = self.last = 0
         if direction == 'forward':
             self.courses = [Course(source)]
@@ -224,12 +225,15 @@ class Propagation:
             self.waiting.require_room(self.last - self.first, len(self.annotations.objects), shape)
 
     def frames(self, stopwatch: 'Stopwatch | None' = None) -> Generator[Segmented | Passed, None, None]:
-        """Every frame. Raises as :func:`inference.stream.propagate`, and ``OSError`` where what waits is written."""
+        """Yield the frames of all passes, as the class describes.
+
+        Raises what :func:`inference.stream.propagate` raises, and ``OSError`` if a waiting result cannot be written.
+        """
         for _ in self.courses[self.course :]:
             yield from self.frames_of_pass(stopwatch)
 
     def frames_of_pass(self, stopwatch: 'Stopwatch | None' = None) -> Generator[Segmented | Passed, None, None]:
-        """The frames that are left of the pass that is under way; after them the next one is."""
+        """Yield the remaining frames of the current pass; then the next pass becomes the current one."""
         course = self.courses[self.course].after(self.done)
         with self.waiting:
             for found in propagate(self.core, course, stopwatch):
@@ -238,23 +242,23 @@ class Propagation:
                 yield self._finish(found._replace(number=course.number(found.number)), course)
         self.course, self.done = self.course + 1, 0
         if self.course < len(self.courses):
-            del self.core  # first, so that two memories are never there together
+            del self.core  # before the next core is made, so that there are never two memories at a time
             self.core = self.make_core()
 
     @property
     def next_frame(self) -> int:
-        """The number of the frame that is to come, of the last one after the end."""
+        """The number of the frame that comes next in the current pass; without meaning after the last pass."""
         return self.courses[min(self.course, len(self.courses) - 1)].number(self.done)
 
     @property
     def finished(self) -> range:
-        """The frames that have come and are final."""
+        """The numbers of the frames whose results are final."""
         if self.courses[self.course].is_backwards:
             return range(self.next_frame + 1, self.first)
         return range(self.next_frame)
 
     def _finish(self, found: Segmented | Passed, course: Course) -> Segmented | Passed:
-        """A frame as it is in the end; ``Passed`` while it is not."""
+        """Return a frame with its final result, or as ``Passed`` if the result is not final yet."""
         if not found.wanted:
             return found
         known_to_both = self.first <= found.number < self.last
@@ -272,9 +276,9 @@ class Propagation:
         return found
 
     def flush(self) -> None:
-        """Wait until all that waits is on the disk; between two frames."""
+        """Wait until all waiting results are on the disk. Call it between two frames."""
         self.waiting.flush()
 
     def remove(self) -> None:
-        """Delete what waited."""
+        """Delete the waiting results."""
         self.waiting.remove()

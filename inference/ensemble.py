@@ -1,4 +1,4 @@
-"""Ensembles: cores (network x size x flip) that take every frame together; no probabilities outlive it."""
+"""Ensembles: several cores (network x size x flip) segment every frame, and their probabilities are averaged."""
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
@@ -13,25 +13,29 @@ from model.network import Network
 
 @dataclass(frozen=True)
 class Member:
-    """One core of an ensemble. The same network may serve several; its weights are there once."""
+    """One core of an ensemble. Several members may share a network, whose weights are then in memory once."""
 
     network: Network
     _: KW_ONLY
-    size: int | None = None  # shorter side at which the network works; None: frames as they are
-    flip: bool = False  # it sees the video mirrored, left to right
-    kernel_sigma: float | None = None  # of the kernelised read; None: the plain one
+    size: int | None = None  # shorter side in pixels at which the network works; None: the frame's own size
+    flip: bool = False  # whether it sees the video mirrored, left to right
+    kernel_sigma: float | None = None  # standard deviation of the kernelised read; None: no kernel
 
 
 class Ensemble(Core):
-    """Segments a video with several cores; its probabilities are the mean of theirs (supplementary E).
+    """Segments a video with several cores and returns the mean of their probabilities (supplementary E).
 
-    Each core has a memory of its own, filled from its own probabilities; the mean is taken at the frame's size, frame
-    by frame, so that an ensemble of N holds N memories and one sum. One of a single member gives what its core gives.
+    Each core has its own memory, filled from its own probabilities. The mean is taken frame by frame at the frame's
+    size, so that an ensemble of N cores holds N memories and one sum. An ensemble of one member gives the same result
+    as its core.
 
     Args:
         members: networks, sizes and flips; all networks on one device.
-        config: what all cores share, the schedule among it; sizes, flips and kernels are the members'.
-        object_chunk, num_frames, options: as of :class:`InferenceCore`.
+        config: the settings that all cores share, such as the schedule; sizes, flips and kernels are the members'.
+        object_chunk, num_frames, options: see :class:`InferenceCore`.
+
+    Raises:
+        ValueError: there is no member, or the networks are on different devices.
     """
 
     def __init__(
@@ -64,23 +68,23 @@ class Ensemble(Core):
 
     @classmethod
     def of(cls, networks: Sequence[Network], config: InferenceConfig, **options) -> 'Ensemble':
-        """Of every network a core for each size, with and without flip; ``options`` as of the constructor."""
+        """Make an ensemble with a core for every network and every view of ``config``; ``options``: see the class."""
         members = [Member(network, **view._asdict()) for network in networks for view in config.views]
         return cls(members, config, **options)
 
     @property
     def device(self) -> torch.device:
-        """All networks are there."""
+        """The device that holds all networks."""
         return self.cores[-1].device
 
     @property
     def schedule(self) -> Schedule:
-        """All cores have the same."""
+        """The schedule, which is the same for all cores."""
         return self.cores[-1].schedule
 
     @property
     def objects(self) -> list[int]:
-        """Labels, in the order of the channels."""
+        """The labels of the known objects, in the order of the channels."""
         return self.cores[-1].objects
 
     @property
@@ -100,13 +104,14 @@ class Ensemble(Core):
         wanted: bool = True,
         last: bool = False,
     ) -> Tensor | None:
-        """The next frame of the video; arguments, result and errors are those of :meth:`InferenceCore.step`.
+        """Segment the next frame; arguments, result and errors are those of :meth:`InferenceCore.step`.
 
-        A frame that no core takes leaves the ensemble as it was before. One that failed when some of the cores had
-        taken it, for want of GPU memory, ends the video: no other frame is accepted (``InputError``).
+        If the first core refuses a frame, the state of the ensemble is unchanged. If a frame fails after some cores
+        have processed it, for example for lack of GPU memory, the video has to be started again: every further frame
+        raises an ``InputError``.
         """
         if len({core.schedule.time for core in self.cores}) > 1:
-            raise InputError('a frame before failed when some of the networks had taken it; start the video again')
+            raise InputError('an earlier frame failed after some of the cores had processed it; start the video again')
         image, mask = (
             picture.to(self.device, non_blocking=True) if isinstance(picture, Tensor) else picture
             for picture in (image, mask)
@@ -119,6 +124,6 @@ class Ensemble(Core):
         return None if total is None else total.div_(len(self.cores))
 
     def remove(self, label: int) -> None:
-        """Drop an object from all cores; as :meth:`InferenceCore.remove`."""
+        """Drop an object from all cores; see :meth:`InferenceCore.remove`."""
         for core in self.cores:
             core.remove(label)

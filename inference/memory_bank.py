@@ -1,4 +1,4 @@
-"""The memory of one video: keys and values of past frames, and the read."""
+"""The memory of one video: it stores keys and values of past frames, and reads them for a query."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -10,20 +10,20 @@ from inference.eviction import LeastUsed
 from model.memory import add_kernel, best_query, read_sparse, similarity, top_k_weights
 from model.similarity import SIMILARITIES, check_similarity
 
-SCRATCH_BYTES = 64 * 2**20  # of similarities at a time, whatever the length of the video
-GROWTH = 1.5
+SCRATCH_BYTES = 64 * 2**20  # bound of the similarities that are held at a time, whatever the length of the video
+GROWTH = 1.5  # factor by which a full buffer grows
 
 
 class _Rows:
-    """One preallocated buffer with P rows a slot (a slot is a memory frame), growing geometrically."""
+    """A preallocated buffer with P rows for each slot; a slot holds one memory frame. It grows geometrically."""
 
     def __init__(self, capacity: int):
         self.capacity = capacity
         self.positions = 0  # P
-        self.buffer = torch.empty(0)  # until the first rows say of which shape, type and device they are
+        self.buffer = torch.empty(0)  # the first rows decide its shape, type and device
 
     def write(self, slot: int, rows: Tensor) -> None:
-        """``rows [P, ...]`` become slot ``slot``."""
+        """Write ``rows [P, ...]`` into slot ``slot``."""
         P = self.positions = len(rows)
         if not len(self.buffer):
             self.buffer = rows.new_empty(max(self.capacity, slot + 1) * P, *rows.shape[1:])
@@ -39,20 +39,20 @@ class _Rows:
         return [self.buffer[slot * self.positions : (slot + 1) * self.positions].clone()]
 
     def restore(self, slot: int, tensors: Iterator[Tensor]) -> None:
-        """What ``read`` gave becomes a slot again."""
+        """Write the result of ``read`` into a slot."""
         self.write(slot, next(tensors))
 
     def copy(self, source: int, target: int) -> None:
-        """Slot ``target`` becomes equal to slot ``source``."""
+        """Copy slot ``source`` over slot ``target``."""
         P = self.positions
         self.buffer[target * P : (target + 1) * P] = self.buffer[source * P : (source + 1) * P]
 
     def drop_first(self, slots: int) -> None:
-        """The slots after the first ``slots`` move to the front; the space of these is given back."""
+        """Drop the first ``slots`` slots and free their space; the others move to the front."""
         self.buffer = self.buffer[slots * self.positions :].clone()
 
     def drop_column(self, column: int) -> None:
-        """Every row loses one entry of its first dimension: rows are ``[K, ...]``, and object ``column`` leaves."""
+        """Drop object ``column`` from every row; rows are ``[K, ...]``."""
         self.buffer = torch.cat([self.buffer[:, :column], self.buffer[:, column + 1 :]], dim=1)
 
     @property
@@ -61,15 +61,15 @@ class _Rows:
 
 
 class _Keys:
-    """Keys as rows ``[N, G, Ck]``, and the term of the similarity that only depends on them, ``[N, G]``."""
+    """Stores keys as rows ``[N, G, Ck]``, and the term of the similarity that depends on them alone, ``[N, G]``."""
 
     def __init__(self, capacity: int, *, metric: str):
         self.metric = metric
         self.rows = _Rows(capacity)
-        self.bias = _Rows(capacity)  # of nothing, where the similarity has none
+        self.bias = _Rows(capacity)  # stays empty if the similarity has no such term
 
     def write(self, slot: int, key: Tensor) -> None:
-        """``key [G, Ck, h, w]``; kept in float32, since the similarity squares it."""
+        """Write ``key [G, Ck, h, w]`` into a slot, in float32, since the similarity squares it."""
         rows = key.float().flatten(2).permute(2, 0, 1)
         self.rows.write(slot, rows)
         bias = SIMILARITIES[self.metric].bias(rows)
@@ -77,7 +77,7 @@ class _Keys:
             self.bias.write(slot, bias)
 
     def read(self, slot: int) -> list[Tensor]:
-        """The bias, too: computed again it would be rounded in another way."""
+        """Copies of the keys of a slot and of their bias, which would be rounded differently if computed again."""
         return self.rows.read(slot) + (self.bias.read(slot) if len(self.bias.buffer) else [])
 
     def restore(self, slot: int, tensors: Iterator[Tensor]) -> None:
@@ -110,7 +110,7 @@ class _Keys:
         return similarity(keys, query, metric=self.metric, bias=bias, out=out)
 
     def best_query(self, query: Tensor, positions: int, scratch: Tensor) -> Tensor:
-        """Where each of the first ``positions`` is found in the frame: ``query [1, Q, Ck] -> [G, positions]``."""
+        """The best query position of each of the first ``positions``: ``query [1, Q, Ck] -> [G, positions]``."""
         keys = self.rows.buffer[:positions].transpose(0, 1)
         G, Q = len(keys), query.shape[1]
         parts = [
@@ -125,36 +125,40 @@ class _Keys:
 
 
 class _Group:
-    """Objects that joined at the same frame: their values ``[N, K, Cv]`` in one buffer, from that frame on."""
+    """Objects that joined at the same frame. Their values ``[N, K, Cv]`` from that frame on are in one buffer."""
 
     def __init__(self, start: int, size: int, capacity: int, *, own_keys: _Keys | None):
-        self.start = start  # in slots
+        self.start = start  # the memory's slot at which the objects joined
         self.size = size  # K
         self.values = _Rows(capacity)
-        self.own_keys = own_keys  # None where the keys are shared
+        self.own_keys = own_keys  # None if the keys are shared
 
     def slots_of(self, indices: Tensor) -> Tensor:
-        """The memory's slots of the positions ``indices`` of the group."""
+        """The memory's slots in which the group's positions ``indices`` are."""
         return self.start + indices // self.values.positions
 
 
 class MemoryBank:
-    """Memory frames in the order in which they came; an object reads the suffix since the frame at which it joined.
+    """Stores the memory frames in order. An object reads only the frames from the one on at which it joined.
 
-    Objects that joined together form a group, and may leave one by one. With shared keys (STCN) there is one
-    key store and one similarity for everybody, then one top-k and one gather of values a group. Without
-    (STM) every object has its own keys. The last slot may be temporary: the next ``add`` replaces it.
+    Objects that joined together form a group, and may leave one by one. With shared keys (STCN) the keys are
+    stored once and the similarity is computed once for all objects; top-k and the gather of values run once a
+    group. Without (STM) every object has its own keys. The last slot may be temporary: the next ``add``
+    replaces it.
 
     Args:
-        shared_keys: whether one key a frame serves all objects.
-        top_k: memory positions that each query position reads; ``None`` reads all of them.
+        shared_keys: whether a frame has one key for all objects.
+        top_k: how many memory positions each query position reads; ``None`` reads all of them.
         metric: a name in ``model.similarity.SIMILARITIES``.
-        kernel_sigma: deviation of the kernelised read, in positions; ``None``: no kernel.
-        max_frames: bound of the memory frames (a temporary one comes on top). Beyond it one goes, see
-            :class:`inference.eviction.LeastUsed`; protected ones stay, whatever their number.
-        capacity: memory frames to reserve space for; more frames make it grow.
-        value_dtype: that values are kept in; ``None``: the one that they come in. Keys are always float32.
-        scratch_bytes: bound of the similarities held at a time.
+        kernel_sigma: standard deviation of the kernelised read, in positions; ``None``: no kernel.
+        max_frames: the largest number of memory frames, without a temporary one. Beyond it a frame is evicted,
+            see :class:`inference.eviction.LeastUsed`; protected frames stay, whatever their number.
+        capacity: how many memory frames to reserve space for; the space grows when there are more.
+        value_dtype: the type in which values are stored; ``None`` keeps their own. Keys are always float32.
+        scratch_bytes: bound of the similarities that are held at a time, in bytes.
+
+    Raises:
+        ValueError: an argument is out of its range.
     """
 
     def __init__(
@@ -180,7 +184,7 @@ class MemoryBank:
         self.metric = metric
         self.kernel_sigma = kernel_sigma
         self.max_frames = max_frames
-        # One frame more than allowed is there while the least used one is chosen.
+        # While a frame to evict is chosen, there is one more than allowed.
         self.capacity = max(capacity if max_frames is None else min(capacity, max_frames + 1), 1)
         self.value_dtype = value_dtype
         self.scratch_bytes = scratch_bytes
@@ -190,16 +194,16 @@ class MemoryBank:
         self._forget()
 
     def _forget(self) -> None:
-        """There are no objects and no memory frames."""
-        self.permanent = 0  # slots that stay
-        self.temporary = False  # one more, to be replaced
-        self.serials: list[int] = []  # of the slots that stay: no two contents have the same number
+        """Empty the memory of all objects and frames."""
+        self.permanent = 0  # number of slots that stay
+        self.temporary = False  # whether a further slot holds a temporary frame
+        self.serials: list[int] = []  # a number for each permanent slot; different contents never share a number
         self._shared_keys = _Keys(self.capacity, metric=self.metric) if self.shared_keys else None
         self._groups: list[_Group] = []
         self.eviction = None if self.max_frames is None else LeastUsed(self.max_frames)
 
     def __len__(self) -> int:
-        """Memory frames, the temporary one included."""
+        """The number of memory frames, including a temporary one."""
         return self.permanent + self.temporary
 
     @property
@@ -212,7 +216,7 @@ class MemoryBank:
         return sum(store.nbytes for store, _ in self._stores())
 
     def _stores(self) -> Iterator[tuple[_Keys | _Rows, int]]:
-        """Every store with the slot at which it starts."""
+        """Every store, with the slot at which it starts."""
         if self._shared_keys:
             yield self._shared_keys, 0
         for group in self._groups:
@@ -221,18 +225,18 @@ class MemoryBank:
                 yield group.own_keys, group.start
 
     def add(self, key: Tensor, value: Tensor, *, permanent: bool = True, protected: bool = False) -> None:
-        """Memorise a frame for all objects, in place of a temporary one; a protected frame is never evicted.
+        """Memorise a frame for all objects; it replaces a temporary frame.
 
-        ``key [1 or K, Ck, h, w], value [K, Cv, h, w]``, objects in the order in which they joined;
-        those beyond the objects known so far join with this frame, which must be permanent and is
-        protected.
+        ``key [1 or K, Ck, h, w], value [K, Cv, h, w]``, objects in the order in which they joined. Objects
+        beyond those known so far join with this frame, which must be permanent and is then protected. A
+        protected frame is never evicted.
         """
         slot = self.permanent
         joining = len(value) - self.num_objects
         if joining < 0 or (joining and not permanent):
             raise ValueError(
                 f'{len(value)} objects at a {"" if permanent else "temporary "}memory frame after '
-                f'{self.num_objects}: objects leave by remove alone, and join at permanent frames'
+                f'{self.num_objects}: objects only leave by remove, and only join at permanent frames'
             )
         if joining:
             capacity = max(self.capacity - slot, 1)
@@ -260,7 +264,7 @@ class MemoryBank:
                 self.eviction.keep(self._evict(least_used))
 
     def remove(self, index: int) -> None:
-        """Drop an object, its number in the order in which they joined, and the frames that no other one reads."""
+        """Drop object ``index``, counted in the order of joining, and the frames that no other object reads."""
         for group in self._groups:
             if index < group.size:
                 break
@@ -289,9 +293,9 @@ class MemoryBank:
             self.serials = self.serials[unread:]
 
     def _evict(self, slot: int) -> list[int]:
-        """Drop a frame. Returns the slots of the others, in their new order."""
-        # The newest frame takes its place. Where an object joined after it, that would take the frame from the
-        # object, and all later frames move up by one.
+        """Drop a frame. Returns the slots of the other frames in their new order."""
+        # The newest frame moves into the free slot, so that only one frame is copied. If an object joined after that
+        # slot, it would no longer read the moved frame; then all later frames move up by one instead.
         kept = [other for other in range(self.permanent) if other != slot]
         if slot >= self._groups[-1].start:
             kept.insert(slot, kept.pop())
@@ -307,14 +311,14 @@ class MemoryBank:
         return kept
 
     def state(self) -> dict[str, Any]:
-        """What has to be known beside :meth:`rows` to :meth:`restore` the memory: numbers and lists of numbers."""
+        """The state for :meth:`restore`, without the :meth:`rows`: numbers and lists of numbers."""
         return {
             'permanent': self.permanent,
             'temporary': self.temporary,
             'groups': [(group.start, group.size) for group in self._groups],
             'serials': self.serials,
             'added': self._added,
-            'scratch': self._scratch.numel(),  # on which the parts of a read depend, and with them its rounding
+            'scratch': self._scratch.numel(),  # it decides the chunks of a read, and so the rounding
             'eviction': None if self.eviction is None else self.eviction.state(),
         }
 
@@ -323,7 +327,7 @@ class MemoryBank:
         return [rows for store, start in self._stores() if slot >= start for rows in store.read(slot - start)]
 
     def restore(self, state: dict[str, Any], rows: Iterable[Sequence[Tensor]], device: torch.device) -> None:
-        """Make an empty memory what another one was, bit for bit: its state, and the rows of each of its frames."""
+        """Fill an empty memory with the state and the rows of another one, bit for bit."""
         self._groups = []
         for start, size in state['groups']:
             capacity = max(self.capacity - start, 1)
@@ -346,8 +350,8 @@ class MemoryBank:
         Queries are processed in chunks that keep the similarities below ``scratch_bytes``.
         """
         if not len(self):
-            raise ValueError('the memory is empty: a video ended with its last frame, which is not memorised')
-        # Keys are squared: not in half precision.
+            raise ValueError('the memory is empty: the last frame of a video is not memorised, and nothing follows it')
+        # The similarity squares the keys, for which half precision is not enough.
         with torch.autocast(query_key.device.type, enabled=False):
             return self._read(query_key).to(query_key.dtype)
 
@@ -361,7 +365,7 @@ class MemoryBank:
             self._scratch = query.new_empty(max(self.scratch_bytes // query.element_size(), row))
         chunk = min(self._scratch.numel() // row, Q)
 
-        # Every memory position is looked for in the whole frame, before the frame is taken in parts.
+        # The kernel needs each memory position's best match in the whole frame, before the frame is split into chunks.
         best = (
             {}
             if self.kernel_sigma is None
@@ -414,9 +418,9 @@ class MemoryBank:
         weights, indices = top_k_weights(affinity, self.top_k, frames=len(self) - group.start)
         if self.eviction is not None:
             self.eviction.count(group.slots_of(indices), weights * (K / len(weights)))
-        if len(weights) == 1:  # a row holds the values of all objects
+        if len(weights) == 1:  # with shared keys, a row holds the values of all objects
             return read_sparse(weights[0], indices[0], values.flatten(1)).unflatten(1, (K, Cv))
-        # A row an object: position n of object k is row n K + k.
+        # Otherwise each object has its own rows: position n of object k is row n K + k.
         rows = indices * K + torch.arange(K, device=indices.device)[:, None, None]
         readout = read_sparse(weights.flatten(0, 1), rows.flatten(0, 1), values.flatten(0, 1))
         return readout.unflatten(0, (K, -1)).transpose(0, 1)

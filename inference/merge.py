@@ -1,4 +1,4 @@
-"""The mean of the probabilities that several runs have saved: an ensemble whose networks ran one by one."""
+"""Averages the probabilities that several runs have saved, as an ensemble whose networks ran one by one."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ from util.errors import DataError, foreign_call
 
 log = logging.getLogger(__name__)
 
-WAITING = 4  # frames; of each there are the sum and one run's probabilities
+WAITING = 4  # frames that may wait; each takes memory for the sum and for one run's probabilities
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Result:
     """The output folder of a run that saved its probabilities."""
 
     folder: Path
-    settings: dict  # of its settings.json
-    frames: tuple[str, ...]  # <video>/<frame>, sorted
+    settings: dict  # the content of its settings.json
+    frames: tuple[str, ...]  # names of the form <video>/<frame>, sorted
 
     @classmethod
     def of(cls, folder: Path) -> 'Result':
-        """Raises ``DataError`` where there are no probabilities, or not the run's settings beside them."""
+        """Read an output folder. Raises ``DataError`` if probabilities or the run's settings are missing."""
         record, probabilities = folder / SETTINGS_FILE, folder / PROBABILITIES
         try:
             settings = json.loads(record.read_text(encoding='utf-8'))
@@ -67,23 +67,23 @@ class Content(NamedTuple):
 
 
 def merge(folders: Sequence[Path], output: Path, *, overwrite: bool = False, archive: bool = False) -> int:
-    """Write the masks of the mean of several runs' probabilities, in the format of the runs' own masks.
+    """Average the probabilities of several runs and write the masks, in the format of the runs' own masks.
 
-    Every run counts the same. Each has filled its memory from its own probabilities, as each core of an
-    :class:`inference.ensemble.Ensemble` does, so that the mean is the ensemble's but for the rounding of the files to
-    float16. A frame whose mask is there is skipped.
+    Every run has the same weight. Each run has filled its memory from its own probabilities, as each core of an
+    :class:`inference.ensemble.Ensemble` does. The mean is therefore that of the ensemble, except that the files are
+    rounded to float16. Frames that already have a mask are skipped.
 
     Args:
-        folders: the output folders of the runs, of the same frames, objects and sizes.
+        folders: the output folders of the runs, which must have the same frames, objects and sizes.
         output: where the masks go, as ``output/<video>/<frame>.png``.
-        overwrite: merge again what is finished.
-        archive: in the end put the masks into ``output.zip``.
+        overwrite: merge finished frames again.
+        archive: at the end, put the masks into ``output.zip``.
 
     Returns:
         How many frames were merged.
 
     Raises:
-        DataError: the runs do not go together, or a file cannot be read.
+        DataError: the runs differ in frames, objects, sizes or data set, or a file cannot be read.
         OutputError: ``output`` holds the masks of other settings and ``overwrite`` is false.
         OSError: a mask cannot be written.
     """
@@ -118,10 +118,7 @@ def merge(folders: Sequence[Path], output: Path, *, overwrite: bool = False, arc
 
 
 def check_alike(results: Sequence[Result]) -> None:
-    """Raise a ``DataError``, before anything is merged, unless the runs are of the same frames, objects and sizes.
-
-    Of the files only the headers are read.
-    """
+    """Raise a ``DataError`` unless the runs have the same frames, objects and sizes. Reads only the files' headers."""
     first = results[0]
     folders = [result.folder for result in results]
     if len(set(folders)) < len(folders):
@@ -152,14 +149,14 @@ def check_alike(results: Sequence[Result]) -> None:
 
 
 def merged_settings(results: Sequence[Result]) -> dict[str, object]:
-    """The settings of all runs together; all of them have the same format of masks and the same given masks."""
+    """The settings of the merged result: those of every run, and once those that all runs share."""
     shared = {name: results[0].settings[name] for name in ('format', 'given') if name in results[0].settings}
     runs = [{name: value for name, value in each.settings.items() if name not in shared} for each in results]
     return {'merged': runs} | shared
 
 
 def read_content(path: Path) -> Content:
-    """Objects and size, without the probabilities. Raises ``DataError``."""
+    """Read objects and size from a file, without the probabilities. Raises ``DataError`` if it cannot be read."""
     with _reading(path), zipfile.ZipFile(path) as file:
         with file.open('objects.npy') as member:
             objects = np.lib.format.read_array(member, allow_pickle=False)
@@ -172,7 +169,7 @@ def read_content(path: Path) -> Content:
 
 
 def read_probabilities(path: Path) -> np.ndarray:
-    """``[1 + K, H, W]``. Raises ``DataError``."""
+    """Read probabilities ``[1 + K, H, W]``. Raises ``DataError`` if the file cannot be read."""
     with _reading(path), np.load(path, allow_pickle=False) as arrays:
         return arrays['prob']
 
@@ -181,12 +178,12 @@ def _reading(path: Path):
     return foreign_call(
         DataError,
         f'{path}: expected prob [1 + K, H, W] and objects [K], cannot read them',
-        '. Delete the file and run again what wrote it.',
+        '. Delete the file and repeat the run that wrote it.',
     )
 
 
 def _merge_frame(paths: Sequence[Path], output: Path, binary: bool) -> None:
-    """Write the labels of the largest mean; the sum has the same."""
+    """Write the label with the largest mean for each pixel. The sum, which is computed, has its maximum there, too."""
     total = read_probabilities(paths[0]).astype(np.float32)
     for path in paths[1:]:
         total += read_probabilities(path)

@@ -1,4 +1,4 @@
-"""What is written of every frame, in the background; and whose the output folder is."""
+"""Writes the results of a run in the background, and checks that its output folder holds no results of another run."""
 
 import json
 import logging
@@ -32,29 +32,29 @@ WRITERS = 2  # threads that encode files
 SETTINGS_FILE = 'settings.json'
 OLDER_SETTINGS_FILES = ('segment_video.json',)
 PROBABILITIES = 'probabilities'
-UNFINISHED = '.unfinished'  # below the output folder: what a run that is killed goes on from
+UNFINISHED = '.unfinished'  # folder in the output folder with the state from which a killed run is continued
 STRIP_HEIGHT = 240
 STRIP_GAP = 4
 
 
 class Output(ABC):
-    """Something that is written of every frame that is asked for. ``behind``: frames that may wait for it.
+    """A kind of result that is written for every wanted frame. At most ``behind`` frames wait to be written.
 
-    A context manager, for what is to be done before the first frame and after the last one.
+    It is a context manager, so that it can act before the first frame and after the last one.
     """
 
     behind = 8
 
     @abstractmethod
     def job(self, frame: 'Segmented') -> Callable[[], None] | None:
-        """What a thread has to do for a frame; it holds what it needs of the frame, and no more."""
+        """A function that writes the frame in a thread, or ``None``. It keeps only what it needs of the frame."""
 
     def state(self) -> object:
-        """What it has gathered of the frames, in numbers, strings, lists and dictionaries, for a run that goes on."""
+        """What was collected over the frames, for a continued run: numbers, strings, lists and dictionaries."""
         return None
 
     def restore(self, state: Any) -> None:  # noqa: B027 most have nothing to do
-        """Go on with what another one had gathered."""
+        """Continue with the ``state()`` of an earlier run."""
 
     def __enter__(self) -> Self:
         return self
@@ -64,7 +64,7 @@ class Output(ABC):
 
 
 class FilePerFrame(Output):
-    """A file of every frame that is asked for, ``folder/NAME`` and ``suffix``."""
+    """Writes one file for every wanted frame: ``folder/NAME`` with ``suffix``."""
 
     suffix: str
 
@@ -76,7 +76,7 @@ class FilePerFrame(Output):
 
 
 class Masks(FilePerFrame):
-    """Palette PNGs with the labels, ``folder/NAME.png``; ``binary``: grayscale 0 and 255 in their place."""
+    """Palette PNGs with the labels, ``folder/NAME.png``; with ``binary``, grayscale PNGs of 0 and 255."""
 
     behind = 32
     suffix = '.png'
@@ -95,7 +95,7 @@ class Masks(FilePerFrame):
 class Probabilities(FilePerFrame):
     """``folder/NAME.npz`` with ``prob [1 + K, H, W]`` in float16, the background first, and ``objects [K]``."""
 
-    behind = 4  # they are large, and slow to write
+    behind = 4  # the files are large and slow to write
     suffix = '.npz'
 
     def job(self, frame: 'Segmented') -> Callable[[], None]:
@@ -108,7 +108,7 @@ class Probabilities(FilePerFrame):
 
 
 class Cutouts(Output):
-    """Each object alone on a transparent ground, ``folder/LABEL/NAME.png``."""
+    """Each object alone on a transparent background, ``folder/LABEL/NAME.png``."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -127,7 +127,7 @@ class Cutouts(Output):
 
 
 class Redrawn(NamedTuple):
-    """A frame that was segmented before, with the mask from its file."""
+    """A frame that was segmented earlier, with the mask from its file."""
 
     number: int
     image: np.ndarray  # uint8 [H, W, 3] RGB
@@ -136,9 +136,9 @@ class Redrawn(NamedTuple):
 
 
 class Pictures(Output):
-    """The objects shown on the frames: an overlay video and a strip of stills, either of which may be ``None``.
+    """Shows the objects on the frames: in an overlay video and in a strip of stills, each of which may be ``None``.
 
-    The files are complete at its end; after an exception there are none.
+    The files appear at the end of the ``with`` block; after an exception there are none.
     """
 
     def __init__(self, video: VideoWriter | None, strip: 'Strip | None'):
@@ -173,8 +173,10 @@ class Pictures(Output):
 
 
 class Strip:
-    """N pictures at even distances of a video whose length nobody knows: every so many frames one is kept, and
-    every second one dropped when there are many."""
+    """Collects ``count`` pictures at even distances from a video of unknown length.
+
+    It keeps every ``every``-th frame. When there are many, it drops every second one and doubles ``every``.
+    """
 
     def __init__(self, path: Path, count: int):
         self.path = path
@@ -186,7 +188,7 @@ class Strip:
         return number % self.every == 0
 
     def add(self, image: np.ndarray) -> None:
-        """The picture [H, W, 3] of a frame that it takes."""
+        """Add the picture ``[H, W, 3]`` of a frame for which :meth:`takes` is true."""
         import cv2
 
         H, W = image.shape[:2]
@@ -208,11 +210,11 @@ class Strip:
 
 
 class Outputs:
-    """Writes frames in threads of the background; an error of theirs ends the run at the next frame or the end.
+    """Writes all results of the frames in background threads. Their errors are raised at the next frame or at the end.
 
     Args:
-        files: what is a file a frame.
-        pictures: what has to get the frames in their order.
+        files: results that may be written in any order of the frames.
+        pictures: results that need the frames in order.
     """
 
     def __init__(self, files: Sequence[Output], pictures: Pictures | None = None):
@@ -231,7 +233,7 @@ class Outputs:
         return self
 
     def write(self, frame: 'Segmented | Passed', *, in_order: bool = True) -> None:
-        """Write a frame, if it is asked for; no pictures of one that does not come in the order of the video."""
+        """Write a frame if it is wanted. Pictures are left out if the frames do not come in order."""
         if not frame.wanted:
             return
         for output in self.files:
@@ -241,7 +243,7 @@ class Outputs:
             self.draw(frame)
 
     def draw(self, frame: 'Segmented | Redrawn') -> None:
-        """The pictures of a frame alone."""
+        """Write only the pictures of a frame."""
         if self.pictures is not None and (job := self.pictures.job(frame)):
             self._in_order.submit(job)
 
@@ -252,7 +254,7 @@ class Outputs:
 
     @property
     def masks(self) -> Masks:
-        """Where the masks go."""
+        """The output that writes the masks."""
         return next(each for each in self.files if isinstance(each, Masks))
 
     def flush(self) -> None:
@@ -264,9 +266,9 @@ class Outputs:
 
 
 class BackgroundWriter:
-    """Encodes and writes files in the background; an error ends the run at the next ``submit`` or the end.
+    """Encodes and writes files in background threads. Errors are raised at the next ``submit`` or at the end.
 
-    At most ``limit`` files wait to be written. With one thread they are written in their order.
+    At most ``limit`` files wait to be written. With one thread, they are written in the order of ``submit``.
     """
 
     def __init__(self, limit: int, *, threads: int = WRITERS):
@@ -278,18 +280,18 @@ class BackgroundWriter:
         return self
 
     def submit(self, write: Callable[..., None], *args: object) -> None:
-        """Call ``write(*args)`` in the background. It fetches tensors itself, so that nobody else waits for a GPU."""
+        """Call ``write(*args)`` in the background. It fetches tensors from the GPU, so the caller does not wait."""
         while self.pending and (len(self.pending) >= self.limit or self.pending[0].done()):
             self.pending.popleft().result()
         self.pending.append(self.pool.submit(write, *args))
 
     def flush(self) -> None:
-        """Wait until all that was submitted is written. Raises what a write raised."""
+        """Wait until everything submitted is written. Raises the error of a failed write."""
         while self.pending:
             self.pending.popleft().result()
 
     def __exit__(self, error_type, *_) -> None:
-        # What waits when a stop comes may complete a video.
+        # After a stop the waiting files are still written: they may complete a video.
         self.pool.shutdown(cancel_futures=error_type not in (None, Stopped))
         if error_type is None:
             for future in self.pending:
@@ -297,21 +299,21 @@ class BackgroundWriter:
 
 
 def archive_of(folder: Path) -> Path:
-    """Where the archive of an output folder is: beside it."""
+    """The path of an output folder's archive, which is beside the folder."""
     folder = folder.resolve()
     return folder.with_name(f'{folder.name}.zip')
 
 
 def write_archive(path: Path, masks: Masks, names: Iterable[str]) -> None:
-    """A zip of masks as a server takes them: ``<video>/<frame>.png`` (DAVIS) or below Annotations."""
+    """Write a zip of masks for a server: ``<video>/<frame>.png`` (DAVIS), or the same below ``Annotations``."""
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, 'w') as archive:
         for file in map(masks.path, names):
-            # No time stamp: the same masks give the same archive. PNGs do not get smaller.
+            # Without time stamps, equal masks give equal archives. PNGs are not compressed again.
             archive.writestr(zipfile.ZipInfo(str(file.relative_to(masks.folder))), file.read_bytes())
 
 
 class OutputError(DataError):
-    """The output folder is not this run's. ``replaceable``: what is there is an earlier run's, and may go."""
+    """The output folder cannot be used. ``replaceable``: it holds an earlier run's results, which may be deleted."""
 
     def __init__(self, message: str, *, replaceable: bool = False):
         super().__init__(message)
@@ -329,26 +331,28 @@ def claim(
     resume: bool = False,
     archive: Path | None = None,
 ) -> None:
-    """Make an output folder this run's, or refuse: it may hold ground truth, or another network's masks.
+    """Take an output folder for this run, or refuse if it holds ground truth or the results of another run.
 
-    ``settings`` are left in ``folder/settings.json`` for the next run.
+    ``settings`` are written to ``folder/settings.json`` for the next run to compare.
 
     Args:
         places: the folders and files that the run writes.
-        inputs: the files and folders that it reads, none of which may lie there.
-        files: of what an earlier run wrote, all that would be mistaken for this run's.
-        overwrite: delete those.
-        resume: whether those are kept where they were made with these settings. If not, there may be none.
-        archive: one more file that the run writes, in the end, beside the folder.
+        inputs: the files and folders that the run reads; none of them may be in ``places``.
+        files: finds the files of an earlier run that would be mistaken for results of this run.
+        overwrite: delete those files.
+        resume: keep those files if they were made with the same settings. Without it, any such file is an error.
+        archive: a further file that the run writes at the end, beside the folder.
 
     Raises:
-        OutputError: it is not this run's.
-        OSError: it cannot be written.
+        OutputError: the folder holds other files or the results of another run.
+        OSError: the folder cannot be written.
     """
     taken = {place.resolve() for place in places}
     for path in sorted({path.resolve() for path in inputs}):
         if taken & {path, *path.parents}:
-            raise OutputError(f'{path}: is read, and is where the output would go; choose another place for it')
+            raise OutputError(
+                f'{path}: the run reads this and would also write there; choose another place for the output'
+            )
     record = folder / SETTINGS_FILE
     recorded = any((folder / name).exists() for name in (SETTINGS_FILE, *OLDER_SETTINGS_FILES))
     found = sorted(files()) if overwrite or not resume else []
@@ -358,14 +362,14 @@ def claim(
         raise OutputError(f'{folder}: has results already ({found[0]})', replaceable=True)
     elif found and not recorded:
         raise OutputError(
-            f'{found[0]}: is in the way, and {SETTINGS_FILE}, which every run leaves, is not in {folder}: nothing is '
-            'deleted there'
+            f'{found[0]}: exists, but {folder} has no {SETTINGS_FILE}, which every run writes: nothing is deleted '
+            'there, since it may not be the result of a run'
         )
     check_writable(record)
     if archive is not None:
         check_writable(archive)
     if overwrite:
-        # At once, so that an interrupted run leaves nothing of the one before.
+        # All are deleted now, so that an interrupted run leaves no results of the run before.
         for path in found:
             path.unlink()
         for name in OLDER_SETTINGS_FILES:
@@ -377,15 +381,15 @@ def claim(
 
 
 def _check_settings(record: Path, settings: Mapping[str, object]) -> None:
-    """Refuse a folder whose files are not those of a run with these settings."""
+    """Refuse a folder whose files were not made by a run with these settings."""
     folder = record.parent
     try:
         found = json.loads(record.read_text())
     except (FileNotFoundError, NotADirectoryError):
         if folder.is_dir() and any(not entry.name.startswith('.') for entry in folder.iterdir()):
             raise OutputError(
-                f'{folder}: is not empty, and has no {SETTINGS_FILE} that would say that its masks are those of an '
-                'earlier run; an empty folder would do'
+                f'{folder}: expected an empty folder or one with the {SETTINGS_FILE} of an earlier run, found other '
+                'files; choose an empty folder'
             ) from None
         return
     except ValueError as error:
@@ -393,7 +397,7 @@ def _check_settings(record: Path, settings: Mapping[str, object]) -> None:
     if not isinstance(found, dict):
         raise OutputError(f'{record}: expected settings, found {found!r}', replaceable=True)
     if 'exact' in settings:
-        found.setdefault('exact', True)  # folders of before there was anything else
+        found.setdefault('exact', True)  # older versions did not write it, and always were exact
     changes = [
         f'{name} was {_brief(found.get(name))}, is {_brief(settings.get(name))}'
         for name in sorted({*found, *settings})

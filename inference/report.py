@@ -1,4 +1,4 @@
-"""How sure the network was of each object over a video: numbers, a picture, and the frames to look at first."""
+"""A report on how sure the network was of each object over a video, with the frames to look at first."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -19,19 +19,20 @@ if TYPE_CHECKING:
     from inference.stream import Segmented
 
 FIRST = 10
-"""Frames to look at that a report names."""
+"""How many frames to look at first a report names."""
 
 WIDTH, HEIGHT, MARGIN = 960, 240, 28
-"""Of the picture, in pixels."""
+"""The size of the picture and of its margin, in pixels."""
 
 
 def least_sure(confidence: Mapping[int, float], count: int) -> list[int]:
-    """The frames to look at first, the least sure one before the others: up to ``count``, and no neighbours.
+    """The frames to look at first: up to ``count`` of them, the least sure one first, and no neighbours.
 
-    Two of them are at least 1 / (2 count) of the frames apart, so that one bad moment does not take them all.
+    Any two of them are at least 1 / (2 ``count``) of the frames apart, so that they are not all of one bad moment.
 
     Args:
-        confidence: frame -> how sure the network is of it; of annotated frames there is nothing.
+        confidence: frame -> how sure the network is of it.
+        count: the largest number of frames to return.
     """
     apart = max(2, len(confidence) // (2 * count))
     chosen: list[int] = []
@@ -42,14 +43,14 @@ def least_sure(confidence: Mapping[int, float], count: int) -> list[int]:
 
 
 class Report(Output):
-    """``folder/report.json`` and ``folder/report.png``, written when the video ends, also after Ctrl-C.
+    """Writes ``folder/report.json`` and ``folder/report.png`` at the end of the video, also after Ctrl-C.
 
     The JSON has
 
-    - ``first``: the frames to look at first (``frame``, ``name``, ``object`` and its ``confidence``);
-    - ``vanished``: the frames in which an ``object`` that the frame before shows is not there any more, of which the
-      network may be sure, and wrong;
-    - ``frames``: of every frame its ``name`` and the ``confidence`` of each object, in [0, 1].
+    - ``first``: the frames to look at first (``frame``, ``name``, the least sure ``object`` and its ``confidence``);
+    - ``vanished``: the frames in which an ``object`` of the frame before has disappeared; look at these, too, since
+      the network may have lost the object and be sure of it;
+    - ``frames``: for every frame its ``name`` and the ``confidence`` of each object, in [0, 1].
     """
 
     behind = 32
@@ -66,7 +67,7 @@ class Report(Output):
         return partial(self.add, frame.number, frame.name, frame.objects, expected_iou(frame.prob), frame.labels)
 
     def add(self, number: int, name: str, objects: list[int], values: 'Tensor', labels: 'Tensor') -> None:
-        """Take a frame; ``values [K]`` are of its objects, ``labels [H, W]`` its mask."""
+        """Add a frame with the confidence of its objects, ``values [K]``, and its mask, ``labels [H, W]``."""
         self.names[number] = name
         self.confidence[number] = dict(zip(objects, values.tolist(), strict=True))
         self.shown[number] = [*labels_in(labels.cpu().numpy())]
@@ -82,7 +83,7 @@ class Report(Output):
             self.write()
 
     def write(self) -> None:
-        """Both files, as far as the frames have come."""
+        """Write both files for the frames added so far."""
         worst = {number: min(values, key=values.__getitem__) for number, values in self.confidence.items() if values}
         sure = {number: self.confidence[number][label] for number, label in worst.items()}
         marked = least_sure(sure, FIRST)
@@ -115,7 +116,7 @@ class Report(Output):
 
 
 def draw(confidence: Mapping[int, Mapping[int, float]], marked: list[int]) -> Image.Image:
-    """Confidence over time, a line an object in the colour of its mask; the ``marked`` frames have a tick below."""
+    """Plot the confidence over time: a line for each object in the colour of its mask, a tick at each marked frame."""
     picture = Image.new('RGB', (WIDTH, HEIGHT), 'white')
     pen = ImageDraw.Draw(picture)
     last = max(1, *confidence)

@@ -1,4 +1,4 @@
-"""The run over a dataset: its videos are shared among processes, finished ones skipped, failed ones reported."""
+"""Runs over a dataset: shares the videos among processes, skips finished ones, and reports those that fail."""
 
 import logging
 import time
@@ -36,23 +36,23 @@ from util.stop import Stopped, StopRequest
 
 log = logging.getLogger(__name__)
 
-WAITING = '.waiting'  # below the output folder: what one pass over a video has for the other
+WAITING = '.waiting'  # folder in the output folder where results of one pass over a video wait for the other
 
 AnyVideo = TypeVar('AnyVideo', bound=Video)
 
 
 @dataclass
 class Summary:
-    """What a run did. Seconds of ``propagation`` are the paper's: without reading and writing."""
+    """The result of a run in numbers."""
 
-    videos: int = 0
+    videos: int = 0  # videos that were segmented
     frames: int = 0
-    propagation: float = 0.0
-    wall_clock: float = 0.0
+    propagation: float = 0.0  # seconds without reading and writing, as the paper measures
+    wall_clock: float = 0.0  # seconds
     skipped: int = 0  # videos that were finished before
-    peak_memory: int = 0  # bytes, of the GPU or else of the process
+    peak_memory: int = 0  # bytes, of the GPU if there is one, otherwise of the process
     failures: dict[str, str] = field(default_factory=dict)  # video -> cause
-    refusals: list[str] = field(default_factory=list)  # why a server would not take the masks, if that was asked
+    refusals: list[str] = field(default_factory=list)  # why a server would refuse the masks, if that was checked
 
     def __str__(self) -> str:
         lines = [f'videos: {self.videos} segmented, {self.skipped} finished before, {len(self.failures)} failed']
@@ -69,7 +69,7 @@ class Summary:
 
     @classmethod
     def merged(cls, summaries: list['Summary']) -> 'Summary':
-        """Of several processes that ran side by side."""
+        """Combine the summaries of several processes that ran at the same time."""
         return cls(
             videos=sum(each.videos for each in summaries),
             frames=sum(each.frames for each in summaries),
@@ -96,29 +96,31 @@ def run_dataset(
 ) -> Summary:
     """Segment videos and write a palette PNG for every wanted frame, ``output/folder/name.png``.
 
-    Of binary videos (DAVIS 2016) it is a grayscale PNG of 0 and 255, which their official evaluation takes.
+    For binary videos (DAVIS 2016) it is a grayscale PNG of 0 and 255, as their official evaluation expects.
 
-    A video whose masks are all there is skipped. One that fails (unreadable frame, wrong mask) is
-    reported and the others go on; an error while writing ends the run. SIGTERM and Ctrl-C end it after
-    the frame, with what is finished kept. Under torchrun every process takes a share of the videos; the
-    summary is that of all of them, on each.
+    A video that has all its masks is skipped. If a video fails (unreadable frame, wrong mask), this is
+    reported and the run goes on with the others; an error while writing ends the run. SIGTERM and Ctrl-C
+    end the run after the current frame, and finished masks are kept. Under torchrun every process takes a
+    share of the videos; each process returns the summary of all of them.
 
     Args:
-        networks: what segments together, see :class:`Ensemble`; one network alone, or several.
+        networks: one network, or several that are averaged (:class:`Ensemble`).
+        videos: the videos to segment.
+        output: the folder for the masks.
         config: by default what the networks' checkpoints recommend.
-        settings: what else determines the masks: which networks, which videos. Kept in ``output/settings.json``
-            beside ``config``, so that a later run with others does not take these masks for its own.
+        settings: what else determines the masks: which networks, which videos. It is written to
+            ``output/settings.json`` with ``config``, so that no later run with other settings keeps these masks.
         direction: see :class:`inference.directions.Propagation`.
-        object_chunk: as of :class:`InferenceCore`.
+        object_chunk: see :class:`InferenceCore`.
         overwrite: segment finished videos again.
         save_probs: also write ``output/probabilities/folder/name.npz``, see :class:`Probabilities`.
         archive: when all videos are finished, put their masks into ``output.zip``.
 
     Raises:
-        OutputError: if ``output`` holds masks made with other settings and ``overwrite`` is false, or if masks
-            would go where the videos' own files are.
-        OSError: if a mask, the archive or the settings cannot be written.
-        Stopped: by SIGTERM or Ctrl-C.
+        OutputError: ``output`` holds masks made with other settings and ``overwrite`` is false, or masks
+            would be written where the videos' own files are.
+        OSError: a mask, the archive or the settings cannot be written.
+        Stopped: the run was ended by SIGTERM or Ctrl-C.
     """
     output = Path(output).resolve()
     device = networks[0].device
@@ -131,7 +133,7 @@ def run_dataset(
     files: list[FilePerFrame] = [masks, Probabilities(output / PROBABILITIES)] if save_probs else [masks]
     archive_path = archive_of(output) if archive else None
     refusal = None
-    if rank() == 0:  # one process, so that it does not see what the others begin to write
+    if rank() == 0:  # only one process checks the folder, so that it does not see the first files of the others
         try:
             _claim(output, videos, settings, overwrite=overwrite, archive=archive_path)
         except (OutputError, OSError) as error:
@@ -170,12 +172,12 @@ def run_dataset(
                 continue
             finally:
                 WaitingPass(waiting).remove()
-                with suppress(OSError):  # another process has its own there, or there was none
+                with suppress(OSError):  # the folder is still used by another process, or does not exist
                     waiting.parent.rmdir()
             if stop.signal:
                 raise Stopped(stop.signal)
             if not way.core.objects:
-                log.warning('%s: nothing to segment, its annotation is empty', source.name)
+                log.warning('%s: nothing was segmented, because its annotation shows no object', source.name)
             summary.videos += 1
             summary.frames += way.passed
             summary.propagation += stopwatch.seconds()
@@ -186,7 +188,7 @@ def run_dataset(
     summary = Summary.merged(gather(summary))
     if archive_path is not None and rank() == 0:
         if summary.failures:
-            log.error('no archive, since videos failed')
+            log.error('the archive was not written, because some videos failed')
         else:
             write_archive(archive_path, masks, (name for video in videos for name in video.wanted))
             log.info('archive: %s', archive_path)
@@ -194,7 +196,7 @@ def run_dataset(
 
 
 def share(videos: Sequence[AnyVideo], rank: int, world_size: int) -> list[AnyVideo]:
-    """The videos of one process: the longest ones first, each to the process with the fewest frames so far."""
+    """The videos of one process. Videos are assigned by length, longest first, to the process with fewest frames."""
     frames = [0] * world_size
     taken: list[list[AnyVideo]] = [[] for _ in frames]
     for video in sorted(videos, key=lambda video: -len(video.frames)):

@@ -1,4 +1,4 @@
-"""J and F of the masks that a run wrote, against ground truth: of frames, objects, videos and the whole data set."""
+"""Scores masks against ground truth with J and F, for frames, objects, videos and the whole data set."""
 
 import json
 import logging
@@ -24,19 +24,19 @@ STATISTICS = ('mean', 'recall', 'decay')
 
 
 class NothingLeftError(DataError):
-    """The network was given all ground truth; one that gets the first mask of each object alone leaves the others."""
+    """There is nothing to score, because the network was given all ground-truth masks."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The ground truth of a video, and where the masks to be scored have to be."""
+    """The ground truth of a video, and the place of the masks to be scored."""
 
     truth: GroundTruth
     results: Path  # a folder of <frame>.png
-    given: Mapping[str, list[int]] = field(default_factory=dict)  # of frames, the objects that the network was given
+    given: Mapping[str, list[int]] = field(default_factory=dict)  # frame -> objects whose masks the network was given
 
     def files(self) -> list[tuple[Path, Path]]:
-        """Ground truth and result of every frame."""
+        """The paths of the ground truth and the result for every frame."""
         return [(mask, self.results / f'{mask.stem}.png') for mask in self.truth.masks]
 
 
@@ -48,15 +48,15 @@ def score_results(
     single: str | None = None,
     num_workers: int = 1,
 ) -> dict:
-    """All numbers, from the data set down to single frames; fractions, not percent.
+    """Score a run. Returns all numbers, from the data set down to single frames, as fractions in [0, 1].
 
     Args:
-        truths: of the videos to be scored.
-        results: masks as ``<video>/<frame>.png``, or with the layout of a YouTubeVOS submission. Masks that the
-            network was given, as the run's settings say, are not scored.
-        groups: of categories, which get means of their own, and ``G``, the mean of these.
+        truths: the ground truth of the videos to be scored.
+        results: a folder of masks as ``<video>/<frame>.png``, or with the layout of a YouTubeVOS submission. Masks
+            that the network was given, according to the run's settings, are not scored.
+        groups: groups of categories. Each group gets its own mean, and ``G`` is the mean of these.
         single: the name of a video whose masks may lie directly in ``results``.
-        num_workers: processes; they do not change the numbers.
+        num_workers: how many processes score; this does not change the numbers.
 
     Raises:
         NothingLeftError: the network was given all ground truth.
@@ -69,7 +69,7 @@ def score_results(
     for truth in truths:
         direct = truth.name == single and not (results / truth.name).is_dir()
         known = given.get(truth.name, {})
-        if direct and len(given) == 1:  # whatever that run called the video
+        if direct and len(given) == 1:  # the run may have given the video another name
             [known] = given.values()
         pairs.append(Pair(truth, results if direct else results / truth.name, known))
     check_complete(pairs)
@@ -93,8 +93,8 @@ def score_results(
     every = [entry for table in tables.values() for entry in table['objects'].values()]
     if all(set(entry[measure]['frames'].values()) == {1.0} for entry in every for measure in MEASURES):
         log.warning(
-            '%s: equal the ground truth in every pixel that counts. Are these the ground truth itself, or the masks '
-            'of a network that was given it?',
+            '%s: the masks equal the ground truth in every pixel that counts. Are these the ground truth itself, or '
+            'masks of a network that was given it?',
             results,
         )
     numbers = {**average(every), 'sequences': tables}
@@ -108,8 +108,8 @@ def score_results(
 
 
 def _given(results: Path) -> dict[str, dict[str, list[int]]]:
-    """Video -> frame -> objects that a run of ours was given; nothing where that is not known."""
-    for folder in (results, results.parent):  # above, where these are the results of a single video
+    """Video -> frame -> objects whose masks the run was given, from its settings; empty if they do not say so."""
+    for folder in (results, results.parent):  # the settings are one folder up if these are results of a single video
         with suppress(OSError, ValueError, AttributeError):
             if given := json.loads((folder / SETTINGS_FILE).read_text(encoding='utf-8')).get('given'):
                 return given
@@ -117,7 +117,7 @@ def _given(results: Path) -> dict[str, dict[str, list[int]]]:
 
 
 def check_complete(pairs: Sequence[Pair]) -> None:
-    """Raises a DataError that lists all that the results lack, before anything is scored."""
+    """Raise a DataError that lists all missing results, before anything is scored."""
     lines = ['expected a result <frame>.png for every ground-truth frame, missing are']
     for pair in pairs:
         missing = [result.stem for _, result in pair.files() if not result.is_file()]
@@ -128,22 +128,22 @@ def check_complete(pairs: Sequence[Pair]) -> None:
 
 
 def score(pair: Pair) -> Scores:
-    """J and F of every object of a video in every frame that counts; no values where none does.
+    """Compute J and F of every object of a video in every frame that counts.
 
     Raises:
-        DataError: sizes differ, or the result has objects that the ground truth lacks.
+        DataError: sizes differ, or the result has labels that the ground truth lacks.
     """
     import cv2  # scripts/evaluate.py --help must not wait for it
 
     cv2.setNumThreads(1)  # the processes are the parallelism
     scores, found = _score(pair, void=False)
-    if VOID in scores and len(scores) > 1 and not pair.truth.binary:  # rare: who has none is spared a second look
+    if VOID in scores and len(scores) > 1 and not pair.truth.binary:  # void is rare, so only then all is read again
         scores, found = _score(pair, void=True)
     extra = sorted(found.keys() - scores.keys())
     if extra:
         raise DataError(
             f'{found[extra[0]]}: expected the labels of the ground truth ({some(sorted(scores))}), found also '
-            f'{some(extra)}. Does the result belong to this video, and were its labels kept?'
+            f'{some(extra)}. Does the result belong to this video, and does it have the same labels?'
         )
     if len(scores) > 1 and found.keys() == {1} and is_black_and_white(found[1]):
         raise DataError(
@@ -158,7 +158,7 @@ def score(pair: Pair) -> Scores:
 
 
 def _score(pair: Pair, *, void: bool) -> tuple[Scores, dict[int, Path]]:
-    """The scores, and of each label in the results the first file that has it; ``void``: of 255."""
+    """Return the scores, and for each label in the results the first file that has it; ``void``: 255 is void."""
     scores: Scores = {}
     found: dict[int, Path] = {}
     for i, (truth_path, result_path) in enumerate(pair.files()):
@@ -180,7 +180,7 @@ def _score(pair: Pair, *, void: bool) -> tuple[Scores, dict[int, Path]]:
 
 def _score_all(pairs: Sequence[Pair], *, num_workers: int) -> list[Scores]:
     """The scores of every video, in order."""
-    bar = {'total': len(pairs), 'unit': 'video', 'disable': None}  # None: only on a terminal
+    bar = {'total': len(pairs), 'unit': 'video', 'disable': None}  # None: a bar only on a terminal
     if num_workers <= 1 or len(pairs) == 1:
         return list(tqdm(map(score, pairs), **bar))
     workers = min(num_workers, len(pairs))
@@ -208,7 +208,7 @@ def _object_entries(truth: GroundTruth, scores: Scores) -> dict[str, dict]:
     entries = {}
     for label, measures in scores.items():
         if not measures['J']:
-            log.warning('%s: object %d has no frame to score after its first one; left out', truth.name, label)
+            log.warning('%s: object %d is not scored, because no frame after its first one counts', truth.name, label)
             continue
         entry = average([{name: statistics(list(frames.values())) for name, frames in measures.items()}])
         for name, frames in measures.items():

@@ -1,4 +1,4 @@
-"""A clip that a person and the network segment together; no user interface, and no more than a frame in memory."""
+"""Interactive segmentation of a clip: a person paints masks, and the network propagates them. No user interface."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -27,15 +27,15 @@ from util.metrics import VOID
 
 
 class Propagated(NamedTuple):
-    """A frame that was reached; of one before the start, seen again only for the memory, there is no more."""
+    """A frame that propagation has reached. Without ``labels``, the frame has no new mask (yet)."""
 
     frame: int
     labels: np.ndarray | None = None  # uint8 [H, W]
-    confidence: float | None = None  # of its least sure object, in [0, 1]; 1 where the mask was painted
+    confidence: float | None = None  # of the least sure object, in [0, 1]; 1 if the mask was painted
 
 
 class State(NamedTuple):
-    """What a session knows beside its files."""
+    """The part of a session that is not in files; :meth:`Session.undo` restores it."""
 
     painted: dict[int, frozenset[int]]
     confidence: dict[int, dict[int, float]]
@@ -43,22 +43,24 @@ class State(NamedTuple):
 
 
 class Session:
-    """Painted masks of some frames of a clip, and the network's of others.
+    """The masks of a clip: some frames are painted by a person, others are segmented by the network.
 
-    A painted mask is complete: each object known up to there is what is painted, nothing if nothing is. The masks of
-    all frames lie in ``folder/masks``, and ``propagate`` holds the memory frames only while it runs; so a session
-    costs no memory between two propagations. Every change can be taken back, up to the last twenty.
+    A painted mask is complete: an object that is known at this frame and not painted on it is absent. All masks are
+    files in ``folder/masks``, and ``propagate`` holds memory frames only while it runs; so a session takes hardly any
+    memory between two propagations. The last twenty changes can be undone.
 
     Args:
         networks: one network, or several, whose probabilities are averaged.
+        clip: the frames; see :func:`inference.clip.import_clip`.
+        folder: where masks are kept. :meth:`close` deletes it.
         config: everything that determines the masks; by default what the networks' checkpoints recommend.
-        object_chunk: as of :class:`inference.InferenceCore`.
-        options: fields of :class:`InferenceConfig` that change it.
+        object_chunk: see :class:`inference.InferenceCore`.
+        options: fields of :class:`InferenceConfig` to change.
 
     Attributes:
-        painted: frame -> the labels on it.
-        confidence: of the frames that were propagated to: label -> how sure the network is of this object, in [0, 1].
-        names: label -> what the object is called; may be empty. Every object that there is has one.
+        painted: painted frame -> its labels.
+        confidence: propagated frame -> label -> how sure the network is of this object, in [0, 1].
+        names: label -> the name of the object, which may be empty. Every object has an entry.
     """
 
     def __init__(
@@ -86,16 +88,16 @@ class Session:
         return len(self.clip.frames)
 
     def read_image(self, frame: int) -> np.ndarray:
-        """``[H, W, 3]`` uint8 RGB. Raises :class:`DataError`."""
+        """Read a frame, ``[H, W, 3]`` uint8 RGB. Raises :class:`DataError` if it cannot be read."""
         return read_image(self.clip.frames[frame])
 
     def labels(self, frame: int) -> np.ndarray:
-        """The present mask of a frame, ``[H, W]`` uint8; empty where there is none yet."""
+        """The present mask of a frame, ``[H, W]`` uint8; all background if it has none yet."""
         path = self.mask_path(frame)
         return read_mask(path) if path.exists() else np.zeros(self.shape, np.uint8)
 
     def mask_path(self, frame: int) -> Path:
-        """Where the mask of a frame lies, if it has one."""
+        """The path of a frame's mask. The file exists if the frame has a mask."""
         return self.folder / 'masks' / f'{self.clip.frames[frame].stem}.png'
 
     def masked(self) -> list[int]:
@@ -108,12 +110,12 @@ class Session:
         return draw_masks(self.read_image(frame), self.labels(frame) if labels is None else labels)
 
     def objects(self, frame: int, *, backward: bool = False) -> list[int]:
-        """The labels that are painted on this frame or before; or on this frame or after."""
+        """The labels that are painted on this frame or an earlier one; with ``backward``, on this or a later one."""
         known = [labels for t, labels in self.painted.items() if (t >= frame if backward else t <= frame)]
         return sorted(frozenset().union(*known))
 
     def add_object(self, name: str = '') -> int:
-        """One more object, with the lowest label that is free. Raises :class:`DataError` where there is none."""
+        """Add an object with the lowest free label, and return it. Raises :class:`DataError` if none is free."""
         label = next((label for label in range(1, VOID) if label not in self.names), None)
         if label is None:
             raise DataError(f'There can be {VOID - 1} objects.')
@@ -122,15 +124,16 @@ class Session:
         return label
 
     def rename(self, label: int, name: str) -> None:
-        """Call an object ``name``. Raises :class:`DataError` where there is no such object."""
+        """Give an object a name. Raises :class:`DataError` if there is no such object."""
         self._check_object(label)
         with self.change(f'the name of object {label}'):
             self.names[label] = name
 
     def remove(self, label: int) -> None:
-        """Take an object out of all masks; what it covers becomes background.
+        """Remove an object from all masks; its pixels become background.
 
-        A painted mask that showed nothing else says that the other objects are not there, and stays if there are any.
+        A painted mask that showed only this object stays as an empty one while other objects are painted: it says that
+        they are absent on this frame.
 
         Raises:
             DataError: there is no such object.
@@ -150,10 +153,10 @@ class Session:
             self.painted = remaining if any(remaining.values()) else {}
 
     def paint(self, frame: int, labels: np.ndarray) -> None:
-        """Make ``labels``, uint8 [H, W], the mask of a frame. The frames around it follow with ``propagate``.
+        """Make ``labels``, uint8 [H, W], the painted mask of a frame. Other frames change only with ``propagate``.
 
         Raises:
-            DataError: nothing is painted, and no object is known that this could remove.
+            DataError: ``labels`` is empty, and no other frame has a painted object.
         """
         if labels.shape != self.shape or labels.dtype != np.uint8:
             raise ValueError(f'labels: expected uint8 {list(self.shape)}, got {labels.dtype} {list(labels.shape)}')
@@ -166,26 +169,26 @@ class Session:
             self._name(present)
 
     def forget(self, frame: int) -> None:
-        """Take a painted mask back; the frame has none until it is propagated to.
+        """Delete a painted mask. The frame then has no mask until it is propagated to.
 
         Raises:
             DataError: the frame is not painted.
         """
         if frame not in self.painted:
-            raise DataError(f'Nothing was kept on frame {frame} that could be forgotten.')
+            raise DataError(f'Frame {frame} has no painted mask to forget.')
         with self.change(f'forgetting frame {frame}'):
             del self.painted[frame]
             self._delete(frame)
 
     def clear(self) -> None:
-        """Take all masks and objects away."""
+        """Delete all masks and objects."""
         with self.change('clearing everything'):
             for frame in self.masked():
                 self._delete(frame)
             self.painted, self.confidence, self.names = {}, {}, {}
 
     def restore(self, frame: int, labels: np.ndarray, *, painted: bool, confidence: dict[int, float] | None) -> None:
-        """Give a frame the mask that it had in an earlier session, uint8 [H, W]."""
+        """Give a frame the mask of an earlier session, uint8 [H, W]."""
         with self.change(f'the mask of frame {frame}'):
             self._write(frame, labels)
             present = frozenset(np.unique(labels[labels > 0]).tolist())
@@ -197,13 +200,13 @@ class Session:
 
     @contextmanager
     def change(self, what: str) -> Iterator[None]:
-        """What happens in the block is one change for :meth:`undo`."""
+        """Everything in the block is one change for :meth:`undo`."""
         state = State(self.painted.copy(), self.confidence.copy(), self.names.copy())
         with self.undone.change(what, state):
             yield
 
     def undo(self) -> str:
-        """Take the last change back; what it was. Raises :class:`DataError` where there is none."""
+        """Undo the last change, and return its description. Raises :class:`DataError` if there is none."""
         if self.undone.last is None:
             raise DataError('There is nothing to undo.')
         what, (self.painted, self.confidence, self.names) = self.undone.back()
@@ -218,23 +221,23 @@ class Session:
     def propagate(
         self, start: int, direction: Direction = 'forward', *, to_painted: bool = False
     ) -> Iterator[Propagated]:
-        """Segment the clip from a frame on; all other frames keep their masks. Stop iterating to stop.
+        """Segment the clip from a frame on; all other frames keep their masks. To stop early, stop iterating.
 
-        The core's state at ``start`` is that of an uninterrupted run over all painted masks, bit for bit: the frames
-        before are given to a new core again, of which it computes only those that go into the memory, every fifth.
-        They are yielded without labels. A memory kept from the last run would save that, at the cost of holding it.
-        Backwards it is the same over the frames in reverse order, from the last painted mask on.
+        At ``start`` the core has the same state as in an uninterrupted run over all painted masks, bit for bit. To
+        reach it, a new core gets the earlier frames from the first painted one on, but computes only those that go
+        into the memory. These are yielded without labels. Backwards it is the same with the frames in reverse order,
+        from the last painted mask on.
 
         Args:
-            start: the first frame to segment; frames where no object is known, since none is painted before
-                (backwards: after), are left out.
-            direction: ``'both'``: to both sides.
-            to_painted: up to the next painted frame, which keeps its mask; else to the end of the clip.
+            start: the first frame to segment. Frames before the first painted object (backwards: after the last one)
+                are left out.
+            direction: ``'forward'``, ``'backward'`` or ``'both'`` from ``start``.
+            to_painted: stop at the next painted frame, which keeps its mask; otherwise at the end of the clip.
 
         Raises:
-            DataError: no object is painted from which these frames could be reached, or a frame cannot be read.
-            InputError: a frame is of another size.
-            TooLittleMemoryError: of the GPU.
+            DataError: no painted object can reach these frames, or a frame cannot be read.
+            InputError: a frame has another size than the others.
+            TooLittleMemoryError: the GPU has too little memory.
         """
         wanted = self.reach(start, direction, to_painted=to_painted)
         passes = self._passes(wanted, direction)
@@ -248,7 +251,7 @@ class Session:
                     blending.waiting.remove()
 
     def _passes(self, wanted: range, direction: Direction) -> list['ClipSource']:
-        """The frames to go through, in their order."""
+        """The one or two passes over the frames: first the backward pass, then the forward one."""
         shown = [frame for frame, labels in self.painted.items() if labels]
         if not shown:
             raise DataError('Nothing is painted yet. Paint an object where it is seen well.')
@@ -265,7 +268,7 @@ class Session:
         return passes
 
     def _run(self, source: 'ClipSource', blending: 'Blending | None') -> Iterator[Propagated]:
-        """One pass. What the other one knows as well waits for it, or has waited for this one."""
+        """Run one pass. Results of the backward pass that will be blended wait on the disk for the forward pass."""
         core = Ensemble.of(self.networks, self.config, object_chunk=self.object_chunk, num_frames=len(source.order))
         waiting = blending.waiting if blending is not None and source.is_backwards else nullcontext()
         with waiting, closing(propagate(core, source)) as segmented:
@@ -291,11 +294,11 @@ class Session:
                     yield Propagated(frame, labels, min(sure.values()))
 
     def sureness(self) -> dict[int, float]:
-        """Frame -> how sure the network is of its least sure object, in [0, 1]. Of frames that were propagated to."""
+        """Propagated frame -> how sure the network is of its least sure object, in [0, 1]."""
         return {frame: min(sure.values(), default=1.0) for frame, sure in self.confidence.items()}
 
     def write_overlay(self, path: str | Path) -> None:
-        """The clip as a video with its masks drawn on it, at its own speed and with its sound.
+        """Write the clip as a video with the masks drawn on it, with its timestamps and its audio.
 
         Raises:
             MissingPackageError: PyAV is not installed.
@@ -315,7 +318,7 @@ class Session:
                 video.write(self.overlay(frame), pts)
 
     def close(self) -> None:
-        """Delete the folder, frames and masks."""
+        """Delete the folder of the session with its masks."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _check_object(self, label: int) -> None:
@@ -323,7 +326,7 @@ class Session:
             raise DataError(f'There is no object {label}.')
 
     def _name(self, labels: frozenset[int]) -> None:
-        """Know of these objects."""
+        """Add those objects that are new, without a name."""
         for label in sorted(labels - self.names.keys()):
             self.names[label] = ''
 
@@ -339,33 +342,33 @@ class Session:
 
 
 class Blending:
-    """What becomes of the frames that both passes know, those between the first and the last painted object.
+    """Blends the results of both passes on the frames between the first and the last painted object.
 
     Args:
-        session: of the clip.
-        wanted: the frames that are segmented.
+        session: the session of the clip.
+        wanted: the frames to segment.
 
     Raises:
-        OSError: the disk has no room for what has to wait.
+        OSError: the disk has too little room for the results that have to wait.
     """
 
     def __init__(self, session: Session, wanted: range):
         shown = [frame for frame, labels in session.painted.items() if labels]
         self.session = session
         self.frames = range(max(wanted.start, min(shown)), min(wanted.stop, max(shown)))
-        # A painted mask is complete: it speaks of all objects.
+        # A painted mask is complete: it annotates all objects.
         self.annotations = Annotations(dict.fromkeys(session.painted, sorted(session.names)))
         self.waiting = WaitingPass(session.folder / 'waiting')
         self.waiting.require_room(len(self.frames), len(session.names), session.shape)
 
     def blend(self, frame: int, forward: Known) -> Known:
-        """What both passes say together of a frame."""
+        """Blend the result of the forward pass with the waiting one of the backward pass."""
         backward = self.waiting.get(frame, self.session.shape, forward.prob.device)
         return blend(frame, forward, backward, self.annotations)
 
 
 class ClipSource(Source):
-    """Frames of a session, forwards or backwards, with its painted masks; those in ``wanted`` are asked for."""
+    """The frames of a session in a given order, with its painted masks. Those in ``wanted`` are segmented."""
 
     readers = READERS
 

@@ -1,4 +1,4 @@
-"""Masks into a session and out of it: those of other tools, and a zip with which the work goes on in another tab."""
+"""Imports masks of other tools into a session, and saves and restores a session as a zip."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ MAX_RECORD = 2**24  # bytes
 
 
 class Record(NamedTuple):
-    """What a zip of a session says beside its masks; frames are called by their names."""
+    """The content of ``session.json`` in a session's zip. Frames are identified by their names."""
 
     painted: list[str]
     objects: dict[int, str]
@@ -32,18 +32,18 @@ class Record(NamedTuple):
 
 
 def object_name(text: str) -> str:
-    """A name on one line, no longer than fits beside the others."""
+    """Reduce a text to an object's name: one line of at most ``MAX_NAME`` characters."""
     return ' '.join(''.join(c if c.isprintable() else ' ' for c in text).split())[:MAX_NAME]
 
 
 def write_masks(session: Session, path: str | Path) -> int:
-    """A zip of palette PNGs named like their frames, of the frames that have a mask. Returns how many.
+    """Write a zip with a palette PNG for every frame that has a mask, named like the frame. Returns their number.
 
-    A further file, ``session.json``, says which of them are painted, what the objects are called, and how sure the
-    network was, so that :func:`import_masks` restores the session.
+    The zip also has a file ``session.json``, which says which masks are painted, how the objects are called, and how
+    sure the network was, so that :func:`import_masks` can restore the session.
 
     Raises:
-        DataError: there are none.
+        DataError: there are no masks.
     """
     frames = session.masked()
     if not frames:
@@ -55,7 +55,7 @@ def write_masks(session: Session, path: str | Path) -> int:
         {names[frame]: session.confidence[frame] for frame in frames if frame in session.confidence},
     )
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, 'w') as archive:
-        # No time stamps: the same masks give the same archive. PNGs do not get smaller.
+        # Without time stamps, equal masks give equal archives. PNGs are not compressed again.
         for frame in frames:
             mask = session.mask_path(frame)
             archive.writestr(zipfile.ZipInfo(mask.name), mask.read_bytes())
@@ -64,21 +64,22 @@ def write_masks(session: Session, path: str | Path) -> int:
 
 
 def import_masks(session: Session, files: Sequence[Path], frame: int, *, max_bytes: int) -> list[int]:
-    """Take masks that were made elsewhere, as painted ones. One change for :meth:`Session.undo`.
+    """Import masks from files as painted masks. The import is one change for :meth:`Session.undo`.
 
-    Files that are named like frames are the masks of these; else all are of ``frame``, and several of them are one
-    object each. A zip holds such files, or a folder of them an object; what is in its files is judged as everywhere
-    (:class:`dataset.user_masks.UserMasks`). The zip of a session (:func:`write_masks`) takes the place of everything.
+    A file that is named like a frame is the mask of that frame. If no file is, all are masks of ``frame``, and if
+    there are several, each of them is one object. A zip holds such files, or one folder of them for each object. How
+    the pixels of a file are understood is described at :class:`dataset.user_masks.UserMasks`. The zip of a session
+    (:func:`write_masks`) replaces everything in this session.
 
     Args:
-        files: of an upload, which are moved. One zip, or masks.
-        max_bytes: of an upload; what is in a zip may take ten times that on disk.
+        files: the uploaded files: one zip, or masks. They are moved.
+        max_bytes: largest size of an upload; the content of a zip may take ten times that on disk.
 
     Returns:
-        The frames that have a mask now because of it.
+        The frames whose masks were imported.
 
     Raises:
-        DataError: they cannot be used; the session is as before.
+        DataError: the files cannot be used. The session is unchanged.
     """
     folder = session.folder / 'import'
     shutil.rmtree(folder, ignore_errors=True)
@@ -97,7 +98,7 @@ def import_masks(session: Session, files: Sequence[Path], frame: int, *, max_byt
             if record is not None:
                 return _restore(session, folder / 'masks', record)
             return _paint(session, folder / 'masks', frame, title)
-    except DataError as error:  # what is ours of the paths says nothing to anybody
+    except DataError as error:  # the temporary folder in a path would only confuse the reader
         raise DataError(str(error).replace(f'{folder / "masks"}/', '').replace(f'{folder}/', '')) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -111,7 +112,10 @@ def _move(path: Path, folder: Path) -> Path:
 
 
 def _unzip(path: Path, folder: Path, limit: int) -> Record | None:
-    """Put the masks of a zip into ``folder/masks``, or into a folder an object there. What it says of a session."""
+    """Put the masks of a zip into ``folder/masks``, in a folder for each object if the zip has several folders.
+
+    Returns the session's record, or ``None`` if the zip has none.
+    """
     record = None
     target = folder / 'masks'
     with Upload(path, 'masks', (*MASK_SUFFIXES, '.json')) as upload:
@@ -140,7 +144,7 @@ def _unzip(path: Path, folder: Path, limit: int) -> Record | None:
 
 
 def _paint(session: Session, folder: Path, frame: int, title: str) -> list[int]:
-    """Take the masks of other tools."""
+    """Take masks of other tools as painted masks."""
     for path in folder.rglob('*'):
         if path.is_file():
             check_pixels(path.name, *image_size(path, formats=MASK_FORMATS)[::-1])
@@ -160,10 +164,10 @@ def _paint(session: Session, folder: Path, frame: int, title: str) -> list[int]:
         match_masks(given, names), size_hw=session.shape, pixel_aspect=float(session.clip.pixel_aspect), name=title
     )
     with session.change('importing masks'):
-        # Those with objects first: an empty mask says that known ones are not there.
+        # Masks with objects come first, since an empty mask is only allowed when objects are known.
         for number in sorted(masks.given, key=lambda number: not masks.objects[number]):
             labels = masks.read(number, session.shape)
-            assert labels is not None  # for it is one of those that are given
+            assert labels is not None  # the mask of this frame is given
             session.paint(number, labels)
         for each in masks.given.values():
             for path, label in each.pairs:
@@ -174,13 +178,15 @@ def _paint(session: Session, folder: Path, frame: int, title: str) -> list[int]:
 
 
 def _restore(session: Session, folder: Path, record: Record) -> list[int]:
-    """Make a session what it was when its zip was written."""
+    """Restore a session from the content of its zip."""
     numbers = {path.stem: number for number, path in enumerate(session.clip.frames)}
     files = {path.stem: path for path in list_frames(folder, suffixes=MASK_SUFFIXES)}
     if strangers := sorted(files.keys() - numbers.keys()):
-        raise DataError(f'expected the masks of this clip, found no frames for {some(strangers)}. Is it of another?')
+        raise DataError(
+            f'expected the masks of this clip, found no frames for {some(strangers)}. Is the zip of another clip?'
+        )
     if absent := sorted({*record.painted, *record.confidence} - files.keys()):
-        raise DataError(f'{RECORD}: speaks of frames without a mask: {some(absent)}')
+        raise DataError(f'{RECORD}: lists frames that have no mask in the zip: {some(absent)}')
     with session.change('importing a session'):
         session.clear()
         for name, path in files.items():
@@ -198,7 +204,7 @@ def _restore(session: Session, folder: Path, record: Record) -> list[int]:
 
 
 def _read_record(upload: Upload, entry: zipfile.ZipInfo, target: Path) -> Record:
-    """What a zip says of its session. It comes from somebody, and may say anything."""
+    """Read the record of a session from an uploaded zip, whose content is not trusted."""
     try:
         upload.extract(entry, target, MAX_RECORD)
         found: Any = json.loads(target.read_text(encoding='utf-8'))
@@ -217,12 +223,14 @@ def _read_record(upload: Upload, entry: zipfile.ZipInfo, target: Path) -> Record
         found = 'values out of their range'
     except (LimitError, ValueError, TypeError, AttributeError, RecursionError) as error:
         found = type(error).__name__
-    raise DataError(f'{RECORD}: expected that of a session, found something else ({found}). Take it out of the zip.')
+    raise DataError(
+        f'{RECORD}: expected the record of a session, found something else ({found}). Remove it from the zip.'
+    )
 
 
 @contextmanager
 def _as_before(session: Session) -> Iterator[None]:
-    """An error in the block takes back what was changed until then."""
+    """Undo the changes that the block made if it ends with an error."""
     before = session.undone.count
     try:
         yield

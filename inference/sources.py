@@ -1,4 +1,4 @@
-"""What gives frames: videos of a dataset, video files, folders of images, cameras. No source knows a network."""
+"""Sources of frames: videos of a dataset, video files, folders of images and cameras. They know no network."""
 
 import itertools
 import logging
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 Direction = Literal['forward', 'backward', 'both']
 DIRECTIONS: tuple[Direction, ...] = ('forward', 'backward', 'both')
-READERS = 2  # threads that decode images which are files of their own
+READERS = 2  # threads that decode image files
 
 
 class Picture(NamedTuple):
@@ -39,22 +39,22 @@ class Picture(NamedTuple):
 class Upcoming:
     """A frame that is not read yet."""
 
-    name: str  # of its output files, below their folder and without a suffix
-    read: Callable[[], Picture | None]  # called in a thread; None: there is no such frame, the video has ended
+    name: str  # the name of its output files: relative to their folder, without a suffix
+    read: Callable[[], Picture | None]  # called in a thread; returns None if the video has ended before this frame
     annotated: bool = False
-    objects: Sequence[int] | None = None  # that its annotation speaks of; None: those in it
+    objects: Sequence[int] | None = None  # the labels that its annotation covers; None: those that occur in it
     wanted: bool = True  # whether its segmentation is asked for
-    last: bool = False  # as far as that is known
-    origin: str = ''  # what messages call it: its file, or the video and its number
+    last: bool = False  # whether it is known to be the last frame
+    origin: str = ''  # its name in messages: its file, or the video and the frame's number
 
 
 class Source(ABC):
-    """Frames in their order, each of which is read once it is asked for.
+    """A sequence of frames. Iterating does not read a frame; its ``read`` does.
 
     Attributes:
-        name: for messages.
-        frames: how many there will be; an estimate for a video file, ``None`` for a camera.
-        readers: threads that may read at once; one where frames can only be read one after the other.
+        name: the name in messages.
+        frames: the number of frames; an estimate for a video file, ``None`` for a camera.
+        readers: how many threads may read at once; 1 if frames can only be read one after the other.
     """
 
     name: str
@@ -65,16 +65,16 @@ class Source(ABC):
     def __iter__(self) -> Iterator[Upcoming]: ...
 
     def count(self) -> int:
-        """How many frames there are, exactly; a video file is read once for it.
+        """The exact number of frames. A video file is read once for it.
 
         Raises:
-            DataError: of a camera, whose frames can only be had forwards.
+            DataError: the source is a camera, which has no end.
         """
         assert self.frames is not None
         return self.frames
 
     def shape(self) -> tuple[int, int]:
-        """(H, W) of its frames; the first one is read for it. Raises ``DataError`` if it cannot be."""
+        """The size (H, W) of the frames. Reads the first frame; raises ``DataError`` if it cannot be read."""
         picture = next(iter(self)).read()
         if picture is None:
             raise DataError(f'{self.name}: expected frames, found none')
@@ -85,15 +85,15 @@ class Source(ABC):
         return itertools.islice(self, begin, None)
 
     def backwards(self, begin: int) -> Iterator[Upcoming]:
-        """The frames from number ``begin`` down to 0, which is the last one then. Raises as :meth:`count`."""
-        frames = list(itertools.islice(self, begin + 1))  # none of them is read
+        """The frames from number ``begin`` down to 0, which has ``last`` set. Raises what :meth:`count` raises."""
+        frames = list(itertools.islice(self, begin + 1))  # this reads none of them
         return (replace(frames[number], last=number == 0) for number in range(begin, -1, -1))
 
     def annotations(self) -> dict[int, tuple[int, ...]]:
-        """The labels that each annotation speaks of, by the number of its frame; without those of no object.
+        """Annotated frame -> the labels that its annotation covers; annotations without objects are left out.
 
         Raises:
-            DataError: an annotation has to be read to know them, and cannot be.
+            DataError: an annotation has to be read for its labels, and cannot be read.
         """
         found = {}
         for number, frame in enumerate(self):
@@ -112,11 +112,11 @@ def _labels_of(frame: Upcoming) -> tuple[int, ...]:
 
 
 class Course(Source):
-    """The frames of a source from one of them on, to its last one or, backwards, to its first.
+    """The frames of a source from frame ``begin`` to the last one or, backwards, to the first one.
 
     Args:
         begin: number of the frame that comes first.
-        backwards: in reverse order.
+        backwards: whether the frames come in reverse order.
     """
 
     def __init__(self, source: Source, begin: int = 0, *, backwards: bool = False):
@@ -133,16 +133,16 @@ class Course(Source):
         return self.source.backwards(self.begin) if self.is_backwards else self.source.forwards(self.begin)
 
     def after(self, count: int) -> 'Course':
-        """The rest, when so many frames are done."""
+        """The remaining frames when ``count`` frames are done."""
         return Course(self.source, self.number(count), backwards=self.is_backwards)
 
     def number(self, position: int) -> int:
-        """The number in the source of the frame that comes in this place."""
+        """The number in the source of the frame at this position, which counts from 0."""
         return self.begin - position if self.is_backwards else self.begin + position
 
 
 class DatasetSource(Source):
-    """A video of a dataset: its own annotations, and the frames that are asked for."""
+    """A video of a dataset, which says which frames are annotated and which are wanted."""
 
     frames: int
     readers = READERS
@@ -170,17 +170,17 @@ class DatasetSource(Source):
 
 
 class UserSource(Source):
-    """A video that a user brings, with masks for some of its frames.
+    """A user's own video, with masks for some of its frames.
 
     Attributes:
-        height, width: of all frames.
-        pixel_aspect: width of a pixel to its height.
-        frame_rate: on average.
+        height, width: the size of all frames in pixels.
+        pixel_aspect: width of a pixel divided by its height.
+        frame_rate: frames a second, on average.
         time_base: seconds of one tick of the timestamps.
         has_audio: whether there is an audio track.
-        names: of the frames, where they are files.
-        live: whether it shows what happens now, so that no frame can be had twice.
-        masks: by the number of their frame.
+        names: the names of the frames if they are files, otherwise ``None``.
+        live: whether it is a camera, whose frames can be read only once.
+        masks: the masks, by the number of their frame; set by :meth:`annotate`.
     """
 
     height: int
@@ -194,16 +194,18 @@ class UserSource(Source):
     masks: UserMasks[int]
 
     def annotate(self, given: Sequence[GivenMask]) -> None:
-        """Take masks. Of a video file the number of frames is an estimate: masks beyond it are warned of.
+        """Assign the given masks to frames.
+
+        The number of frames of a video file is an estimate, so a mask beyond it only gives a warning.
 
         Raises:
-            DataError: a mask is for no frame, or cannot be used.
+            DataError: a mask belongs to no frame, or cannot be used.
         """
         masks = match_masks(given, self.names)
         self.masks = UserMasks(masks, size_hw=(self.height, self.width), pixel_aspect=float(self.pixel_aspect))
         if self.frames is not None and (last := masks[-1]).frame >= self.frames:
             log.warning(
-                '%s: is for frame %d, but %s has %d frames (0 to %d), as far as the file says',
+                '%s: is for frame %d, but %s states only %d frames (0 to %d)',
                 last.files[0],
                 last.frame,
                 self.name,
@@ -218,7 +220,7 @@ class UserSource(Source):
         return {number: tuple(labels) for number, labels in self.masks.objects.items() if labels}
 
     def frame_name(self, number: int) -> str:
-        """That of the files of a frame."""
+        """The name of a frame's output files, without a suffix."""
         return self.names[number] if self.names is not None else f'{number:05d}'
 
     def _upcoming(
@@ -269,7 +271,7 @@ class FolderSource(UserSource):
 
 
 class SequentialSource(UserSource):
-    """A video file or a camera, whose frames come one after the other and are named by their numbers."""
+    """A video file or a camera. Its frames are read one after the other and named by their numbers."""
 
     def __init__(self, reader: 'VideoReader | Camera', name: str):
         self.name = name
@@ -285,7 +287,7 @@ class SequentialSource(UserSource):
     def count(self) -> int:
         if not isinstance(self.reader, VideoReader):
             raise DataError(
-                f'{self.name}: a camera is segmented forwards only, since its frames are gone once they are shown. '
+                f'{self.name}: a camera can only be segmented forwards, since its frames cannot be read again. '
                 'To go backwards, record a video first'
             )
         return self.reader.count()
@@ -306,7 +308,7 @@ class SequentialSource(UserSource):
 
 
 class Camera:
-    """A camera as :class:`VideoReader` gives a video; timestamps are those of the clock."""
+    """Reads a camera with the interface of :class:`VideoReader`. The timestamps count milliseconds from the start."""
 
     has_audio = False
     frames = None
@@ -322,8 +324,8 @@ class Camera:
         there, image = self.capture.read()
         if not there:
             raise DataError(
-                f'camera:{device}: no camera that OpenCV can open and read. Is it connected, free, and '
-                'may this user read it?'
+                f'camera:{device}: OpenCV cannot open and read it. Check that it is connected, that no other program '
+                'uses it, and that this user may read it'
             )
         self.height, self.width = image.shape[:2]
         self.frame_rate = Fraction(self.capture.get(cv2.CAP_PROP_FPS) or 30).limit_denominator(1001)
@@ -337,14 +339,14 @@ class Camera:
             last = max(last + 1, int((time.monotonic() - start) / self.time_base))
             yield cv2.cvtColor(image, cv2.COLOR_BGR2RGB), last
             there, image = self.capture.read()
-        log.warning('camera:%s: gives no more frames', self.device)
+        log.warning('camera:%s: delivers no more frames', self.device)
 
 
 def open_source(name: str, *, fps: Fraction) -> UserSource:
-    """What a user calls his video: ``camera:0``, a folder (shown at ``fps`` frames a second) or a file.
+    """Open a video by its name: ``camera:0``, a folder of images (shown at ``fps`` frames a second) or a video file.
 
     Raises:
-        DataError: there is no such thing, or it cannot be read.
+        DataError: the source does not exist or cannot be read.
         MissingPackageError: it is a video file, and PyAV is not installed.
     """
     if name.startswith('camera:'):

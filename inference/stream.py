@@ -1,4 +1,4 @@
-"""One stream of frames through a core: read ahead, propagate, hand on; progress, stopping and too little memory."""
+"""Runs the frames of a source through a core: reading ahead, progress, stopping, and errors of full memory."""
 
 import logging
 import resource
@@ -31,12 +31,12 @@ STOPPING = 'stopping after this frame; once more to stop at once'
 
 
 class TooLittleMemoryError(UserError):
-    """The GPU is full. The message says what takes less of its memory, by the names of options and flags."""
+    """The GPU has too little memory. The message names the options that reduce what a run needs."""
 
 
 @contextmanager
 def enough_memory() -> Iterator[None]:
-    """Too little memory inside the block is a :class:`TooLittleMemoryError`."""
+    """Turn an out-of-memory error in the block into a :class:`TooLittleMemoryError`."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -47,20 +47,20 @@ def enough_memory() -> Iterator[None]:
 
 
 class Segmented(NamedTuple):
-    """A frame whose segmentation was asked for."""
+    """A frame whose segmentation was asked for, with the result."""
 
     number: int
     name: str
     wanted: Literal[True]
     image: np.ndarray  # uint8 [H, W, 3] RGB
-    pts: int
+    pts: int  # when it is shown, in ticks of the source's time base
     prob: Tensor  # [1 + K, H, W], the background first
     labels: Tensor  # uint8 [H, W]
     objects: list[int]  # the labels of prob[1:]
 
 
 class Passed(NamedTuple):
-    """A frame whose segmentation was not asked for. The core has seen it if it has an image."""
+    """A frame whose segmentation was not asked for. If it has an image, the frame was read."""
 
     number: int
     name: str
@@ -71,15 +71,15 @@ class Passed(NamedTuple):
 def propagate(
     core: Core, source: Source, stopwatch: 'Stopwatch | None' = None
 ) -> Generator[Segmented | Passed, None, None]:
-    """Every frame of a source, and what the core says of those whose segmentation is asked for.
+    """Give every frame of a source to the core, and yield it with its segmentation if that is asked for.
 
-    Frames are read ahead in a window of fixed length, so that nothing holds the whole video; those that the schedule
-    skips are not read.
+    The next ``READ_AHEAD`` frames are read in the background, so that memory never holds the whole video. Frames that
+    the schedule skips are not read.
 
     Raises:
         DataError: a frame cannot be read.
-        InputError: it has another size.
-        TooLittleMemoryError: of the GPU.
+        InputError: a frame differs in size from the frames before.
+        TooLittleMemoryError: the GPU has too little memory.
     """
     with closing(_read_ahead(core, source)) as frames:
         for number, (frame, picture, image, mask) in enumerate(frames):
@@ -97,11 +97,11 @@ def propagate(
             yield Segmented(number, frame.name, True, picture.image, picture.pts, prob, labels, core.objects)
 
 
-Read = tuple[Picture | None, Tensor | None, Tensor | None]  # and its image and mask as the core takes them
+Read = tuple[Picture | None, Tensor | None, Tensor | None]  # the picture, and its image and mask as tensors
 
 
 def _read_ahead(core: Core, source: Source) -> Generator[tuple[Upcoming, *Read], None, None]:
-    """The frames of a source in their order. Meanwhile the next READ_AHEAD frames are being read."""
+    """Yield the frames of a source in order, while threads read the next ``READ_AHEAD`` frames."""
     plan = core.schedule.copy()
     pending: deque[tuple[Upcoming, Future[Read] | None]] = deque()
     with ThreadPoolExecutor(source.readers, initializer=use_device, initargs=(core.device,)) as readers:
@@ -123,7 +123,7 @@ def _read_ahead(core: Core, source: Source) -> Generator[tuple[Upcoming, *Read],
 
 
 def _read(frame: Upcoming, device: torch.device) -> Read:
-    """Picture, image ``[3, H, W]`` and mask ``[H, W]``; the image pinned if it goes to a GPU."""
+    """Read a frame: its picture, image ``[3, H, W]`` and mask ``[H, W]``. The image is pinned if it goes to a GPU."""
     if (picture := frame.read()) is None:
         return None, None, None
     image = torch.from_numpy(picture.image).permute(2, 0, 1)
@@ -135,24 +135,26 @@ def _read(frame: Upcoming, device: torch.device) -> Read:
 def segment(
     frames: Generator[Segmented | Passed, None, None], outputs: 'Outputs', *, stop: StopRequest, progress: 'Progress'
 ) -> None:
-    """Write every frame, up to the one at which ``stop`` was asked for. Raises as :func:`propagate`."""
+    """Write every frame until the end, or until ``stop`` is requested. Raises what :func:`propagate` raises."""
     with closing(frames):
         for frame in frames:
             with enough_memory():
                 outputs.write(frame)
             progress.advance()
-            # Asked here, so that no exception falls between the locks of the threads.
+            # The request is checked here, since an exception from a signal could leave locks of the threads held.
             if stop.signal:
                 return
 
 
 class Progress:
-    """Frames that are done: a bar on a terminal, else a line every ten seconds; with the time left where it is known.
+    """Shows how many frames are done, and the time left if the total is known.
+
+    On a terminal this is a progress bar, elsewhere a log line every ten seconds.
 
     Args:
-        total: frames, as far as is known.
-        done: of them, by an earlier run.
-        bar: whether there may be a bar: one process shows one.
+        total: the number of frames, or an estimate; ``None`` if it is unknown.
+        done: how many of them an earlier run has done.
+        bar: whether a bar may be shown. Of several processes, only one shows it.
     """
 
     def __init__(self, total: int | None, *, done: int = 0, bar: bool = True):
@@ -170,7 +172,7 @@ class Progress:
         return self
 
     def advance(self) -> None:
-        """One more frame is done."""
+        """Count one more frame as done."""
         self.count += 1
         now = time.monotonic()
         if self.bar is not None:
@@ -188,7 +190,7 @@ class Progress:
             )
 
     def say(self, message: str, *values: object) -> None:
-        """A line where there is no bar."""
+        """Log a line, unless there is a bar."""
         if self.bar is None:
             log.info(message, *values)
 
@@ -198,7 +200,7 @@ class Progress:
 
 
 class Stopwatch:
-    """Seconds spent in its ``with`` blocks: of the device's work, measured without waiting for it."""
+    """Measures the time that a device works in ``with`` blocks, without making the program wait for a GPU."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -219,7 +221,7 @@ class Stopwatch:
             self.elapsed += time.perf_counter() - self.start
 
     def seconds(self) -> float:
-        """So far; waits for a GPU to finish."""
+        """The seconds measured so far. Waits for a GPU to finish."""
         if self.device.type == 'cuda':
             torch.cuda.synchronize(self.device)
             return sum(start.elapsed_time(end) for start, end in self.events) / 1000
@@ -227,8 +229,8 @@ class Stopwatch:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: of a GPU since its statistics were reset, else of the process since it began."""
+    """Peak memory in bytes: of a GPU since its statistics were reset, otherwise of the process since it began."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device)
-    # Linux counts kilobytes, macOS bytes.
+    # Linux counts in kilobytes, macOS in bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)

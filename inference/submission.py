@@ -1,4 +1,4 @@
-"""Checks whether a server would take masks: whether all are there and have the right size, format and labels."""
+"""Checks whether a server would accept masks: whether all exist and have the right size, format and labels."""
 
 import zipfile
 from abc import ABC, abstractmethod
@@ -22,7 +22,7 @@ WHITE = 255
 
 
 class _Handed(ABC):
-    """The files that would be handed in, by their names below a folder or in an archive."""
+    """The files of a submission, identified by their names in a folder or an archive."""
 
     names: list[str]
 
@@ -31,7 +31,7 @@ class _Handed(ABC):
 
 
 class _Folder(_Handed):
-    """Of a folder only the masks count; settings, scores and the like would not be packed."""
+    """A folder, of which only the masks count: settings, scores and the like are not submitted."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -43,7 +43,7 @@ class _Folder(_Handed):
 
 
 class _Archive(_Handed):
-    """Of an archive every file counts."""
+    """An archive, of which every file counts."""
 
     def __init__(self, archive: zipfile.ZipFile):
         self.archive = archive
@@ -67,16 +67,16 @@ def _handed(place: Path) -> Iterator[_Handed]:
 
 
 def check_submission(place: Path, videos: Sequence[Video], *, every_label: bool = True) -> list[str]:
-    """The reasons why a server would not take masks, a line for each with its first examples; empty if it would.
+    """Find the reasons why a server would refuse masks: one line each, with examples. Empty if there are none.
 
     Args:
         place: a folder of masks, as a run writes it, or a zip archive.
-        videos: what was to be segmented, as the dataset's reader has it.
-        every_label: look at the labels in all masks, which have to be decoded for it; else in the last one of each
-            video alone, and of the others only the headers are read.
+        videos: the videos of the dataset that had to be segmented.
+        every_label: check the labels in all masks, which are decoded for it. Otherwise the labels are only checked in
+            the last mask of each video, and only the headers of the others are read.
 
     Raises:
-        DataError: there is neither a folder nor an archive, or the dataset itself cannot be read.
+        DataError: ``place`` is neither a folder nor an archive, or the dataset itself cannot be read.
     """
     with _handed(place) as handed:
         names, causes = _match(handed.names, videos)
@@ -94,7 +94,7 @@ def check_submission(place: Path, videos: Sequence[Video], *, every_label: bool 
 
 
 class _Expected:
-    """What the masks of a video must be like."""
+    """The format, size and labels that the masks of a video must have."""
 
     def __init__(self, video: Video):
         self.binary = video.binary
@@ -108,7 +108,7 @@ class _Expected:
                 self.labels |= {*labels_in(mask)}
 
     def fault(self, handed: _Handed, name: str, *, labels: bool) -> tuple[str, str] | None:
-        """The kind of fault of a mask and what was found, or ``None``; ``labels``: check the labels, too."""
+        """The kind of fault of a mask and what was found, or ``None``. Labels are checked only with ``labels``."""
         try:
             with (
                 foreign_call(DataError, name),
@@ -126,17 +126,19 @@ class _Expected:
                     return f'with {kind}', some(sorted(strange))
         except DataError as error:
             cause = cause_of(error.__cause__ or error)
-            return 'that cannot be read as PNG', cause.partition(' <')[0]  # without the file as Python shows it
+            return 'that cannot be read as PNG', cause.partition(' <')[
+                0
+            ]  # without Python's description of the file object
         return None
 
 
 def _format(mode: str) -> str:
-    """A mode of Pillow in words."""
+    """The name of one of Pillow's image modes."""
     return {'P': 'palette', 'L': 'grayscale', '1': 'black and white'}.get(mode, mode)
 
 
 def _match(names: Sequence[str], videos: Sequence[Video]) -> tuple[dict[str, str], list[str]]:
-    """The name of every mask that is there, by the name that it should have; and what is wrong with the names."""
+    """Return the name that a mask should have -> the name that it has, and what is wrong with the names."""
     causes = []
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         causes.append(f'{_count(twice, "file")} in it twice: {some(twice)}')
@@ -171,7 +173,7 @@ def _match(names: Sequence[str], videos: Sequence[Video]) -> tuple[dict[str, str
 
 
 def _top_of(names: Sequence[str], top: str, wanted: set[str]) -> str:
-    """What precedes ``<video>/<frame>.png`` in most of the names; ``top`` where that is among them."""
+    """The path before ``<video>/<frame>.png`` in most of the names; ``top`` if at least one of the names has that."""
     tops: Counter[str] = Counter()
     for name in names:
         tail = '/'.join(name.split('/')[-2:])
@@ -181,7 +183,7 @@ def _top_of(names: Sequence[str], top: str, wanted: set[str]) -> str:
 
 
 def _wanted(video: Video) -> list[str]:
-    """The names of the masks that are asked for."""
+    """The names of the masks that a video must have."""
     return [f'{name}{Masks.suffix}' for name in video.wanted]
 
 

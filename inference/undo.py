@@ -1,4 +1,4 @@
-"""The last changes of a folder of files, each of which can be taken back."""
+"""Keeps copies of the files in a folder, so that the last changes can be undone."""
 
 import shutil
 from collections import deque
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
-KEPT = 20  # changes; each holds a copy of every file that it touched
+KEPT = 20  # changes that can be undone; each has a copy of every file that it touched
 
 State = TypeVar('State')
 
@@ -16,40 +16,40 @@ State = TypeVar('State')
 @dataclass
 class _Change(Generic[State]):
     what: str
-    state: State  # of the owner, before it
-    copies: Path  # of the files as they were
+    state: State  # the owner's state before the change
+    copies: Path  # folder with the files as they were before the change
     touched: set[str] = field(default_factory=set)
 
 
 class Undo(Generic[State]):
-    """Copies of the files in a folder, made before a change touches them for the first time.
+    """Copies the files of a folder before a change touches them for the first time, and restores them on request.
 
     Args:
-        folder: that of the files.
-        copies: the folder for the copies; nobody else's.
+        folder: the folder of the files.
+        copies: the folder for the copies, which nothing else may use.
     """
 
     def __init__(self, folder: Path, copies: Path):
         self.folder = folder
         self.copies = copies
         self._changes: deque[_Change[State]] = deque()
-        self.count = 0  # changes that were ever begun
+        self.count = 0  # number of changes begun so far
         self._open: _Change[State] | None = None
 
     @property
     def last(self) -> str | None:
-        """What the last change was, in the words of :meth:`change`; ``None`` where there is none."""
+        """The description of the last change, as given to :meth:`change`; ``None`` if there is none."""
         return self._changes[-1].what if self._changes else None
 
     @contextmanager
     def change(self, what: str, state: State) -> Iterator[None]:
-        """The block is one change. Ended by an exception, it counts up to there.
+        """Everything in the block is one change. If an exception ends the block, what was done until then counts.
 
         Args:
-            what: in a few words.
-            state: what :meth:`back` is to return, not changed afterwards.
+            what: a short description.
+            state: the value that :meth:`back` returns; it must not be modified afterwards.
         """
-        if self._open is not None:  # part of a larger change
+        if self._open is not None:  # the block is part of a larger change
             yield
             return
         self.count += 1
@@ -63,7 +63,7 @@ class Undo(Generic[State]):
             self._open = None
 
     def touch(self, path: Path) -> None:
-        """A file is about to be written or deleted. Inside a :meth:`change`."""
+        """Keep a copy of a file that is about to be written or deleted. Call it inside a :meth:`change`."""
         change = self._open
         assert change is not None
         if path.name not in change.touched:
@@ -73,10 +73,10 @@ class Undo(Generic[State]):
             change.touched.add(path.name)
 
     def back(self) -> tuple[str, State]:
-        """Take the last change back: its files are as they were before. Returns what it was, and the state before.
+        """Undo the last change by restoring its files. Returns its description and the state before it.
 
         Raises:
-            IndexError: there is none.
+            IndexError: there is no change to undo.
         """
         change = self._changes.pop()
         for name in sorted(change.touched):

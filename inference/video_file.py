@@ -1,4 +1,4 @@
-"""Video files: frames in, frames out, one at a time. Needs PyAV, an optional package, only where a file is opened."""
+"""Reads and writes video files frame by frame. PyAV, an optional package, is needed only when a file is opened."""
 
 import itertools
 import logging
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONTAINERS = {'.mp4': 'mp4', '.m4v': 'mp4', '.mov': 'mov', '.mkv': 'matroska'}  # suffix -> muxer
-# What FFmpeg also opens: text as pictures of text, lists of other files; single images end in _pipe.
+# Formats that FFmpeg also opens but that are no videos: text, and lists of other files. Those of images end in _pipe.
 NOT_VIDEOS = {'tty', 'image2', 'hls', 'dash', 'concat'}
-# MPEG streams count their time from anywhere, not from zero.
+# The timestamps of MPEG streams begin at any number, not at zero.
 UNANCHORED = {'mpegts', 'mpeg'}
 MICROSECOND = Fraction(1, 1_000_000)
-BT709, LIMITED_RANGE = 1, 1  # FFmpeg's numbers
-CHUNK_BYTES = 256 * 2**20  # of frames that are held at a time while a file is read backwards
-CHUNK_FRAMES = 8  # at least, however large they are
-OLDEST_AV = 17  # what is older decodes BT.709, the colours of HD, with the matrix of BT.601
+BT709, LIMITED_RANGE = 1, 1  # FFmpeg's numbers for these colours
+CHUNK_BYTES = 256 * 2**20  # bytes of decoded frames that are held while a file is read backwards
+CHUNK_FRAMES = 8  # frames that are held at least, however large they are
+OLDEST_AV = 17  # older versions decode BT.709, the colours of HD, with the matrix of BT.601
 
 
 def import_av() -> ModuleType:
-    """The package ``av``.
+    """Import the package ``av``.
 
     Raises:
-        MissingPackageError: it is not installed, or too old. The message says how to install it.
+        MissingPackageError: it is not installed or too old. The message says how to install it.
     """
     try:
         import av
@@ -55,27 +55,27 @@ def import_av() -> ModuleType:
 
 
 class _Entry(NamedTuple):
-    """What is remembered of a frame, to find it again."""
+    """What is remembered of a frame to find it again when reading backwards."""
 
     time: int | None  # the file's own timestamp
-    key: bool  # whether decoding can begin here, as the file says
-    pts: int  # as iterating gives it
-    checksum: int  # of its pixels
+    key: bool  # whether it is a key frame, at which decoding can begin
+    pts: int  # the timestamp that iterating gives
+    checksum: int  # checksum of its pixels
 
 
 class VideoReader:
-    """The frames of a video file in the order in which they are shown, upright.
+    """Reads the frames of a video file, upright and in the order in which they are shown.
 
-    Iterating decodes from the beginning, every time anew, and holds one frame. :meth:`backwards` gives the same frames
-    from the last to the first, and holds some 256 MiB of them. Frames that cannot be
-    decoded, and what is missing at the end of a truncated file, are left out with a warning.
+    Iterating decodes the file from the beginning and holds one frame at a time. :meth:`backwards` gives the same
+    frames from the last to the first and holds some 256 MiB of them. Frames that cannot be decoded, or that are
+    missing at the end of a truncated file, are left out with a warning.
 
     Attributes:
-        width, height: of the frames: turned as the file asks for, and of the pixels that there are.
-        pixel_aspect: width of a pixel to its height. Players scale the frame by it; here it stays as it is.
-        frame_rate: on average.
+        width, height: the size of the frames in pixels, after the rotation that the file asks for.
+        pixel_aspect: width of a pixel divided by its height. Players scale the frame by it; this class does not.
+        frame_rate: frames a second, on average.
         time_base: seconds of one tick of the timestamps.
-        frames: how many there will be, as far as the file says; an estimate.
+        frames: an estimate of the number of frames, from what the file states; ``None`` if it states nothing.
         has_audio: whether there is an audio track.
 
     Raises:
@@ -89,8 +89,8 @@ class VideoReader:
         self.time_base = MICROSECOND
         self.frames: int | None = None
         self.has_audio = False
-        self._origin = self._end = 0  # of the timestamps; in ticks
-        self._damaged = 0  # packets, by the running iterator
+        self._origin = self._end = 0  # start and end of the video, in ticks
+        self._damaged = 0  # damaged packets that the running iteration has met
         self._running: Generator | None = None
         self._index: list[_Entry] = []
         self._counted = False
@@ -98,7 +98,7 @@ class VideoReader:
         first = next(decoded, None)
         decoded.close()
         if first is None:
-            raise DataError(f'{self.path}: expected a video, but no frame can be decoded. Is the file whole?')
+            raise DataError(f'{self.path}: expected a video, but no frame can be decoded. Is the file complete?')
         self._coded_size = first.width, first.height
         self._matrix = _display_matrix(first)
         self.height, self.width = self._to_image(first).shape[:2]
@@ -111,19 +111,19 @@ class VideoReader:
         self.close()
 
     def close(self) -> None:
-        """End the iteration, if one is under way."""
+        """End the running iteration, if there is one."""
         if self._running is not None:
             self._running.close()
             self._running = None
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
-        """Frames as uint8 [H, W, 3] RGB, each with its timestamp in ticks of ``time_base``, which increase."""
+        """Frames as uint8 [H, W, 3] RGB, each with its timestamp in ticks of ``time_base``. Timestamps increase."""
         self.close()
         self._running = self._images()
         return self._running
 
     def count(self) -> int:
-        """How many frames there are. The file is decoded for it, once: what it says of itself is an estimate."""
+        """The exact number of frames. The first call decodes the whole file, since ``frames`` is only an estimate."""
         if not self._counted:
             self._index = [
                 _Entry(frame.pts, bool(frame.key_frame), pts, _checksum(self._to_image(frame)))
@@ -133,21 +133,21 @@ class VideoReader:
         return len(self._index)
 
     def backwards(self, begin: int) -> Iterator[tuple[np.ndarray, int]]:
-        """The frames from number ``begin`` down to 0, each as iterating forwards gives it, bit for bit.
+        """The frames from number ``begin`` down to 0, bit for bit as iterating forwards gives them.
 
-        They are decoded in chunks, each from the key frame before it. A frame is checked against the first decoding;
-        where a file cannot be entered in its middle, it is decoded from its beginning for every chunk, which takes
-        longer and no more memory.
+        They are decoded in chunks, each from the key frame before it, and checked against the checksums of the first
+        decoding. If decoding cannot begin in the middle of the file, every chunk is decoded from the file's beginning,
+        which takes longer but no more memory.
 
         Raises:
-            DataError: the file was changed meanwhile.
+            DataError: the file has fewer frames than at the first decoding, so it was changed.
         """
         self.count()
         limit = max(CHUNK_FRAMES, CHUNK_BYTES // (self.height * self.width * 3))
         end = begin + 1
         while end > 0:
             lowest = max(0, end - limit)
-            # A key frame, so that nothing is decoded twice; with key frames that are farther apart, any frame.
+            # A chunk begins at a key frame if it has one, so that nothing is decoded twice.
             first = next((number for number in range(lowest, end) if self._index[number].key), lowest)
             images = self._chunk(first, end)
             for number in range(end - 1, first - 1, -1):
@@ -155,31 +155,33 @@ class VideoReader:
             end = first
 
     def _chunk(self, first: int, end: int) -> list[np.ndarray]:
-        """The frames of these numbers."""
+        """The frames from number ``first`` to ``end``, exclusive."""
         expected = [entry.checksum for entry in self._index[first:end]]
         images: list[np.ndarray] = []
         for start in (*self._entrances(first), 0):
             images = self._decode_chunk(start, first, end)
             if [_checksum(image) for image in images] == expected:
                 return images
-        # Of a damaged file, decoders in parallel may make up other pixels every time.
+        # Checksums may differ for a damaged file: parallel decoders can fill its gaps with other pixels every time.
         if len(images) < end - first:
-            raise DataError(f'{self.path}: expected {len(self._index)} frames as before, found fewer: was it changed?')
+            raise DataError(
+                f'{self.path}: expected {len(self._index)} frames as before, found fewer. Was the file changed?'
+            )
         return images
 
     def _entrances(self, first: int) -> list[int]:
-        """Frames at which decoding may begin to come to frame ``first``, the nearest first."""
+        """Key frames from which decoding may reach frame ``first``, the nearest one first."""
         keys = (number for number in range(first, 0, -1) if self._index[number].key)
         return [number for number in itertools.islice(keys, 2) if self._index[number].time is not None]
 
     def _decode_chunk(self, start: int, first: int, end: int) -> list[np.ndarray]:
-        """Frames ``first`` to ``end``, decoded from ``start``; fewer if that does not lead to them."""
+        """Frames ``first`` to ``end``, exclusive, decoded from ``start``; fewer if some are not reached."""
         images: list[np.ndarray] = []
         number = start
         with closing(self._decode(self._index[start].time if start else None)) as frames:
             for frame in frames:
                 if start and number == start and frame.pts != self._index[start].time:
-                    continue  # from before the key frame, perhaps not whole
+                    continue  # a frame before the key frame, which may be incomplete
                 if number >= first:
                     images.append(self._to_image(frame))
                 number += 1
@@ -193,7 +195,7 @@ class VideoReader:
                 yield self._to_image(frame), pts
 
     def _frames(self) -> Generator[tuple['av.VideoFrame', int], None, None]:
-        """As decoded, each with its timestamp; complains at the end of what was not there."""
+        """Decoded frames, each with its timestamp. At the end, a warning says if frames are missing."""
         step = max(1, round(1 / (self.frame_rate * self.time_base)))
         count, last, resized = 0, None, False
         for frame in self._decode():
@@ -219,12 +221,12 @@ class VideoReader:
             log.warning('%s: damaged or truncated; %d%s frames could be decoded', self.path, count, expected)
 
     def _decode(self, time: int | None = None) -> Generator['av.VideoFrame', None, None]:
-        """Decoded frames, from the key frame of a timestamp on; sets what the container says about them."""
+        """Decode frames from the key frame at or before a timestamp on; sets the attributes that the file states."""
         self._damaged = 0
         with _open(self.path) as container:
             av = import_av()
             stream = _picture_stream(container, self.path)
-            # Frames in parallel; the delay is as many frames as there are threads.
+            # Frames are decoded in parallel, which delays the first one by as many frames as there are threads.
             stream.thread_type = 'AUTO'
             self._describe(container, stream)
             if time is not None:
@@ -255,7 +257,7 @@ class VideoReader:
             seconds = stream.duration * self.time_base
             self._end = (stream.start_time or 0) + stream.duration - self._origin
         elif container.duration:
-            # That of the longest track, which may be another one.
+            # The duration of the container is that of its longest track, which may be the audio.
             seconds = container.duration * MICROSECOND
             self._end = round((seconds - Fraction(1, 2)) / self.time_base)
         if stream.frames:
@@ -269,24 +271,24 @@ class VideoReader:
 
 
 class VideoWriter:
-    """Writes frames to an H.264 video (MPEG-4 part 2 where FFmpeg has no libx264), with the audio of another file.
+    """Writes frames to an H.264 video (MPEG-4 part 2 if FFmpeg has no libx264), with the audio of another file.
 
-    The file appears once the ``with`` block ends well and a frame was written; after an exception nothing is left.
-    Timestamps are kept as they are. Odd sizes get a row or column more, since chroma has half the resolution.
+    The file appears when the ``with`` block ends without an exception and a frame was written; otherwise nothing is
+    left. Timestamps are kept. Odd sizes get one more row or column, since the chroma has half the resolution.
 
-    The audio is copied packet by packet, or encoded as AAC where the container does not take its codec, and
-    ends with the pictures. It keeps its timestamps, so those of the pictures have to be the same file's.
+    The audio is copied packet by packet, or encoded as AAC if the container does not support its codec. It ends with
+    the pictures. The audio keeps its timestamps, so the pictures need the timestamps of the same file.
 
     Args:
-        path: .mp4, .m4v, .mov or .mkv.
-        width, height: of the frames.
+        path: the file to write, with the suffix .mp4, .m4v, .mov or .mkv.
+        width, height: the size of the frames in pixels.
         time_base: seconds of one tick of the timestamps.
-        frame_rate: on average; a help for players and for the encoder only.
-        pixel_aspect: width of a pixel to its height, for players.
-        audio_from: a file with the audio track; one without is fine.
+        frame_rate: frames a second, on average; only a hint for players and the encoder.
+        pixel_aspect: width of a pixel divided by its height, for players.
+        audio_from: a file whose audio track is used, if it has one.
 
     Raises:
-        DataError: another suffix.
+        DataError: the path has another suffix.
         MissingPackageError: PyAV is not installed.
         OSError: the file cannot be written.
     """
@@ -312,7 +314,7 @@ class VideoWriter:
         self.audio_from = audio_from
         self._av = import_av()
         self._last: int | None = None
-        self._gap = 0  # between the last two frames, in ticks
+        self._gap = 0  # ticks between the last two frames
         self._audio: _AudioTrack | None = None
 
     def __enter__(self) -> 'VideoWriter':
@@ -325,7 +327,7 @@ class VideoWriter:
             except self._av.FFmpegError:
                 if self._audio is None:
                     raise
-                # A codec that the container takes on paper (FLAC in .mov) may be refused with the header.
+                # Some codecs are only refused when the header is written, for example FLAC in .mov.
                 self._close_anyhow()
                 self._container = self._open_container(temporary)
                 self._begin(copy_audio=False)
@@ -333,10 +335,10 @@ class VideoWriter:
         return self
 
     def write(self, image: np.ndarray, pts: int) -> None:
-        """The next frame: uint8 [H, W, 3] RGB, and its timestamp in ticks of ``time_base``.
+        """Write the next frame, uint8 [H, W, 3] RGB, with its timestamp in ticks of ``time_base``.
 
         Raises:
-            ValueError: another shape, or a timestamp that is not above the one before.
+            ValueError: the image has another shape or type, or the timestamp is not above the one before.
             OSError: the file cannot be written.
         """
         if image.shape != (self.height, self.width, 3) or image.dtype != np.uint8:
@@ -370,7 +372,7 @@ class VideoWriter:
                 self._container.close()
 
     def _begin(self, *, copy_audio: bool) -> None:
-        """Everything up to the header."""
+        """Add the tracks and write the header."""
         self._stream = self._add_stream()
         if self.audio_from is not None:
             self._audio = _AudioTrack(self.audio_from, self._container, copy=copy_audio)
@@ -380,13 +382,13 @@ class VideoWriter:
         kind = CONTAINERS[self.path.suffix.lower()]
         options = {}
         if kind != 'matroska':
-            # The index in front, so that browsers can begin at once. The track's own tick for the whole movie, too,
-            # or a start other than zero would be rounded to milliseconds.
+            # The index goes to the front, so that browsers can start playing at once. The movie gets the time scale of
+            # the track; otherwise a start other than zero would be rounded to milliseconds.
             options = {'movflags': '+faststart', 'movie_timescale': str(self._timescale())}
         return self._av.open(str(path), 'w', format=kind, options=options)
 
     def _timescale(self) -> int:
-        """Ticks a second of an MP4 track: the muxer doubles what is below 10,000."""
+        """Ticks a second of an MP4 track: the muxer doubles a smaller number until it is at least 10,000."""
         scale = self.time_base.denominator
         while scale < 10_000:
             scale *= 2
@@ -396,14 +398,16 @@ class VideoWriter:
         rate = self.frame_rate.limit_denominator(1001)
         time_base = self.time_base
         if 'libx264' in self._av.codecs_available:
-            # Without B-frames, decoding times are presentation times: durations are right at a variable frame rate.
+            # Without B-frames, decoding and presentation times are equal, so durations are right at a variable rate.
             stream = self._container.add_stream(
                 'libx264', rate=rate, options={'crf': '20', 'preset': 'veryfast', 'bf': '0'}
             )
         else:
-            log.warning('%s: no libx264 here; it becomes MPEG-4 part 2, which browsers do not play', self.path)
+            log.warning(
+                '%s: FFmpeg has no libx264; the video becomes MPEG-4 part 2, which browsers do not play', self.path
+            )
             stream = self._container.add_stream('mpeg4', rate=rate, options={'q:v': '3'})
-            if time_base.denominator > 65535:  # all that the codec can express
+            if time_base.denominator > 65535:  # the codec's largest denominator
                 time_base = Fraction(1, 60_000)
         stream.width, stream.height = self.width + self.width % 2, self.height + self.height % 2
         stream.pix_fmt = 'yuv420p'
@@ -415,7 +419,7 @@ class VideoWriter:
         return stream
 
     def _close_anyhow(self) -> None:
-        """The file is deleted, or closed already."""
+        """Close all files and ignore errors: the file is complete already, or will be deleted."""
         if self._audio is not None:
             self._audio.close()
         with suppress(self._av.FFmpegError):
@@ -430,11 +434,11 @@ class VideoWriter:
 
 
 class _Incomplete(Exception):
-    """Ends the writing so that nothing is left."""
+    """Leaves the block of the temporary file, so that the file is deleted."""
 
 
 class _AudioTrack:
-    """The first audio track of a file, muxed into another one piece by piece; AAC unless it can be a copy."""
+    """Writes the first audio track of a file into another one, piece by piece: as a copy or, if need be, as AAC."""
 
     def __init__(self, path: str | Path, output: 'av.container.OutputContainer', *, copy: bool):
         self.path = path
@@ -448,12 +452,14 @@ class _AudioTrack:
         [source, *_] = self._source.streams.audio
         track = None
         if copy:
-            with suppress(ValueError):  # the container does not take the codec
+            with suppress(ValueError):  # the container does not support the codec
                 track = output.add_stream_from_template(source)
                 self._packets = self._copied(source, track)
         if track is None:
             log.warning(
-                '%s: its audio becomes AAC, since the file to write does not take %s', path, source.codec_context.name
+                '%s: its audio is encoded as AAC, because the output format does not support %s',
+                path,
+                source.codec_context.name,
             )
             track = output.add_stream('aac', rate=48_000)
             track.layout = 'mono' if source.layout.nb_channels == 1 else 'stereo'
@@ -465,7 +471,7 @@ class _AudioTrack:
         self._source.close()
 
     def write_until(self, seconds: Fraction) -> None:
-        """Mux what begins before."""
+        """Write all audio packets that begin before this time."""
         while self._upcoming is not None and _start(self._upcoming) < seconds:
             self._output.mux(self._upcoming)
             self._upcoming = next(self._packets, None)
@@ -474,7 +480,7 @@ class _AudioTrack:
         origin = round(_origin(self._source) / _time_base(source))
         last: int | None = None
         for packet in self._demuxed(source):
-            # Muxers refuse times that stand still.
+            # Muxers refuse packets whose times do not increase.
             if packet.pts is None or packet.dts is None or (last is not None and packet.dts <= last):
                 continue
             last = packet.dts
@@ -499,21 +505,21 @@ class _AudioTrack:
 
 
 def _open(path: str | Path) -> 'av.container.InputContainer':
-    """A file, opened to read.
+    """Open a file for reading.
 
     Raises:
-        DataError: it is missing, or no video or audio file.
+        DataError: the file is missing, or is no video or audio file.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f'{path}: no such video file')
     av = import_av()
     try:
-        # The full path, since FFmpeg takes a colon in a name for a protocol; and no network, whatever the file says.
+        # FFmpeg would read a colon in a relative name as a protocol. Files must not make it open network addresses.
         container = av.open(str(path.resolve()), metadata_errors='replace', options={'protocol_whitelist': 'file'})
     except av.FFmpegError as error:
         raise DataError(
-            f'{path}: expected a video, cannot read it ({error.strerror or error}). Is the file whole, and a video?'
+            f'{path}: expected a video, cannot read it ({error.strerror or error}). Is the file complete, and a video?'
         ) from error
     if NOT_VIDEOS & set(container.format.name.split(',')) or container.format.name.endswith('_pipe'):
         container.close()
@@ -534,27 +540,27 @@ def _picture_stream(container: 'av.container.InputContainer', path: Path) -> 'av
 
 
 def _time_base(timed: 'av.stream.Stream | av.frame.Frame') -> Fraction:
-    """Seconds of one tick of its timestamps; FFmpeg's own tick where it says nothing."""
+    """Seconds of one tick of the timestamps; FFmpeg's own tick if the stream or frame has none."""
     return timed.time_base or MICROSECOND
 
 
 def _start(packet: 'av.Packet') -> Fraction:
-    """When it begins, in seconds; zero where it does not say."""
+    """When a packet begins, in seconds; zero if it has no timestamp."""
     return (packet.pts or 0) * packet.time_base
 
 
 def _origin(container: 'av.container.InputContainer') -> Fraction:
-    """The time in seconds that counts as zero."""
+    """The time of the file, in seconds, that becomes zero."""
     start = container.start_time or 0
     return start * MICROSECOND if start < 0 or container.format.name in UNANCHORED else Fraction(0)
 
 
 def _display_matrix(frame: 'av.VideoFrame') -> tuple[int, int, int, int]:
-    """How to show the frame: a pixel at (x, y) goes to (a x + c y, b x + d y), up to a shift, for a, b, c, d."""
+    """The matrix (a, b, c, d) that shows a frame: pixel (x, y) goes to (a x + c y, b x + d y), up to a shift."""
     data = frame.side_data.get('DISPLAYMATRIX')
     if data is None:
         return 1, 0, 0, 1
-    # PyAV's stubs do not know this side data, and make an object of it.
+    # PyAV's type stubs declare this side data as a plain object.
     a, b, _, c, d = struct.unpack_from('=5i', bytes(data))  # type: ignore[call-overload]
     return a, b, c, d
 
@@ -569,7 +575,7 @@ def _is_on_its_side(matrix: tuple[int, int, int, int]) -> bool:
 
 
 def _turn(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
-    """An image [h, w, 3], turned and mirrored by the quarter turns nearest to a display matrix."""
+    """Rotate and mirror an image [h, w, 3] by the quarter turns nearest to a display matrix."""
     a, b, c, d = matrix
     if _is_on_its_side(matrix):
         image, across, down = image.swapaxes(0, 1), c, b

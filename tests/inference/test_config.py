@@ -149,7 +149,7 @@ def test_a_core_and_an_ensemble_take_a_configuration(small_network, clip, first_
     for probs in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(probs, found[0], strict=True))
     for several in ({'size': (48, 64)}, {'flip': True}):
-        with pytest.raises(ValueError, match='an Ensemble averages several'):
+        with pytest.raises(ValueError, match='use an Ensemble to average several'):
             InferenceCore(small_network, **several)
     with pytest.raises(TypeError, match='topk'):
         InferenceCore(small_network, topk=3)

@@ -167,7 +167,7 @@ def test_no_room_is_an_error_before_the_first_pass(run, tmp_path, monkeypatch):
     monkeypatch.setattr('shutil.disk_usage', lambda path: SimpleNamespace(free=1000))
     monkeypatch.setattr(InferenceCore, 'step', lambda *args, **options: pytest.fail('a frame was computed'))
     clip, mask = link(tmp_path / 'clip', FRAMES), GOLDEN / 'first_mask.png'
-    with pytest.raises(OSError, match=r'what one pass keeps of 7 frames for the other needs 0\.0 MB of free disk'):
+    with pytest.raises(OSError, match=r'keeping 7 frames of one pass for the other needs 0\.0 MB of free disk'):
         run(source(clip, (2, mask), (9, mask)), 'both')
     assert not (tmp_path / 'waiting').exists()
 

@@ -134,10 +134,13 @@ def record(**changes) -> bytes:
         ({f'{NAMES[1]}.png': 'LARGE'}, '10000 x 5000 is more than'),
         ({'a.txt': b'x'}, 'm.zip: no masks in it'),
         ({'a\\b.png': 'MASK'}, 'expected the name'),
-        ({f'{NAMES[1]}.png': 'MASK', RECORD: b'{'}, 'session.json: expected that of a session, found something else'),
-        ({f'{NAMES[1]}.png': 'MASK', RECORD: b'[' * 10**5}, 'session.json: expected that of a session'),
-        ({f'{NAMES[1]}.png': 'MASK', RECORD: b'[1, 2, 3]'}, 'session.json: expected that of a session'),
-        ({f'{NAMES[1]}.png': 'MASK', RECORD: record(painted=7)}, 'session.json: expected that of a session'),
+        (
+            {f'{NAMES[1]}.png': 'MASK', RECORD: b'{'},
+            'session.json: expected the record of a session, found something else',
+        ),
+        ({f'{NAMES[1]}.png': 'MASK', RECORD: b'[' * 10**5}, 'session.json: expected the record of a session'),
+        ({f'{NAMES[1]}.png': 'MASK', RECORD: b'[1, 2, 3]'}, 'session.json: expected the record of a session'),
+        ({f'{NAMES[1]}.png': 'MASK', RECORD: record(painted=7)}, 'session.json: expected the record of a session'),
         ({f'{NAMES[1]}.png': 'MASK', RECORD: record(painted=[NAMES[2]])}, f'without a mask: {NAMES[2]}'),
         ({f'{NAMES[1]}.png': 'MASK', RECORD: record(objects={'0': 'x'})}, 'values out of their range'),
         (

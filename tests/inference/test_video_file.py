@@ -476,5 +476,5 @@ def test_the_reader_holds_a_chunk_backwards(tmp_path, monkeypatch):
     assert len(held) <= 1
     path = reader.path
     make_video(path, pts=range(10))
-    with pytest.raises(DataError, match='was it changed'):
+    with pytest.raises(DataError, match='Was the file changed'):
         list(reader.backwards(59))

@@ -144,5 +144,5 @@ def test_exact_is_for_a_network_made_ready_so(small_checkpoint):
     for network in (load_model(small_checkpoint, device='cpu', exact=True), make_small_network()):
         assert InferenceCore(network, exact=True).config.exact
         InferenceCore(network)
-    with pytest.raises(ValueError, match='exact: the network was made ready without it; take load_model'):
+    with pytest.raises(ValueError, match='exact: the network was loaded without it; use load_model'):
         InferenceCore(load_model(small_checkpoint, device='cpu'), exact=True)

@@ -964,5 +964,7 @@ def test_a_bool_mask_is_object_1(network):
 
 def test_a_frame_too_long_for_its_size_is_refused(network):
     """480 x 288000 pixels would end the process."""
-    with pytest.raises(InputError, match=r'image: \(1, 600\) at a shorter side of 480: the longer one exceeds 32767'):
+    with pytest.raises(
+        InputError, match=r'image: \(1, 600\) resized to a shorter side of 480: the longer side exceeds'
+    ):
         InferenceCore(network, size=480).step(frame_of(0, 1, 600), torch.ones(1, 600, dtype=torch.uint8))

@@ -382,7 +382,7 @@ def test_an_error_of_the_reading_threads_names_the_file(segment, videos, tmp_pat
     assert segment(tmp_path / 'out')[0] == 1
     broken = videos / 'trainval/JPEGImages/480p/dog/00002.jpg'
     assert re.search(f'dog: {broken}: .*Input/output error', caplog.text)
-    assert 'no archive, since videos failed' in caplog.text
+    assert 'the archive was not written, because some videos failed' in caplog.text
     assert not (tmp_path / 'out.zip').exists()
     assert not (tmp_path / 'out' / 'dog' / '00003.png').exists()
     assert len(list((tmp_path / 'out' / 'cat').iterdir())) == 4

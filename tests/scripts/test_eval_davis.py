@@ -195,9 +195,9 @@ def test_a_folder_of_somebody_else_is_left_alone(evaluate, davis_root):
     annotations = davis_root / 'trainval' / 'Annotations' / '480p'
     before = tree(davis_root)
     for flags in ((), ('--overwrite',)):
-        with pytest.raises(DataError, match='is where the output would go'):
+        with pytest.raises(DataError, match='would also write there'):
             evaluate(annotations, *flags)
-    with pytest.raises(DataError, match='is not empty'):
+    with pytest.raises(DataError, match='expected an empty folder'):
         evaluate(davis_root)
     assert tree(davis_root) == before
 

@@ -88,7 +88,7 @@ def test_continues_and_archives(runs, tmp_path, capsys):
 
     with pytest.raises(OutputError, match=r'other settings .*; use --overwrite or another --output'):
         merge.main([str(a), str(tmp_path / 'both'), '--output', str(tmp_path / 'ab')])
-    with pytest.raises(OutputError, match='is read, and is where the output would go'):
+    with pytest.raises(OutputError, match='the run reads this and would also write there'):
         merge.main([str(a), str(b), '--output', str(a), '--overwrite'])
     assert merged(a, tmp_path / 'both', tmp_path / 'ab', flags=['--overwrite']) != expected
 
