@@ -9,11 +9,11 @@ from pathlib import Path
 dependencies = ['torch', 'torchvision', 'numpy', 'PIL', 'cv2']
 
 CHECKOUT = Path(__file__).resolve().parent
-PACKAGES = ('dataset', 'inference', 'model', 'util')  # what a core is made of
+PACKAGES = ('dataset', 'inference', 'model', 'util')  # our packages that a core needs
 
 
 def _others_have(package: str) -> bool:
-    """Whether the program that loads us has a package or module of this name, imported already or on its path."""
+    """Whether the program that loads this file has another package or module of this name, imported or on its path."""
     module = sys.modules.get(package)
     if module is not None:
         file = getattr(module, '__file__', None)
@@ -23,16 +23,16 @@ def _others_have(package: str) -> bool:
 
 
 def _take_out() -> dict:
-    """Remove the modules with names of our packages from those that Python knows, and return them."""
+    """Remove all modules with the names of our packages from ``sys.modules``, and return them."""
     return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition('.')[0] in PACKAGES}
 
 
 @contextmanager
 def _beside_others() -> Iterator[None]:
-    """In the block our packages are imported, after it the program finds its own ones of the same names.
+    """In the block, imports find our packages; after it the program finds its own packages of the same names again.
 
-    Ours go on working, since their modules import all that they need at their beginning. Where nobody else has such
-    names, ours stay known to Python under them.
+    Our modules keep working, since they import everything that they need at their beginning. If the program has no
+    packages of these names, ours stay in ``sys.modules``.
     """
     if not any(map(_others_have, PACKAGES)):
         yield
@@ -51,17 +51,17 @@ with _beside_others():
 
 
 def stcn_light(pretrained: bool = True, **options) -> InferenceCore:
-    """A core around the light network shipped here; ``options`` are those of ``InferenceCore``, as ``top_k=50``.
+    """A core with the light network that comes with this repository.
 
-    ``pretrained=False`` gives random weights.
+    ``options`` are those of ``InferenceCore``, for example ``top_k=50``. ``pretrained=False`` gives random weights.
     """
     network = load_model(exact=options.get('exact', False)) if pretrained else STCN(VARIANTS['stcn_light']).eval()
     return InferenceCore(network, **options)
 
 
 def stcn(checkpoint: str, **options) -> InferenceCore:
-    """A core around the network of a checkpoint file, a published one or our own.
+    """A core with the network of a checkpoint file, a published one or our own.
 
-    What the checkpoint recommends holds where ``options`` say nothing.
+    ``options`` are those of ``InferenceCore``; the others have the values that the checkpoint recommends.
     """
     return InferenceCore(load_model(checkpoint, exact=options.get('exact', False)), **options)

@@ -1,4 +1,4 @@
-"""Videos of one's own: ``ROOT/JPEGImages/<video>/`` and ``ROOT/Annotations/<video>/``, or one video without names."""
+"""Reads a user's videos: ``ROOT/JPEGImages/<video>/`` with ``ROOT/Annotations/<video>/``, or without ``<video>``."""
 
 import logging
 from contextlib import suppress
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FolderVideo(Video):
-    """A video whose masks are what :class:`UserMasks` takes."""
+    """A video whose masks may have any format that :class:`UserMasks` reads."""
 
     masks: UserMasks = field(kw_only=True)
 
@@ -26,7 +26,7 @@ class FolderVideo(Video):
 
     @property
     def given(self) -> dict[str, list[int]]:
-        """The objects whose masks a network gets, by the names of their frames."""
+        """Name of an annotated frame -> the objects whose masks the network gets."""
         return {
             frame.name: list(frame.objects or self.masks.objects[frame.name])
             for frame in self.frames
@@ -35,19 +35,21 @@ class FolderVideo(Video):
 
 
 def folder(root: str | Path, *, first_only: bool = False, direction: str = 'forward') -> list[FolderVideo]:
-    """The videos of a folder, with every annotation that is there; asked for from the first one on.
+    """Open the videos of a folder. All masks that are there annotate their frames.
 
-    Frames and masks belong together by name: ``JPEGImages/cat/0007.jpg`` and ``Annotations/cat/0007.png``, or
-    ``Annotations/cat/2/0007.png`` where each object has a folder of masks. A folder with frames directly in
-    ``JPEGImages`` is one video, named like the folder. All masks are looked at.
+    Frames and masks have the same names: ``JPEGImages/cat/0007.jpg`` and ``Annotations/cat/0007.png``, or
+    ``Annotations/cat/2/0007.png`` if each object has a folder of masks. If the frames are directly in
+    ``JPEGImages``, they are one video, named like ``root``. All masks are read and checked.
 
     Args:
-        first_only: of each object its first mask alone; backwards, its last one.
-        direction: ``backward`` asks for the frames up to the last annotation, ``both`` for all frames.
+        root: the folder with ``JPEGImages`` and ``Annotations``.
+        first_only: use only the first mask of each object; with ``backward``, only its last one.
+        direction: which frames are wanted: ``forward`` those from the first annotation on, ``backward`` those up to
+            the last annotation, ``both`` all.
 
     Raises:
-        DataError: for missing folders, a video without frames or masks, masks without a frame, masks that cannot be
-            used; of all videos together.
+        DataError: a folder is missing, a video has no frames or no masks, or a mask has no frame or cannot be used.
+            One error reports the problems of all videos.
     """
     root = Path(root)
     images, annotations = root / 'JPEGImages', root / 'Annotations'
@@ -75,21 +77,21 @@ def folder(root: str | Path, *, first_only: bool = False, direction: str = 'forw
 
 @dataclass(frozen=True)
 class FolderTruth(GroundTruth):
-    """Ground truth whose masks are what :class:`UserMasks` takes."""
+    """Ground truth whose masks may have any format that :class:`UserMasks` reads."""
 
     reader: UserMasks = field(kw_only=True)
 
     def read(self, path: Path) -> np.ndarray:
         labels = self.reader.read(path.stem)
-        assert labels is not None  # every path is one of the reader's
+        assert labels is not None  # the reader has all of these paths
         return labels
 
 
 def folder_truth(root: str | Path) -> list[FolderTruth]:
-    """What the videos of a folder are scored by: every mask from the first that shows an object on.
+    """Open the ground truth of a folder's videos: every mask from the first one on that shows an object.
 
     Raises:
-        DataError: there are no masks, two of a frame, or one that cannot be read or has no safe meaning.
+        DataError: there are no masks, two masks of one frame, or a mask that cannot be read or is ambiguous.
     """
     videos = []
     for name, given in _ground_truth(Path(root)).items():
@@ -100,13 +102,13 @@ def folder_truth(root: str | Path) -> list[FolderTruth]:
 
 
 def _ground_truth(root: Path) -> dict[str, dict[str, FrameMasks]]:
-    """The masks of every video in ``ROOT/Annotations`` by the names of their frames, without a look at them.
+    """Video -> name of a frame -> its masks in ``ROOT/Annotations``, which are not read.
 
-    Videos are found as :func:`folder` finds them. Where there is no ``ROOT/JPEGImages``, each folder is a video, and
-    files beside none are one.
+    Videos are found as :func:`folder` finds them. Without ``ROOT/JPEGImages``, the masks are one video if there are
+    files directly in ``Annotations``; otherwise each folder there is a video.
 
     Raises:
-        DataError: there are no masks, or two of a frame.
+        DataError: there are no masks, or two masks of one frame.
     """
     images, annotations = root / 'JPEGImages', root / 'Annotations'
     if not annotations.is_dir():
@@ -124,9 +126,10 @@ def _ground_truth(root: Path) -> dict[str, dict[str, FrameMasks]]:
 
 
 def _video_names(images: Path, annotations: Path) -> list[str]:
-    """The folders of videos in ``JPEGImages``, sorted; none if its own files are the frames of a single video.
+    """The names of the video folders in ``JPEGImages``, sorted; empty if it directly has the frames of a single video.
 
-    Where it has both, the masks decide. What then is no part of any video is named in a logged line.
+    If it has both folders and frames, they are videos if ``Annotations`` has folders of the same names. Files and
+    folders that then belong to no video are named in a warning.
     """
     folders, files = _entries(images)
     masks, _ = _entries(annotations)
@@ -137,14 +140,18 @@ def _video_names(images: Path, annotations: Path) -> list[str]:
         found = some([path.name for path in files]) or 'nothing'
         raise DataError(f'{images}: expected frames ({" ".join(FRAME_SUFFIXES)}) or folders of frames, found {found}')
     if files:
-        log.warning('%s: left out, beside the folders of videos: %s', images, some([path.name for path in files]))
+        log.warning(
+            '%s: these files beside the video folders are left out: %s', images, some([path.name for path in files])
+        )
     if strange := [f'{name}/' for name in masks if name not in folders]:
-        log.warning('%s: left out, since %s has no videos of these names: %s', annotations, images, some(strange))
+        log.warning(
+            '%s: these are left out, since %s has no videos of these names: %s', annotations, images, some(strange)
+        )
     return sorted((check_path(path).name for path in folders.values()), key=natural_key)
 
 
 def _entries(folder: Path) -> tuple[dict[str, Path], list[Path]]:
-    """What is in a folder and not hidden: folders by name, and files."""
+    """The folders in a folder, by name, and its files. Hidden ones are left out."""
     entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith('.')]
     return {path.name: path for path in entries if path.is_dir()}, [path for path in entries if not path.is_dir()]
 
@@ -154,13 +161,13 @@ def _video(name: str, images: Path, annotations: Path, *, first_only: bool, dire
     if not paths:
         raise DataError(
             f'{images}: expected frames of a video ({" ".join(FRAME_SUFFIXES)}), found {entries_of(images)}. The '
-            'folders of the videos are directly in JPEGImages, and their frames directly in these.'
+            'video folders must be directly in JPEGImages, and the frames directly in these.'
         )
     masks = list_masks(annotations) if annotations.is_dir() else {}
     if not masks:
         raise DataError(
             f'{annotations}: no masks of the frames in {images}. Expected {annotations / paths[0].stem}.png, or the '
-            'mask of the first frame at which an object is to be segmented'
+            'mask of the frame where an object first appears'
         )
     stray = sorted(set(masks) - {path.stem for path in paths})
     if stray:
@@ -169,7 +176,7 @@ def _video(name: str, images: Path, annotations: Path, *, first_only: bool, dire
     places = [position for position, path in enumerate(paths) if path.stem in masks]
     begin, end = places[0], places[-1]
     size = None
-    with suppress(DataError):  # of a frame that cannot be read; whoever comes to it complains
+    with suppress(DataError):  # an unreadable frame is reported later, when it is segmented
         size = image_size(paths[begin])
     user_masks = UserMasks(given, size_hw=size, name=name)
     asked = {'forward': range(begin, len(paths)), 'backward': range(end + 1), 'both': range(len(paths))}[direction]

@@ -12,24 +12,24 @@ from model.winograd import WinogradConv2d
 
 
 def add_shared(own: Tensor, shared: Tensor) -> Tensor:
-    """``own [B*K, C, h, w]`` plus ``shared [B, C, h, w]``, the same for all K objects."""
+    """Add ``shared [B, C, h, w]``, which all K objects share, to ``own [B*K, C, h, w]``."""
     return (own.unflatten(0, (len(shared), -1)) + shared.unsqueeze(1)).flatten(0, 1)
 
 
 def upsample_and_add(x: Tensor, skip: Tensor) -> Tensor:
-    """``x [B*K, C, h, w]`` at twice the resolution, plus ``skip [B, C, 2h, 2w]``, which serves all K objects."""
+    """Upsample ``x [B*K, C, h, w]`` by two and add ``skip [B, C, 2h, 2w]``, which all K objects share."""
     return add_shared(F.interpolate(x, scale_factor=2, mode='bilinear', align_corners=False), skip)
 
 
 def relu_conv(conv: nn.Conv2d | WinogradConv2d, x: Tensor) -> Tensor:
-    """``conv`` of the ReLU of ``x``."""
+    """Apply ReLU, then ``conv``."""
     return conv(x, relu=True) if isinstance(conv, WinogradConv2d) else conv(F.relu(x))
 
 
 def conv_shared(conv: nn.Conv2d | WinogradConv2d, own: Tensor, shared: Tensor, *, relu: bool = False) -> Tensor:
-    """``conv`` of the channels of ``own [B*K, I, h, w]`` and then those of ``shared [B, S, h, w] -> [B*K, O, h, w]``.
+    """Apply ``conv`` to the channels of ``own [B*K, I, h, w]`` followed by ``shared [B, S, h, w] -> [B*K, O, h, w]``.
 
-    Convolution is linear: what K objects share is convolved once. ``relu``: of the ReLU of the channels.
+    Convolution is linear, so the channels that K objects share are convolved once. With ``relu``, ReLU comes first.
     """
     if isinstance(conv, WinogradConv2d):
         of_own, of_shared = conv.split(own.shape[1], relu=relu)
@@ -55,10 +55,10 @@ def init_keys_(conv: nn.Conv2d) -> None:
 
 
 class ResBlock(nn.Module):
-    """ReLU before each of two 3x3 convolutions, no normalisation.
+    """A residual block of two 3x3 convolutions, each after a ReLU, without normalisation.
 
-    The shortcut is a 3x3 convolution where the number of channels changes. ``[B, I, h, w] -> [B, O, h, w]``. The last
-    of the input channels may be given apart, as ``shared``, by K samples each: :func:`conv_shared`.
+    ``[B, I, h, w] -> [B, O, h, w]``. If the number of channels changes, the shortcut is a 3x3 convolution. The last
+    input channels may be passed separately as ``shared``, where K samples share them; see :func:`conv_shared`.
     """
 
     def __init__(self, in_channels: int, out_channels: int):
@@ -73,17 +73,17 @@ class ResBlock(nn.Module):
         else:
             inner = conv_shared(self.conv1, x, shared, relu=True)
             if self.downsample is None:
-                # x and then shared, as a sum in which each fills the channels of the other with zeros.
+                # This concatenates x and shared, as a sum in which each has zeros in the channels of the other.
                 own, others = (0, 0, 0, 0, 0, shared.shape[1]), (0, 0, 0, 0, x.shape[1], 0)
                 shortcut = add_shared(F.pad(x, own), F.pad(shared, others))
             else:
                 shortcut = conv_shared(self.downsample, x, shared)
-        inner = relu_conv(self.conv2, inner)  # under its name, so that what it was is freed
+        inner = relu_conv(self.conv2, inner)  # the name is reused, so that the input's memory is freed
         return inner + shortcut
 
 
 class ChannelGate(nn.Module):
-    """CBAM's channel attention: one MLP on the average- and the max-pooled features, summed."""
+    """CBAM's channel attention: the sum of one MLP's results on the average- and on the max-pooled features."""
 
     def __init__(self, channels: int, *, reduction: int = 16):
         super().__init__()
@@ -100,7 +100,7 @@ class SpatialGate(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.spatial = nn.Sequential(OrderedDict(conv=nn.Conv2d(2, 1, 7, padding=3)))  # named as published
+        self.spatial = nn.Sequential(OrderedDict(conv=nn.Conv2d(2, 1, 7, padding=3)))  # named as in published weights
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = torch.cat([x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)], dim=1)
@@ -108,7 +108,7 @@ class SpatialGate(nn.Module):
 
 
 class CBAM(nn.Module):
-    """Convolutional block attention (Woo et al., ECCV 2018) with its paper's defaults, no batch norm."""
+    """Convolutional block attention (Woo et al., ECCV 2018) with the defaults of its paper, without batch norm."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -120,14 +120,15 @@ class CBAM(nn.Module):
 
 
 class ASPP(torchvision.models.segmentation.deeplabv3.ASPP):
-    """Atrous spatial pyramid pooling (Chen et al., 2017) with its paper's rates for stride 16.
+    """Atrous spatial pyramid pooling (Chen et al., 2017) with the rates of its paper for stride 16.
 
-    ``[B, I, h, w] -> [B, O, h, w]``, not negative, as a ResNet's features are. Two departures:
+    ``[B, I, h, w] -> [B, O, h, w]``. The outputs are not negative, like the features of a ResNet. It differs from the
+    paper in two ways:
 
-    - No dropout: it would perturb the keys of two frames independently, and it is their distance that counts.
-      Training would also depend on a random state, of which it has none.
-    - The scale of the features is kept by the initial weights (He et al., 2015), because batch norm has frozen
-      statistics here: those of a new one, mean 0 and variance 1, normalise nothing.
+    - There is no dropout. It would change the keys of two frames independently, but the read depends on the distance
+      between keys. It would also make training depend on a random state.
+    - The initial weights keep the scale of the features (He et al., 2015). Batch norm cannot, because its statistics
+      are frozen at mean 0 and variance 1.
     """
 
     project: nn.Sequential

@@ -1,7 +1,7 @@
-"""What the networks have in common: the seam between a network and the core, and frozen batch norm.
+"""The base class of the networks: the interface that the core and the training use, and frozen batch norm.
 
-A network has four functions, for training and for inference; objects are a dimension. Notation: B batch, K objects,
-T memory frames, H W the image (multiples of 16), h w = H/16 W/16, Ck and Cv the key and value channels.
+A network has four functions, which serve training and inference alike; objects are a tensor dimension. Notation: B
+batch, K objects, T memory frames, H W the image (multiples of 16), h w = H/16 W/16, Ck and Cv key and value channels.
 
     encode_query(image [B, 3, H, W])                          -> Query
     encode_memory(image, query, masks [B, K, H, W])           -> key [B, 1 or K, Ck, h, w], value [B, K, Cv, h, w]
@@ -27,30 +27,30 @@ from model.winograd import replace_convolutions
 
 
 class Query(NamedTuple):
-    """What a network knows of a frame without looking at masks; serves all of its objects."""
+    """The features of a frame that do not depend on masks; all of its objects share them."""
 
     key: Tensor  # [B, Ck, h, w]
-    thin: Tensor  # [B, Cv, h, w], the decoder's half of the input
+    thin: Tensor  # [B, Cv, h, w], which the decoder gets beside the readout
     f16: Tensor  # backbone features at strides 16, 8 and 4
     f8: Tensor
     f4: Tensor
 
 
 class Network(nn.Module, ABC):
-    """What the core and the training ask of :class:`model.STCN`, :class:`model.STM` and any other network.
+    """The interface of :class:`model.STCN`, :class:`model.STM` and any other network for the core and the training.
 
-    Batch norm always runs with frozen statistics, in training too (supplementary F.1).
+    Batch norm always runs with frozen statistics, also in training (supplementary F.1).
     """
 
     shared_keys: bool  # whether a memory frame has one key for all of its objects
-    # The core pads frames to multiples of 16. Of those pixels:
-    padding_colour: tuple[float, float, float] = (0, 0, 0)  # normalised RGB
-    objects_in_padding: bool = True  # whether they may belong to an object in the memory, as predicted
-    # What works on every frame, by the names of its modules: for the others, faster convolutions with many weights are
-    # not worth their memory.
+    # The core pads frames to multiples of 16:
+    padding_colour: tuple[float, float, float] = (0, 0, 0)  # the colour of the padding in normalised RGB
+    objects_in_padding: bool = True  # whether predicted masks are memorised in the padding, too; otherwise zeros are
+    # The names of the modules that run on every frame. Only for these are faster convolutions with many weights worth
+    # their memory.
     every_frame: tuple[str, ...] = ()
-    exact: bool = True  # whether its convolutions are the direct ones; see optimize_
-    recommended: Mapping[str, int] = MappingProxyType({})  # by its checkpoint; see model.checkpoint.RECOMMENDED
+    exact: bool = True  # whether all its convolutions are direct; see optimize_
+    recommended: Mapping[str, int] = MappingProxyType({})  # from its checkpoint; see model.checkpoint.RECOMMENDED
 
     def __init__(self, config: STCNConfig | STMConfig):
         super().__init__()
@@ -58,7 +58,7 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def encode_query(self, image: Tensor) -> Query:
-        """Features and key of a frame, without its objects. ``image [B, 3, H, W] -> Query``."""
+        """Compute the features and the key of a frame, without its objects. ``image [B, 3, H, W] -> Query``."""
 
     @abstractmethod
     def encode_memory(
@@ -69,25 +69,25 @@ class Network(nn.Module, ABC):
         *,
         object_chunk: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Memory keys and values of a frame whose objects are given.
+        """Compute the memory keys and values of a frame with given masks.
 
         ``image [B, 3, H, W], masks [B, K, H, W] in [0, 1] -> key [B, 1 or K, Ck, h, w], value [B, K, Cv, h, w]``;
-        one key where ``shared_keys``. ``query`` is that of the frame. ``object_chunk`` bounds how many objects are
-        encoded at a time.
+        with ``shared_keys`` there is one key. ``query`` is the result of ``encode_query`` for the same frame.
+        ``object_chunk`` bounds how many objects are encoded at a time.
         """
 
     @abstractmethod
     def decode(self, readout: Tensor, query: Query) -> Tensor:
-        """``readout [B, K, Cv, h, w] -> logits [B, K, H, W]``, one a pixel and object."""
+        """Decode ``readout [B, K, Cv, h, w] -> logits [B, K, H, W]``, one for each pixel and object."""
 
     @property
     def device(self) -> torch.device:
-        """Of the weights."""
+        """The device that holds the weights."""
         return next(self.parameters()).device
 
     @property
     def similarity(self) -> str:
-        """Of the memory read: a name in ``model.similarity.SIMILARITIES``."""
+        """The similarity of the memory read: a name in ``model.similarity.SIMILARITIES``."""
         return self.config.similarity
 
     def train(self, mode: bool = True) -> 'Network':
@@ -98,12 +98,13 @@ class Network(nn.Module, ABC):
         return self
 
     def optimize_(self, *, exact: bool = False) -> 'Network':
-        """Make this network faster for inference, in place, and return it; it cannot be trained or saved any more.
+        """Make this network faster for inference, in place, and return it. It can then not be trained or saved.
 
-        Batch norm is folded into the convolutions before it: exact but for rounding. On a CPU the weights get the
-        memory format in which convolutions run without reordering their inputs, a MobileNet's large blocks compute in
-        strips (:mod:`model.strips`), and unless ``exact``, 3x3 convolutions take fewer multiplications
-        (:mod:`model.winograd`), which rounds more: those with many weights in the parts of ``every_frame`` alone.
+        Batch norm is folded into the convolutions before it, which changes results only by rounding. On a CPU the
+        weights get the memory format in which convolutions need not reorder their inputs, and large blocks of a
+        MobileNet compute in strips (:mod:`model.strips`). Unless ``exact``, 3x3 convolutions on a CPU use fewer
+        multiplications, with larger rounding errors (:mod:`model.winograd`); those with many weights do so only in
+        the modules of ``every_frame``.
         """
         fold_batch_norm(self)
         if self.device.type == 'cpu':
@@ -117,30 +118,30 @@ class Network(nn.Module, ABC):
     def compile_(self) -> 'Network':
         """Compile encoders and decoder (``torch.compile``) in place, and return this network.
 
-        The memory is not: it grows, they do not. Each size of a frame and number of objects compiles anew at first,
-        then torch makes code for all of them.
+        The memory read is not compiled, since the memory grows with every frame. The first new frame sizes and numbers
+        of objects each compile anew; then torch makes code for all of them.
         """
         for name in ('encode_query', 'encode_memory', 'decode'):
             setattr(self, name, torch.compile(getattr(self, name)))
         return self
 
     def read(self, memory_key: Tensor, memory_value: Tensor, query: Query) -> Tensor:
-        """The full-softmax read of training, differentiable (Eq. 1 to 5).
+        """Read the memory with a full softmax, as training does; differentiable (Eq. 1 to 5).
 
         ``memory_key [B, 1 or K, Ck, T, h, w], memory_value [B, K, Cv, T, h, w] -> [B, K, Cv, h, w]``.
         """
         return memory.read_dense(memory_key, memory_value, query.key, metric=self.config.similarity)
 
     def widened(self, state: dict[str, Tensor], *, init: str) -> dict[str, Tensor]:
-        """The state dict of the multi-object network from that of this single-object one.
+        """Make the state dict of the multi-object network from the state dict of this single-object one.
 
-        The weights of the channel of the other objects' masks are new: ``init`` is ``'zeros'`` or ``'orthogonal'``.
+        The channel for the masks of the other objects gets new weights: ``init`` is ``'zeros'`` or ``'orthogonal'``.
         """
         raise NotImplementedError
 
 
 def fold_batch_norm(module: nn.Module) -> None:
-    """Replace each convolution that batch norm follows, anywhere below ``module``, by one that does both."""
+    """Fold every batch norm that follows a convolution, anywhere in ``module``, into this convolution."""
     before_name, before = '', None
     for name, child in list(module.named_children()):
         if isinstance(child, nn.BatchNorm2d) and isinstance(before, nn.Conv2d):

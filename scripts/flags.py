@@ -1,4 +1,4 @@
-"""The flags of inference, which are the same in every script, and what they become: a configuration and networks."""
+"""The flags of inference, which all scripts share, and the configuration and networks that they select."""
 
 import argparse
 import logging
@@ -28,55 +28,54 @@ class Flag:
 
     field: str
     help: str
-    type: Callable[[str], float] | None = None  # None: it is on or off, --NAME or --no_NAME
-    several: bool = False
+    type: Callable[[str], float] | None = None  # None: a switch, --NAME and --no_NAME
+    several: bool = False  # whether it takes several values
     metavar: str | None = None
 
 
 FLAGS = {
     'size': Flag(
         'size',
-        'shorter side at which the network works: smaller is faster, larger shows more detail; 0: frames as they are; '
-        'of several, the mean of their probabilities',
+        'shorter side in pixels at which the network works: smaller is faster, larger shows more detail; 0 keeps the '
+        'size of the frames. With several values, the probabilities are averaged',
         not_negative,
         several=True,
         metavar='PIXELS',
     ),
     'kernel_sigma': Flag(
         'kernel_sigma',
-        'kernelised memory read, for --size 600: 7, in pixels at stride 16; 0: none. One value, or one for each size',
+        'standard deviation of the kernelised memory read, in pixels at stride 16: 7 for --size 600; 0: no kernel. '
+        'One value, or one for each size',
         sigma,
         several=True,
         metavar='SIGMA',
     ),
-    'flip': Flag('flip', 'segment the mirrored video, too, and take the mean of both'),
+    'flip': Flag('flip', 'segment the mirrored video, too, and average the probabilities of both'),
     'top': Flag('top_k', 'how many memory positions each position of a frame reads; 0: all', not_negative),
-    'mem_every': Flag(
-        'mem_every', 'every n-th frame goes into the memory; 0 or none: only annotated ones', period, metavar='N'
-    ),
+    'mem_every': Flag('mem_every', 'memorise every N-th frame; 0 or none: only annotated frames', period, metavar='N'),
     'include_last': Flag('include_last', 'use the previous frame as a temporary memory frame, too'),
     'max_memory_frames': Flag(
         'max_memory_frames',
-        'most frames that the memory holds: then the least used one is removed, never an annotated one; 0: no bound',
+        'largest number of memory frames; then the least used one is removed, never an annotated one; 0: no limit',
         not_negative,
         metavar='N',
     ),
-    'amp': Flag('amp', 'half precision, also for the memory; made for GPUs; masks differ slightly'),
+    'amp': Flag('amp', 'compute in half precision, also in the memory; made for GPUs. Masks differ slightly'),
     'half_memory': Flag(
         'half_memory',
-        "half precision for the memory's values alone, which halves the memory; masks differ slightly",
+        "store only the memory's values in half precision, which halves the memory. Masks differ slightly",
     ),
     'exact': Flag(
         'exact',
-        'on a CPU: direct convolutions, as in earlier versions, whose folders it goes on with; without it they are '
-        'faster and round more, by about 1e-5 of a probability',
+        'use direct convolutions on a CPU; needed to continue output folders of earlier versions. Without it, '
+        'convolutions are faster and have larger rounding errors, about 1e-5 in a probability',
     ),
 }
-"""Every flag of inference."""
+"""Name -> flag, for all flags of inference."""
 
 
 def add_inference_flag(parser: argparse.ArgumentParser, name: str, **changes) -> None:
-    """Add a flag of ``FLAGS``; ``changes`` are arguments of ``add_argument``. Its default is that of the field."""
+    """Add a flag of ``FLAGS`` with the default of its field; ``changes`` are arguments of ``add_argument``."""
     flag = FLAGS[name]
     parser.set_defaults(inference_flags=(*(parser.get_default('inference_flags') or ()), name))
     if flag.type is None:
@@ -86,7 +85,7 @@ def add_inference_flag(parser: argparse.ArgumentParser, name: str, **changes) ->
             dest=name,
             action='store_false',
             default=False,
-            help=f'turn --{name} off, whatever a preset or the checkpoint says',
+            help=f'turn --{name} off, even if a preset or the checkpoint turns it on',
         )
         return
     default = getattr(InferenceConfig(), flag.field) or 0
@@ -99,9 +98,9 @@ def add_inference_flag(parser: argparse.ArgumentParser, name: str, **changes) ->
 
 
 def add_inference_flags(parser: argparse.ArgumentParser, *, model: Sequence[str] | None, **defaults) -> None:
-    """All flags of a script that segments: networks, configuration, device.
+    """Add the flags of a script that segments: networks, configuration and device.
 
-    ``model`` are its networks by default; ``None``: the light one of this repository.
+    ``model`` is the default of ``--model``; ``None`` is the light network of this repository.
     """
     add = parser.add_argument
     add(
@@ -109,23 +108,28 @@ def add_inference_flags(parser: argparse.ArgumentParser, *, model: Sequence[str]
         nargs='+',
         default=model,
         metavar='FILE',
-        help='checkpoint: a published one or our own; of several networks, the mean of their probabilities'
+        help='checkpoint file, a published one or our own. The probabilities of several networks are averaged'
         + ('' if model else ' (default: the light one, weights/stcn_light.pth)'),
     )
     for name in FLAGS:
         add_inference_flag(parser, name, **({'default': defaults[name]} if name in defaults else {}))
-    add('--object_chunk', type=positive, help='compute so many objects at a time, to save memory (default: all)')
+    add(
+        '--object_chunk', type=positive, help='how many objects to compute at a time; fewer save memory (default: all)'
+    )
     add(
         '--compile',
         action='store_true',
         help='compile encoders and decoder with torch.compile, which takes minutes at first',
     )
-    add('--device', help='e.g. cuda:1, mps or cpu (default: the GPU if there is one, on a Mac mps)')
+    add(
+        '--device',
+        help='device to compute on, e.g. cuda:1, mps or cpu (default: the GPU if there is one, on a Mac mps)',
+    )
     add(
         '--num_threads',
         type=positive,
-        help='CPU threads of each process. Masks may differ in single pixels with another number (default: as many '
-        'as there are cores, also where several processes run)',
+        help='CPU threads of each process; another number may change single pixels of the masks (default: one a core, '
+        'also if several processes run)',
     )
 
 
@@ -135,16 +139,16 @@ def parse_flags(
     *,
     argv: Sequence[str] | None = None,
 ) -> argparse.Namespace:
-    """The command line; ``args.given`` names the flags of inference that were given, by the preset or by themselves.
+    """Parse the command line. ``args.given`` has the names of the inference flags that it or its preset sets.
 
-    ``preset`` finds the values of flags that the command line names; other flags change them. ``argv`` are the words
-    of the command line; ``None``: those that the program was started with.
+    ``preset`` returns the values of the preset that the command line names; flags on the command line override them.
+    ``argv`` are the words of the command line; ``None`` takes those with which the program was started.
     """
     args = parser.parse_args(argv)
     if values := preset(args) if preset else {}:
         parser.set_defaults(**values)
         args = parser.parse_args(argv)
-    # Attributes that are there already keep argparse from setting defaults.
+    # argparse sets no defaults for existing attributes, so the flags that are still `missing` were not given.
     missing = object()
     found = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(args.inference_flags, missing)))
     args.given = {name for name in args.inference_flags if getattr(found, name) is not missing} | {*values}
@@ -156,10 +160,12 @@ def parse_flags(
 
 
 def inference_config(args: argparse.Namespace, networks: Sequence['Network'] = ()) -> InferenceConfig:
-    """What the flags say; where they say nothing, what the networks' checkpoints recommend, which is logged.
+    """The configuration from the flags. For flags that are not given, the recommendation of the checkpoints is used.
+
+    Recommended values are logged.
 
     Raises:
-        ValueError: the flags do not go together.
+        ValueError: a value is out of its range, or the flags contradict each other.
     """
     recommended = {name: value for name, value in recommendation(networks).items() if name not in args.given}
     if recommended and rank() == 0:
@@ -175,12 +181,12 @@ def inference_config(args: argparse.Namespace, networks: Sequence['Network'] = (
 
 
 def model_files(args: argparse.Namespace) -> Sequence[str | Path]:
-    """The checkpoints of ``--model``, by default the light one."""
+    """The checkpoint files of ``--model``; by default the light network."""
     return args.model or [LIGHT_WEIGHTS]
 
 
 def load_networks(args: argparse.Namespace) -> list['Network']:
-    """The networks of ``--model``, each file's once, on ``--device``."""
+    """Load the networks of ``--model`` on ``--device``. A file that is named twice is loaded once."""
     import torch
 
     from inference import load_model
@@ -196,30 +202,30 @@ def load_networks(args: argparse.Namespace) -> list['Network']:
 
 
 def network_settings(args: argparse.Namespace) -> dict[str, object]:
-    """What ``settings.json`` says of the networks."""
+    """The settings of the networks for ``settings.json``."""
     return {'network': network_hashes(model_files(args))} | ({'compile': True} if args.compile else {})
 
 
 def network_hashes(files: Sequence[str | Path]) -> str | list[str]:
-    """The hashes of checkpoint files, as ``settings.json`` has them."""
+    """The hashes of checkpoint files as ``settings.json`` holds them: a single one, or a list."""
     hashes = [sha256(path) for path in files]
     return hashes[0] if len(hashes) == 1 else hashes
 
 
 @contextmanager
 def naming_flags() -> Iterator[None]:
-    """Adds the flags that help to what is wrong with an output folder, its scores, or data to train on."""
+    """Add the names of helpful flags to errors about an output folder, its scores, or training data."""
     try:
         yield
     except NoTrainingDataError as error:
         raise NoTrainingDataError(
-            f'{error} Check --static_root, --bl_root, --synthetic_root, --davis_root or --yv_root, whichever it is; '
-            '--video_root takes videos of any name.'
+            f'{error} Check the flag of this data set: --static_root, --bl_root, --synthetic_root, --davis_root or '
+            '--yv_root; --video_root takes videos of any name.'
         ) from error
     except NothingLeftError as error:
         raise NothingLeftError(
-            f'{error} A run of eval_folder.py with --first_only is given the first mask of each object alone, and '
-            'leaves the others to be scored.'
+            f'{error} Run eval_folder.py with --first_only: it gives the network only the first mask of each object, '
+            'so that the others can be scored.'
         ) from error
     except OutputError as error:
         flags = '--overwrite or another --output' if error.replaceable else 'another --output'

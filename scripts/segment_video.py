@@ -1,4 +1,4 @@
-"""Segment a video file, a folder of images or a camera, given the masks of some frames.
+"""Segment the objects in a video file, a folder of images or a camera, given the masks of some frames.
 
     python scripts/segment_video.py --input dog.mp4 --mask first.png --output ../results/dog
     python scripts/segment_video.py --input dog.mp4 --mask 0=dog.png,ball.png 120:3=cat.png --output ../results/dog
@@ -6,18 +6,19 @@
     python scripts/segment_video.py --input ../frames --mask ../masks --output ../results/dog
 
 OUTPUT/masks/FRAME.png   palette PNGs with the labels; FRAME: the name of the image, or the number of the video's frame
-OUTPUT/overlay.mp4       the objects tinted on the video, with its timestamps and its audio
-OUTPUT/cutouts/LABEL/    with --cutouts: each object alone on a transparent ground, FRAME.png
+OUTPUT/overlay.mp4       the video with the objects tinted, with its timestamps and its audio
+OUTPUT/cutouts/LABEL/    with --cutouts: each object alone on a transparent background, FRAME.png
 OUTPUT/strip.png         with --strip N: N frames side by side
 OUTPUT/report.json       with --report: how sure the network is of each object in each frame, and which frames to look
-                         at first, to correct them with one more --mask; report.png: a picture of it over time
+                         at first and perhaps correct with a further --mask; report.png shows this over time
 
-Masks of any frames will do: with --direction both, what lies before the first mask is segmented backwards, and between
-two masks of an object both count.
+The masks may be of any frames. With --direction both, frames before the first mask are segmented backwards, and frames
+between two masks of an object use both masks.
 
-Any length fits: memory holds a few frames and --max_memory_frames. Ctrl-C once ends the run after the frame it is at:
-masks and overlay are whole up to there. A second time it ends at once: the masks stay, there is no overlay. The same
-command again goes on from there, after Ctrl-C or a kill, to the same masks.
+The video may have any length: only a few frames and the memory (--max_memory_frames) are held at a time. Ctrl-C once
+ends the run after the current frame: masks and overlay are complete up to there. Ctrl-C a second time ends it at once:
+the masks stay, but there is no overlay. To continue after Ctrl-C or a kill, run the same command again: the masks are
+those of an uninterrupted run.
 """
 
 import argparse
@@ -59,7 +60,7 @@ log = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    # Before anything heavy is loaded, all that can be wrong with the files.
+    # All files are checked before anything heavy is loaded.
     source = open_source(args.input, fps=args.fps)
     source.annotate(args.mask)
     check_direction(args.direction, source)
@@ -87,8 +88,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         '--input',
         required=True,
-        help=f'a video file; a folder of images ({" ".join(FRAME_SUFFIXES)}); camera:0 (a number, or whatever else '
-        'OpenCV opens)',
+        help=f'a video file, a folder of images ({" ".join(FRAME_SUFFIXES)}), or a camera: camera:0 for the first one '
+        '(a number, or another name that OpenCV opens)',
     )
     add(
         '--mask',
@@ -97,48 +98,53 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action='extend',
         type=given_mask,
         metavar='[FRAME[:LABEL]=]FILE[,FILE...]',
-        help='frames count from 0, in a folder too, in the order of the names. Without FRAME, a mask named like a '
-        'frame of the input folder is that of this frame, another single one that of frame 0; FILE may also be a '
-        'folder of such masks, or one with a folder of masks for each object. One FILE has the labels of all objects '
-        '(palette, grayscale, colours, or black and white). Of several FILEs, or with a LABEL, each is one object: '
-        'whatever is not background in it; labelled LABEL, LABEL + 1 ... (1, 2 ... without), later ones in front. A '
-        'mask of a later frame adds the objects that are new, and corrects those in it that are known; others stay',
+        help='masks of some frames. FRAME is the number of the frame; frames count from 0, those of a folder in the '
+        'order of their names. Without FRAME, a mask named like a frame of the input folder belongs to this frame, '
+        'and a single other mask to frame 0. FILE may also be a folder of such masks, or a folder with a folder of '
+        'masks for each object. A single FILE has the labels of all objects (palette, grayscale, colours, or black '
+        'and white). With several FILEs, or with LABEL, each FILE is one object: all that is not background. These '
+        'get the labels LABEL, LABEL + 1 ... (without LABEL: 1, 2 ...), and later ones cover earlier ones. The mask '
+        'of a later frame adds new objects and corrects the known ones that it shows; the others are kept',
     )
     add(
         '--direction',
         choices=DIRECTIONS,
         default='forward',
-        help='forward: from the first mask to the end; backward: from the last mask to the beginning; both (default: '
-        'forward). Not of a camera',
+        help='forward: from the first mask to the end; backward: from the last mask to the beginning; both: all '
+        'frames. A camera only allows forward (default: forward)',
     )
-    add('--output', type=Path, required=True, help='folder for the masks and everything else')
+    add('--output', type=Path, required=True, help='folder for all results')
     add(
         '--overlay',
         metavar='FILE',
-        help='video with the objects tinted; .mp4, .m4v, .mov or .mkv; needs the package '
+        help='where to write the video with the objects tinted: .mp4, .m4v, .mov or .mkv; needs the package '
         'av (default: OUTPUT/overlay.mp4)',
     )
-    add('--no_overlay', dest='overlay', action='store_false', default=None, help='leave it out')
+    add('--no_overlay', dest='overlay', action='store_false', default=None, help='do not write the overlay video')
     add('--cutouts', action='store_true', help='also write OUTPUT/cutouts/LABEL/FRAME.png, RGBA, at full size')
-    add('--strip', type=positive, metavar='N', help='also write OUTPUT/strip.png, N frames at even distances')
+    add('--strip', type=positive, metavar='N', help='also write OUTPUT/strip.png with N frames at even distances')
     add(
         '--report',
         action='store_true',
         help='also write OUTPUT/report.json and OUTPUT/report.png: how sure the network is of each object over time, '
         'and the frames to look at first',
     )
-    add('--fps', type=frame_rate, default='25', help='of the overlay of a folder')
+    add('--fps', type=frame_rate, default='25', help='frames a second of the overlay if the input is a folder')
     add_inference_flags(parser, model=None, size=[480], max_memory_frames=64)
-    add('--overwrite', action='store_true', help='delete what an earlier run wrote to OUTPUT; without, a run refuses')
+    add(
+        '--overwrite',
+        action='store_true',
+        help='delete the results of an earlier run in OUTPUT; without this flag they are an error',
+    )
     return parse_flags(parser, argv=argv)
 
 
 class Help(HelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Leaves the lines above as they are."""
+    """Keeps the line breaks of the description."""
 
 
 def given_mask(text: str) -> GivenMask:
-    """``[FRAME[:LABEL]=]FILE[,FILE...]``, for argparse. A file whose own name has a comma is taken for one."""
+    """Parse ``[FRAME[:LABEL]=]FILE[,FILE...]`` for argparse. An existing file with a comma in its name is one FILE."""
     frame, label, names = re.fullmatch(r'(?:(\d+)(?::(\d+))?=)?(.+)', text, re.DOTALL).groups()
     files = [names] if Path(names).exists() else names.split(',')
     return GivenMask(
@@ -149,7 +155,7 @@ def given_mask(text: str) -> GivenMask:
 
 
 def outputs_of(args: argparse.Namespace, source: UserSource) -> Outputs:
-    """What is to be written; nothing is opened yet."""
+    """The outputs that the flags ask for. No file is opened yet."""
     files = [Masks(args.output / 'masks')]
     if args.cutouts:
         files.append(Cutouts(args.output / 'cutouts'))
@@ -160,11 +166,11 @@ def outputs_of(args: argparse.Namespace, source: UserSource) -> Outputs:
 
 
 def overlay_writer(args: argparse.Namespace, source: UserSource) -> VideoWriter | None:
-    """What writes the overlay video, if there is to be one.
+    """The writer of the overlay video, or ``None`` if there is none.
 
     Raises:
-        DataError: its name has another suffix.
-        MissingPackageError: it is asked for by name.
+        DataError: the name of the overlay has another suffix.
+        MissingPackageError: ``--overlay`` is given, but PyAV is not installed.
     """
     if args.overlay is False:
         return None
@@ -181,38 +187,38 @@ def overlay_writer(args: argparse.Namespace, source: UserSource) -> VideoWriter 
     except MissingPackageError as error:
         if args.overlay:
             raise
-        log.warning('masks only, no overlay: %s (--no_overlay leaves out this warning)', error)
+        log.warning('there will be no overlay video: %s (--no_overlay avoids this warning)', error)
         return None
 
 
 def check_direction(direction: str, source: UserSource) -> None:
-    """Say which frames stay empty, and whether the video can be segmented in this direction at all.
+    """Check that the video can be segmented in this direction, and log how many frames stay empty.
 
     Raises:
-        DataError: it cannot: a camera.
+        DataError: the video is from a camera, which only allows forward.
     """
     frames = sorted(source.annotations())
     empty, where = frames[0], 'before the first'
     if direction != 'forward':
         empty, where = max(0, source.count() - 1 - frames[-1]), 'after the last'
     if empty and direction != 'both':
-        log.info('%d frames lie %s mask and stay empty; --direction both fills them', empty, where)
+        log.info('%d frames %s mask stay empty; --direction both segments them, too', empty, where)
 
 
 def other_settings(args: argparse.Namespace, source: UserSource) -> dict[str, object]:
-    """What ``settings.json`` says beside networks and configuration."""
+    """The settings in ``settings.json`` other than networks and configuration."""
     masks = {str(frame): [str(file) for file in each.files] for frame, each in source.masks.given.items()}
-    # By the names of the frames' files, as evaluate.py needs them.
+    # evaluate.py needs the names of the frames' files.
     given = {source.frame_name(frame): objects for frame, objects in source.masks.objects.items()}
     settings: dict[str, object] = {'input': args.input, 'mask': masks, 'given': {args.input: given}}
     if args.direction != 'forward':
         settings['direction'] = args.direction
-    # Of an unfinished run, the frames of before have them or not.
+    # A run can only be continued with the same outputs, since its earlier frames must have them, too.
     return settings | {name: True for name in ('cutouts', 'report') if getattr(args, name)}
 
 
 def claim_output(args: argparse.Namespace, source: UserSource, outputs: Outputs, settings: dict) -> None:
-    """Make the folder this run's, whichever outputs an earlier one wrote there."""
+    """Take the output folder for this run, whatever kinds of results an earlier run wrote there."""
     masks, cutouts = args.output / 'masks', args.output / 'cutouts'
     strip, *report = (args.output / name for name in ('strip.png', 'report.json', 'report.png'))
     overlay = outputs.pictures.video.path if outputs.pictures.video else args.output / 'overlay.mp4'
@@ -235,7 +241,7 @@ def claim_output(args: argparse.Namespace, source: UserSource, outputs: Outputs,
 def segment_video(
     way: 'Propagation', source: UserSource, outputs: Outputs, unfinished: 'Unfinished | None', folder: Path
 ) -> int:
-    """Every frame through the core and into the outputs; prints what was done. Returns the exit status."""
+    """Segment and write every frame, and print a summary. Returns the exit status."""
     import torch
 
     from inference.continuing import segment_on
@@ -249,7 +255,7 @@ def segment_video(
         try:
             segment_on(way, source, outputs, unfinished, stop=stop, progress=progress)
         except UserError as error:
-            # Hours of work may lie behind: they are finished as after Ctrl-C.
+            # Hours of work may be done already, so the outputs are completed as after Ctrl-C.
             failed = True
             log.error('error at frame %d: %s', way.next_frame, error)
     seconds = time.perf_counter() - start
@@ -259,9 +265,9 @@ def segment_video(
     )
     if stop.signal:
         log.warning(
-            'interrupted after %d frames; they are complete%s',
+            'interrupted after %d frames; their results are complete%s',
             progress.count,
-            '' if unfinished is None else ', and the same command goes on from there',
+            '' if unfinished is None else ', and the same command continues from there',
         )
         return 128 + stop.signal
     if failed:
@@ -272,12 +278,12 @@ def segment_video(
 
 
 def report_unused(source: UserSource, way: 'Propagation') -> int:
-    """Complain of masks of frames that the video turned out not to have. Returns the exit status."""
+    """Log an error for masks of frames that the video does not have. Returns the exit status."""
     count = way.passed if way.direction == 'forward' else source.count()
     missed = [frame for frame in source.masks.given if frame >= count]
     if missed:
         log.error(
-            '%s: has %d frames, so the masks of these were not used: %s',
+            '%s: has only %d frames, so the masks of these frames were not used: %s',
             source.name,
             count,
             ', '.join(map(str, missed)),

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and errors that say which file and what to do."""
+"""Writes files so that they are complete or absent, with errors that say which file failed and what to do."""
 
 import errno
 import os
@@ -8,22 +8,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-PROBE = 1 << 20  # bytes
+PROBE = 1 << 20  # bytes written to test whether the disk is full
 
 
 @contextmanager
 def atomic_path(path: str | Path, *, shared: bool = False) -> Iterator[Path]:
-    """A temporary path in the folder of ``path``, renamed to it when the block ends well.
+    """Give a temporary path in the folder of ``path``, and rename it to ``path`` when the block ends well.
 
-    The parent folder is created. On an exception nothing is left and ``path`` is as it was; a process
-    killed inside the block leaves a hidden ``.NAME.part``, which the next one replaces.
+    The parent folder is created. After an exception, ``path`` is unchanged and no temporary file is left.
+    A process that is killed inside the block leaves a hidden ``.NAME.part``, which the next one replaces.
 
     Args:
-        shared: several processes may write the same file at once, of which any may win: each has its own
-            ``.NAME.PID.part``.
+        shared: several processes may write the same file at once. Each has its own ``.NAME.PID.part``, and
+            the last one to finish wins.
 
     Raises:
-        OSError: the disk is full, the folder is read-only or none; the message names ``path``.
+        OSError: the disk is full, or the folder is read-only or no folder; the message names ``path``.
     """
     path = Path(path)
     temporary = _temporary(path, f'.{os.getpid()}' if shared else '')
@@ -32,7 +32,7 @@ def atomic_path(path: str | Path, *, shared: bool = False) -> Iterator[Path]:
         try:
             yield temporary
             os.replace(temporary, path)
-        except RuntimeError:  # all that torch.save says of a full disk
+        except RuntimeError:  # torch.save raises it for a full disk, too; then _probe gives the clearer error
             _probe(temporary)
             raise
         finally:
@@ -41,10 +41,10 @@ def atomic_path(path: str | Path, *, shared: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """A temporary folder beside ``path``, renamed to it when the block ends well: as :func:`atomic_path`, of a folder.
+    """Do for a folder what :func:`atomic_path` does for a file.
 
     Raises:
-        OSError: as :func:`atomic_path`; or ``path`` exists and is no empty folder.
+        OSError: see :func:`atomic_path`; or ``path`` exists and is not an empty folder.
     """
     path = Path(path)
     temporary = _temporary(path)
@@ -62,7 +62,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def check_writable(path: str | Path) -> None:
-    """Raises ``OSError`` as ``atomic_path``, before the hours of work that lead to the file."""
+    """Raise ``OSError`` if a file cannot be written. Call it before the work whose result the file will hold."""
     path = Path(path)
     temporary = _temporary(path)
     with _speaking_of(path, temporary):
@@ -74,7 +74,7 @@ def check_writable(path: str | Path) -> None:
 
 
 def require_disk(folder: Path, size: int, name: str) -> None:
-    """Raises ``OSError`` if fewer than ``size`` bytes are free for what ``name`` says."""
+    """Raise ``OSError`` if fewer than ``size`` bytes are free; the message calls what needs them ``name``."""
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -83,7 +83,7 @@ def require_disk(folder: Path, size: int, name: str) -> None:
 
 
 def gigabytes(size: int) -> str:
-    """Bytes as a person reads them."""
+    """Format a number of bytes as GB or MB."""
     return f'{size / 1e9:,.1f} GB' if size >= 1e8 else f'{size / 1e6:,.1f} MB'
 
 
@@ -93,13 +93,13 @@ def _temporary(path: Path, owner: str = '') -> Path:
 
 @contextmanager
 def _speaking_of(path: Path, temporary: Path) -> Iterator[None]:
-    """What the system says of the temporary file, of its folder or of no file becomes a message on ``path``."""
+    """Turn an ``OSError`` about the temporary file, its folder or no file into one that names ``path``."""
     try:
         yield
     except OSError as error:
         places = {str(place) for place in (error.filename, error.filename2) if place is not None}
         if error.errno is None or (places and places.isdisjoint(map(str, (path, temporary, *path.parents)))):
-            raise  # it speaks for itself, or of another file: an input that is missing
+            raise  # the message is complete already, or is about another file, such as a missing input
         cause = error.strerror
         if isinstance(error, FileExistsError | NotADirectoryError):
             cause = f'{path.parent} has to be a folder'
@@ -110,6 +110,6 @@ def _speaking_of(path: Path, temporary: Path) -> Iterator[None]:
 
 
 def _probe(temporary: Path) -> None:
-    """Raises ``OSError`` if the disk takes no more."""
+    """Raise ``OSError`` if the disk is full."""
     with open(temporary, 'ab') as file:
         file.write(bytes(PROBE))

@@ -342,14 +342,14 @@ def test_a_single_video_with_a_folder_of_masks_an_object(root):
 def test_a_file_beside_the_folders_of_videos_is_named(root, caplog, name):
     (root / 'JPEGImages' / name).touch()
     assert [video.name for video in folder(root)] == ['bear', 'fox']
-    assert caplog.messages == [f'{root}/JPEGImages: left out, beside the folders of videos: {name}']
+    assert caplog.messages == [f'{root}/JPEGImages: these files beside the video folders are left out: {name}']
 
 
 def test_masks_of_no_video_are_named(root, caplog):
     write(root / 'Annotations/cow/0.png', labels(1))
     folder(root)
     assert caplog.messages == [
-        f'{root}/Annotations: left out, since {root}/JPEGImages has no videos of these names: cow/'
+        f'{root}/Annotations: these are left out, since {root}/JPEGImages has no videos of these names: cow/'
     ]
 
 
