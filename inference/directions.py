@@ -240,22 +240,28 @@ class Propagation:
                 self.done += 1
                 self.passed += 1
                 yield self._finish(found._replace(number=course.number(found.number)), course)
-        self.course, self.done = self.course + 1, 0
+        self.course += 1
         if self.course < len(self.courses):
+            self.done = 0
             del self.core  # before the next core is made, so that there are never two memories at a time
             self.core = self.make_core()
 
     @property
     def next_frame(self) -> int:
-        """The number of the frame that comes next in the current pass; without meaning after the last pass."""
-        return self.courses[min(self.course, len(self.courses) - 1)].number(self.done)
+        """The number of the frame that comes next; at the end, the one after the last."""
+        return self._present.number(self.done)
 
     @property
     def finished(self) -> range:
         """The numbers of the frames whose results are final."""
-        if self.courses[self.course].is_backwards:
+        if self._present.is_backwards:
             return range(self.next_frame + 1, self.first)
         return range(self.next_frame)
+
+    @property
+    def _present(self) -> Course:
+        """The pass that is under way, or was."""
+        return self.courses[min(self.course, len(self.courses) - 1)]
 
     def _finish(self, found: Segmented | Passed, course: Course) -> Segmented | Passed:
         """Return a frame with its final result, or as ``Passed`` if the result is not final yet."""

@@ -1,7 +1,7 @@
 """A report on how sure the network was of each object over a video, with the frames to look at first."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,15 +47,22 @@ class Report(Output):
 
     The JSON has
 
-    - ``first``: the frames to look at first (``frame``, ``name``, the least sure ``object`` and its ``confidence``);
-    - ``vanished``: the frames in which an ``object`` of the frame before has disappeared; look at these, too, since
-      the network may have lost the object and be sure of it;
+    - ``first``: the frames to look at first (``frame``, ``name``, the least sure ``object`` and its ``confidence``),
+      without the objects whose mask was given there;
+    - ``vanished``: the frames in which an ``object`` of the frame before (backwards: the frame after) has disappeared;
+      look at these, too, since the network may have lost the object and be sure of it;
     - ``frames``: for every frame its ``name`` and the ``confidence`` of each object, in [0, 1].
+
+    Args:
+        folder: where both files go.
+        given: the labels whose masks were given, by the number of their frame.
+        turn: the frames before this one are segmented backwards, the others forwards; ``None``: all backwards.
     """
 
     behind = 32
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, given: Mapping[int, Collection[int]] | None = None, turn: int | None = 0):
+        self.given, self.turn = given or {}, turn
         self.json, self.picture = folder / 'report.json', folder / 'report.png'
         self.names: dict[int, str] = {}
         self.confidence: dict[int, dict[int, float]] = {}  # frame -> label -> value
@@ -84,7 +91,8 @@ class Report(Output):
 
     def write(self) -> None:
         """Write both files for the frames added so far."""
-        worst = {number: min(values, key=values.__getitem__) for number, values in self.confidence.items() if values}
+        found = {number: self._not_given(number) for number in self.confidence}
+        worst = {number: min(values, key=values.__getitem__) for number, values in found.items() if values}
         sure = {number: self.confidence[number][label] for number, label in worst.items()}
         marked = least_sure(sure, FIRST)
         first = [
@@ -99,7 +107,7 @@ class Report(Output):
         vanished = [
             {'frame': number, 'name': self.names[number], 'object': label}
             for number in sorted(self.names)
-            for label in sorted({*self.shown.get(number - 1, ())} - {*self.shown[number]})
+            for label in self._vanished(number)
         ]
         frames = [
             {
@@ -113,6 +121,16 @@ class Report(Output):
             temporary.write_text(json.dumps({'first': first, 'vanished': vanished, 'frames': frames}, indent=1) + '\n')
         with atomic_path(self.picture) as temporary:
             draw(self.confidence, marked).save(temporary, format='PNG')
+
+    def _not_given(self, number: int) -> dict[int, float]:
+        given = self.given.get(number, ())
+        return {label: value for label, value in self.confidence[number].items() if label not in given}
+
+    def _vanished(self, number: int) -> list[int]:
+        """Objects that the network knows here, and shows only in the frame that it comes from."""
+        forwards = self.turn is not None and number >= self.turn
+        before = self.shown.get(number - 1 if forwards else number + 1, ())
+        return sorted(({*before} & {*self.confidence[number]}) - {*self.shown[number]})
 
 
 def draw(confidence: Mapping[int, Mapping[int, float]], marked: list[int]) -> Image.Image:

@@ -48,7 +48,7 @@ from scripts.flags import (
     parse_flags,
 )
 from util.cli import HelpFormatter, frame_rate, positive, run_main
-from util.errors import MissingPackageError, UserError
+from util.errors import DataError, MissingPackageError, UserError
 from util.stop import StopRequest
 
 if TYPE_CHECKING:
@@ -160,7 +160,8 @@ def outputs_of(args: argparse.Namespace, source: UserSource) -> Outputs:
     if args.cutouts:
         files.append(Cutouts(args.output / 'cutouts'))
     if args.report:
-        files.append(Report(args.output))
+        turn = {'forward': 0, 'both': min(source.annotations())}.get(args.direction)
+        files.append(Report(args.output, given=source.masks.objects, turn=turn))
     strip = Strip(args.output / 'strip.png', args.strip) if args.strip else None
     return Outputs(files, Pictures(overlay_writer(args, source), strip))
 
@@ -195,12 +196,17 @@ def check_direction(direction: str, source: UserSource) -> None:
     """Check that the video can be segmented in this direction, and log how many frames stay empty.
 
     Raises:
-        DataError: the video is from a camera, which only allows forward.
+        DataError: the video is from a camera, which only allows forward, or lacks a frame that a mask is for.
     """
     frames = sorted(source.annotations())
     empty, where = frames[0], 'before the first'
     if direction != 'forward':
-        empty, where = max(0, source.count() - 1 - frames[-1]), 'after the last'
+        count = source.count()
+        if beyond := [frame for frame in source.masks.given if frame >= count]:
+            raise DataError(
+                f'{source.name}: has {count} frames (0 to {count - 1}), found a mask of frame {beyond[-1]}'
+            )
+        empty, where = count - 1 - frames[-1], 'after the last'
     if empty and direction != 'both':
         log.info('%d frames %s mask stay empty; --direction both segments them, too', empty, where)
 
@@ -259,14 +265,16 @@ def segment_video(
             failed = True
             log.error('error at frame %d: %s', way.next_frame, error)
     seconds = time.perf_counter() - start
+    frames = len(way.finished)
+    both = f', and in both directions {progress.count}' if progress.count > frames else ''
     print(
-        f'frames: {progress.count}\nFPS (wall clock): {(progress.count - progress.done) / seconds:.2f}\n'
+        f'frames: {frames}{both}\nFPS (wall clock): {(progress.count - progress.done) / seconds:.2f}\n'
         f'peak memory: {peak_memory(device) / 2**20:.0f} MiB\noutput: {folder}'
     )
     if stop.signal:
         log.warning(
-            'interrupted after %d frames; their results are complete%s',
-            progress.count,
+            'interrupted: the results of %d frames are complete%s',
+            frames,
             '' if unfinished is None else ', and the same command continues from there',
         )
         return 128 + stop.signal

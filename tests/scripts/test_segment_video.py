@@ -403,6 +403,60 @@ def test_a_report_names_the_frames_in_which_an_object_vanishes(tmp_path):
     assert [(entry['frame'], entry['object']) for entry in vanished] == [(1, 2), (4, 1), (4, 2)]
 
 
+def test_a_report_knows_what_was_given_and_where_the_directions_turn(run, tmp_path, video):
+    """Before the object is known, it has not vanished; and a mask that was given need not be looked at."""
+    flags = ('--input', video, '--mask', f'5={FIRST}', '--no_overlay', '--report', '--overwrite')
+    for direction, known in {'forward': range(5, COUNT), 'backward': range(6), 'both': range(COUNT)}.items():
+        assert run(*flags, '--direction', direction) == 0
+        found = json.loads((tmp_path / 'out' / 'report.json').read_text())
+        assert [frame['frame'] for frame in found['frames'] if frame['confidence']] == [*known]
+        assert found['first']
+        assert not [entry for entry in found['first'] if entry['frame'] == 5]
+        shown = [set(np.unique(mask)) - {0} for mask in written_masks(tmp_path / 'out')]
+        gone = [
+            (number, label)
+            for number in known
+            if number != 5
+            for label in sorted(shown[number - 1 if number > 5 else number + 1] - shown[number])
+        ]
+        assert [(entry['frame'], entry['object']) for entry in found['vanished']] == gone
+
+
+def test_a_report_names_what_vanishes_backwards(tmp_path):
+    report = Report(tmp_path, given={3: [1], 1: [2]}, turn=3)
+    shown = {0: [2], 1: [2], 2: [1], 3: [1], 4: [1], 5: []}
+    for number, visible in shown.items():
+        labels = torch.zeros(10, 10, dtype=torch.uint8)
+        for label in visible:
+            labels[label] = label
+        objects = [1, 2] if number < 2 else [1]
+        report.add(number, f'{number:05d}', objects, torch.tensor([0.9, 0.8][: len(objects)]), labels)
+    report.write()
+    found = json.loads((tmp_path / 'report.json').read_text())
+    assert [(entry['frame'], entry['object']) for entry in found['vanished']] == [(1, 1), (5, 1)]
+    assert {(entry['frame'], entry['object']) for entry in found['first']} <= {(0, 2), (1, 1), (2, 1), (4, 1), (5, 1)}
+
+
+def test_both_directions_say_how_many_frames_have_masks(run, tmp_path, video, monkeypatch, capsys, caplog):
+    flags = ('--input', video, '--mask', f'4={FIRST}', f'8={FIRST}', '--direction', 'both', '--no_overlay')
+    interrupt_after(monkeypatch, 3, times=1)  # back from 8, where all wait for the pass forwards
+    assert run(*flags) == 130
+    assert 'interrupted: 0 frames are complete' in caplog.text
+    interrupt_after(monkeypatch, 7, times=1)
+    assert run(*flags) == 130
+    assert f'interrupted: {len(written_masks(tmp_path / "out"))} frames are complete' in caplog.text
+    interrupt_after(monkeypatch, 1000, times=0)
+    assert run(*flags) == 0
+    assert 'frames: 12, and in both directions 17\n' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('direction', ['backward', 'both'])
+def test_a_mask_beyond_the_end_is_refused_where_the_end_is_known(run, tmp_path, video, direction):
+    with pytest.raises(DataError, match=r'has 12 frames \(0 to 11\), found a mask of frame 40'):
+        run('--input', video, '--mask', FIRST, f'40={FIRST}', '--direction', direction)
+    assert not (tmp_path / 'out').exists()
+
+
 def test_ctrl_c_ends_after_the_frame_with_everything_whole(run, tmp_path, video, monkeypatch, caplog):
     interrupt_after(monkeypatch, 5, times=1)
     handler = signal.getsignal(signal.SIGINT)
@@ -412,7 +466,7 @@ def test_ctrl_c_ends_after_the_frame_with_everything_whole(run, tmp_path, video,
     assert len(list(VideoReader(tmp_path / 'out' / 'overlay.mp4'))) == 6
     assert (tmp_path / 'out' / 'strip.png').exists()
     assert len(json.loads((tmp_path / 'out' / 'report.json').read_text())['frames']) == 6
-    assert 'interrupted after 6 frames' in caplog.text
+    assert 'interrupted: 6 frames are complete' in caplog.text
 
 
 def test_ctrl_c_twice_leaves_no_half_file(run, tmp_path, video, monkeypatch):
