@@ -272,11 +272,8 @@ def segment_video(
         f'peak memory: {peak_memory(device) / 2**20:.0f} MiB\noutput: {folder}'
     )
     if stop.signal:
-        log.warning(
-            'interrupted: the results of %d frames are complete%s',
-            frames,
-            '' if unfinished is None else ', and the same command continues from there',
-        )
+        more = '' if unfinished is None else ', and the same command continues from there'
+        log.warning('interrupted: %d frames are complete%s', frames, more)
         return 128 + stop.signal
     if failed:
         return 1
