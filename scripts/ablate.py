@@ -1,13 +1,13 @@
-"""A grid of networks, memory schedules and top-k over a dataset: one table, and a plot of J&F against speed.
+"""Run a grid of networks, memory schedules and top-k on DAVIS; write a table, and a plot of J&F against speed.
 
     python scripts/ablate.py --root ../DAVIS/2017 --year 2016 --output ../results/ablation \\
         --networks 'STCN, L2=saves/stcn.pth' 'STM, dot=saves/stm.pth' --schedules every5+last every5 first --top 20 0
 
-Every row is a run of eval_davis.py, which is then scored; the table has its command. The same command again
-continues where it stopped. Writes table.md, table.csv and plot.png to the output folder.
+Every row is a run of eval_davis.py, which is then scored; the table has its command. To continue after an
+interruption, run the same command again. Writes table.md, table.csv and plot.png to the output folder.
 
-A schedule is every<N> (every N-th frame enters the memory) or first (the annotated frame alone), and +last for the
-previous frame as well. A network is NAME=FILE; architecture and similarity are in the file.
+A schedule is every<N> (every N-th frame goes into the memory) or first (only the annotated frame does); +last adds
+the previous frame. A network is NAME=FILE; its architecture and similarity are in the file.
 """
 
 import argparse
@@ -45,7 +45,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Row:
-    """A finished run. ``top`` is 0 for the whole memory."""
+    """A finished run. A ``top`` of 0 means that the whole memory is read."""
 
     network: str
     schedule: str
@@ -69,7 +69,7 @@ def schedule(text: str) -> str:
 
 
 def schedule_flags(text: str) -> list[str]:
-    """Of the evaluation scripts: ``--mem_every 0`` keeps the annotated frames only."""
+    """The flags of the evaluation scripts for a schedule. ``--mem_every 0`` memorises only annotated frames."""
     memory, _, last = text.partition('+')
     every = '0' if memory == 'first' else memory.removeprefix('every')
     return ['--mem_every', every, *(['--include_last'] if last else [])]
@@ -119,7 +119,7 @@ def comma_separated(rows: list[Row]) -> str:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """J&F against FPS, a colour a network and a marker a schedule."""
+    """Plot J&F against FPS, with a colour for each network and a marker for each schedule and top-k."""
     pyplot = import_pyplot()
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout='constrained')
     names = list(dict.fromkeys(row.network for row in rows))
@@ -143,19 +143,25 @@ def plot(rows: list[Row], path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add('--networks', nargs='+', type=network, required=True, metavar='NAME=FILE', help='checkpoints')
+    add('--networks', nargs='+', type=network, required=True, metavar='NAME=FILE', help='checkpoint files')
     add(
         '--schedules',
         nargs='+',
         type=schedule,
         default=['every5+last', 'every5'],
-        help='of the memory (default: every5+last every5, as in Table 1)',
+        help='schedules of the memory (default: every5+last every5, as in Table 1)',
     )
     add_inference_flag(parser, 'top', nargs='+', default=[20], help=f'{FLAGS["top"].help} (default: 20)')
-    add('--root', type=Path, required=True, help='DAVIS, as for eval_davis.py --davis_path')
-    add('--year', type=int, choices=(2016, 2017), default=2017, help='of DAVIS (default: 2017)')
-    add_inference_flag(parser, 'size', nargs=None, default=0, help='shorter side; 0: frames as they are (default: 0)')
-    add('--flags', nargs=argparse.REMAINDER, default=[], help='for eval_davis.py, in all rows; the last flag')
+    add('--root', type=Path, required=True, help='folder of DAVIS, as for eval_davis.py --davis_path')
+    add('--year', type=int, choices=(2016, 2017), default=2017, help='year of DAVIS (default: 2017)')
+    add_inference_flag(
+        parser,
+        'size',
+        nargs=None,
+        default=0,
+        help='shorter side in pixels; 0 keeps the size of the frames (default: 0)',
+    )
+    add('--flags', nargs=argparse.REMAINDER, default=[], help='further flags of eval_davis.py; must come last')
     add('--output', type=Path, required=True, help='folder for masks, table and plot')
     args = parser.parse_args(argv)
     import_pyplot()

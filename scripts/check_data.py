@@ -1,13 +1,13 @@
-"""Check training data before training does: every image and mask that it would read, and what it would leave out.
+"""Check training data before the training: every image and mask that it reads, and what it leaves out.
 
     python scripts/check_data.py --davis_root ../DAVIS --yv_root ../YouTube
     python scripts/check_data.py --bl_root ../BL30K --quick
     python scripts/check_data.py --video_root ../mine
 
-Lists files that cannot be read (everything is decoded), masks whose labels are not exact or that show nothing, images
-without masks and the other way round, sizes that differ, videos with fewer than three annotated frames, and videos of
-the training lists that are absent. In videos of your own, frames without masks are no problem. The exit status is 1 if
-there is anything to list.
+Lists files that cannot be read (all files are decoded), masks whose labels are not exact or that show no object,
+images without masks, masks without images, masks that differ in size from their image, videos with fewer than three
+annotated frames, and videos of the training lists that are absent. Your own videos may have frames without masks. The
+exit status is 1 if anything is listed.
 """
 
 import argparse
@@ -32,17 +32,17 @@ from util.cli import positive, run_main
 from util.files import atomic_path, check_writable
 
 KINDS = ('absent', 'too short', 'no mask', 'no image', 'unreadable', 'bad mask', 'size')
-SHOWN = 5  # names in a line; --json has them all
+SHOWN = 5  # names in a line; --json writes all of them
 
 Size = tuple[int, int]  # width, height
 
 
 class Problem(NamedTuple):
     dataset: str
-    kind: str  # of KINDS
+    kind: str  # one of KINDS
     path: str
     message: str
-    names: tuple[str, ...] = ()  # of the files or videos in question, if it is not the path itself
+    names: tuple[str, ...] = ()  # names of the files or videos that have the problem, if it is not the path itself
 
     def __str__(self) -> str:
         names = ', '.join(self.names[:SHOWN]) + (', ...' if len(self.names) > SHOWN else '')
@@ -54,14 +54,14 @@ class Job(NamedTuple):
 
     dataset: str
     size: int
-    pairs: Callable[[], Iterable[tuple[str, str]]]  # not a list: BL30K has nearly five million
-    soft: bool = False  # masks of one object that may have soft edges
+    pairs: Callable[[], Iterable[tuple[str, str]]]  # no list, since BL30K has nearly five million pairs
+    soft: bool = False  # whether the masks show one object and may have soft edges
 
 
 Plan = tuple[list[Job], list[Problem]]
 
 
-# What training would read, by its own functions; what lies beside it
+# Plans: the files that training reads, found by its own functions, and those that it leaves out
 
 
 def plan_static(root: Path) -> Plan:
@@ -112,7 +112,13 @@ def plan_own(root: Path) -> Plan:
 def plan_videos(
     dataset: str, images: Path, masks: Path, videos: list, *, listed: list[str], sparse: bool = False
 ) -> Plan:
-    """``videos``: those of ``listed`` that training would read; ``sparse``: not every frame needs a mask."""
+    """Plan the check of a set of videos.
+
+    Args:
+        videos: the videos that training reads.
+        listed: the names of all videos that should be there.
+        sparse: whether frames may lack a mask.
+    """
     jobs = [Job(dataset, len(v.frames), partial(video_pairs, v.images, v.masks, v.frames)) for v in videos]
     problems = []
     absent = [name for name in listed if not (images / name).is_dir() and not (masks / name).is_dir()]
@@ -155,11 +161,11 @@ def stems(folder: Path, suffixes: tuple[str, ...]) -> set[str]:
     }
 
 
-# Files
+# Checks of the files
 
 
 def check(job: Job, *, quick: bool) -> list[Problem]:
-    """The problems of a job's images and masks; ``quick`` reads only headers."""
+    """Find the problems of a job's images and masks; with ``quick``, only headers are read."""
     import cv2  # --help must not wait for it
 
     cv2.setNumThreads(1)  # the processes are the parallelism
@@ -218,7 +224,7 @@ def check_all(jobs: list[Job], *, quick: bool, num_workers: int) -> list[Problem
 
 
 def table(pairs: Counter, problems: list[Problem], datasets: list[str]) -> list[str]:
-    """Counts of pairs and of problems, a line a data set."""
+    """Format the numbers of pairs and problems, with a line for each data set."""
     counts = Counter()
     for problem in problems:
         counts[problem.dataset, problem.kind] += len(problem.names) or 1
@@ -232,18 +238,18 @@ def table(pairs: Counter, problems: list[Problem], datasets: list[str]) -> list[
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add('--static_root', type=Path, help='static images (stage 0)')
-    add('--bl_root', type=Path, help='BL30K (stage 1)')
-    add('--yv_root', type=Path, help='YouTubeVOS, with train_480p (stages 2, 3)')
-    add('--davis_root', type=Path, help='DAVIS, with 2017/trainval (stages 2, 3)')
+    add('--static_root', type=Path, help='folder of static images (stage 0)')
+    add('--bl_root', type=Path, help='folder of BL30K (stage 1)')
+    add('--yv_root', type=Path, help='folder of YouTubeVOS, with train_480p (stages 2, 3)')
+    add('--davis_root', type=Path, help='folder of DAVIS, with 2017/trainval (stages 2, 3)')
     add('--video_root', type=Path, nargs='+', default=[], metavar='FOLDER', help='videos of your own (stages 2, 3)')
     add(
         '--quick',
         action='store_true',
-        help='read only the headers of files, which does not find bad content and truncated files',
+        help='read only the headers of files; this finds neither bad labels nor truncated files',
     )
-    add('--json', type=Path, metavar='FILE', help='write all that was found, without abbreviation')
-    add('--num_workers', type=positive, default=os.cpu_count(), help='processes (default: one a core)')
+    add('--json', type=Path, metavar='FILE', help='write all problems to this file, unabridged')
+    add('--num_workers', type=positive, default=os.cpu_count(), help='number of processes (default: one a core)')
     args = parser.parse_args(argv)
     plans = [
         ('static', plan_static, args.static_root),
@@ -263,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, plan, root in chosen:
         try:
             found = plan(root)
-        except DataError as error:  # there is nothing at all
+        except DataError as error:  # the data set is missing altogether
             found = [], [Problem(name, 'absent', str(root), str(error))]
         jobs += found[0]
         problems += found[1]

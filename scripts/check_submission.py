@@ -1,11 +1,11 @@
-"""Say whether a server would take masks, before one of a few attempts is spent.
+"""Check whether an evaluation server would accept masks, before one of the few submissions is used up.
 
     python scripts/check_submission.py ../results/d17-td.zip --dataset davis2017 --split testdev --root ../DAVIS/2017
     python scripts/check_submission.py ../results/y19 --dataset youtube --root ../YouTube
 
-It looks for videos and frames that are missing or too many, masks of another size or format, labels that the first
-masks do not have, and another layout; in an archive for other files, too. A line for each cause, with the first
-examples; exit status 1 if there is any.
+It finds missing and superfluous videos and frames, masks of a wrong size or format, labels that the first masks do
+not have, a wrong layout, and in an archive also other files. It prints a line with examples for each cause. The exit
+status is 1 if there is any.
 """
 
 import argparse
@@ -32,15 +32,15 @@ DATASETS = {
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add('masks', type=Path, metavar='FOLDER_OR_ZIP', help='what an evaluation script wrote, or its archive')
+    add('masks', type=Path, metavar='FOLDER_OR_ZIP', help='output folder of an evaluation script, or its archive')
     add(
         '--dataset',
         choices=list(DATASETS),
         required=True,
-        help='folder: ROOT/JPEGImages/<video> and ROOT/Annotations/<video>, as MOSE and LVOS have them',
+        help='data set. folder: ROOT/JPEGImages/<video> and ROOT/Annotations/<video>, as MOSE and LVOS have them',
     )
-    add('--root', type=Path, required=True, help='the data set, as the script that wrote the masks takes it')
-    add('--split', help='(default: val for DAVIS, valid for youtube)')
+    add('--root', type=Path, required=True, help='folder of the data set, as for the script that wrote the masks')
+    add('--split', help='split of the data set (default: val for DAVIS, valid for youtube)')
     args = parser.parse_args(argv)
 
     from inference.submission import check_submission
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(cause)
     if not causes:
         frames = sum(frame.wanted for video in videos for frame in video.frames)
-        print(f'nothing is wrong with {frames} masks of {len(videos)} videos')
+        print(f'no problems found in {frames} masks of {len(videos)} videos')
     return 1 if causes else 0
 
 

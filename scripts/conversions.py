@@ -1,4 +1,4 @@
-"""The copies of data sets that training reads: of which images they are made, and how."""
+"""Makes the reduced copies of data sets that training reads; the script is ``convert.py``."""
 
 import io
 import logging
@@ -28,7 +28,7 @@ Size = tuple[int, int]  # width, height
 
 
 class Item(NamedTuple):
-    """An image with its mask, if it has one, and where their copies go."""
+    """An image with its mask, if it has one, and the paths of their copies."""
 
     image: Path
     small_image: Path
@@ -37,8 +37,8 @@ class Item(NamedTuple):
 
 
 class Report(NamedTuple):
-    written: int = 0  # images
-    skipped: int = 0
+    written: int = 0  # images that were converted
+    skipped: int = 0  # images whose copies existed already
     problems: tuple[str, ...] = ()
 
 
@@ -71,8 +71,10 @@ def youtube_items(video: str, *, root: Path) -> list[Item]:
 
 
 def static_items(name: str, *, root: Path) -> tuple[list[Item], list[str]]:
-    """The pairs below ``root/name``, in whatever folders, and what cannot be paired: N.jpg + N.png or, as in BIG,
-    N_im.jpg + N_gt.png."""
+    """The pairs of image and mask in ``root/name`` and all folders below, and messages on files that have no partner.
+
+    A pair is N.jpg and N.png or, as in BIG, N_im.jpg and N_gt.png.
+    """
     images: dict[str, Path] = {}
     masks: dict[str, Path] = {}
     problems = []
@@ -81,7 +83,7 @@ def static_items(name: str, *, root: Path) -> tuple[list[Item], list[str]]:
         if suffix in ('.jpg', '.jpeg', '.png'):
             stem, found = path.stem.removesuffix('_im').removesuffix('_gt'), masks if suffix == '.png' else images
             if stem in found:
-                problems.append(f'{path}: has the name of {found[stem]}, left out')
+                problems.append(f'{path}: left out, because {found[stem]} has the same name')
             found.setdefault(stem, path)
     alone = images.keys() ^ masks.keys()
     problems += [
@@ -97,10 +99,11 @@ def static_items(name: str, *, root: Path) -> tuple[list[Item], list[str]]:
 
 
 def convert(item: Item, *, resize: Callable[[Size], Size], soft: bool) -> bool:
-    """Write the copies of an image and its mask; False if they are there.
+    """Write the copies of an image and its mask. Returns False if they exist already.
 
     Args:
-        soft: the mask shows one object, 0 .. 255, possibly with soft edges; otherwise it has labels.
+        resize: size of an image -> size of its copy.
+        soft: whether the mask shows one object in values 0 to 255, perhaps with soft edges; otherwise it has labels.
 
     Raises:
         DataError: image or mask cannot be used; neither is written.
@@ -135,7 +138,7 @@ def shrink(values: np.ndarray, size: Size) -> Image.Image:
 
 
 def shrink_labels(labels: np.ndarray, size: Size, palette: bytes) -> Image.Image:
-    # PIL takes the pixel at the centre, where averaging is centred, too; OpenCV's nearest one is up to a pixel off.
+    # PIL takes the pixel at the centre, like the averaging of the image; OpenCV's nearest pixel is up to one off.
     small = Image.fromarray(labels).resize(size, Image.Resampling.NEAREST)
     small.putpalette(palette)
     return small
@@ -147,7 +150,7 @@ def palette_of(mask: Path) -> bytes:
 
 
 def write(path: Path, image: Image.Image) -> None:
-    # Pillow does not notice when a file takes only the first half of a JPEG, so not straight to the disk.
+    # Pillow does not notice when the disk is full in the middle of a JPEG, so it does not write to the disk itself.
     image.save(content := io.BytesIO(), format='PNG' if path.suffix.lower() == '.png' else 'JPEG', quality=QUALITY)
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.getvalue())
@@ -178,7 +181,7 @@ def convert_video(video: str, *, root: Path) -> Report:
 
 
 def youtube_jobs(root: Path) -> list[Callable[[], Report]]:
-    """One for each video."""
+    """A job for each video."""
     train = root / 'train'
     videos = sorted({path.name for kind in ('JPEGImages', 'Annotations') for path in (train / kind).glob('[!.]*/')})
     if not videos:
@@ -189,7 +192,7 @@ def youtube_jobs(root: Path) -> list[Callable[[], Report]]:
 
 
 def static_jobs(root: Path) -> list[Callable[[], Report]]:
-    """One for each image; they are large."""
+    """A job for each image, since the images are large."""
     jobs: list[Callable[[], Report]] = []
     for name in FULL_SIZE:
         items, problems = static_items(name, root=root)
@@ -202,7 +205,7 @@ def static_jobs(root: Path) -> list[Callable[[], Report]]:
 
 
 def stills_jobs(root: Path, output: Path, *, every: int, hold_aside: Iterable[str]) -> list[Callable[[], Report]]:
-    """One for each training video of DAVIS that is not held aside."""
+    """A job for each training video of DAVIS that is not held aside."""
     from dataset.video import find_davis, without  # it imports torch, which the processes of other data do not need
 
     videos = without(find_davis(root), hold_aside)
@@ -217,7 +220,7 @@ def stills_jobs(root: Path, output: Path, *, every: int, hold_aside: Iterable[st
 
 
 def convert_stills(images: list[Path], masks: Path, output: Path) -> Report:
-    """``output/<video>_<frame>_<label>.jpg`` and ``.png`` for every object of the images."""
+    """Write ``output/<video>_<frame>_<label>.jpg`` and ``.png`` for every object of the images."""
     written, skipped, problems = 0, 0, []
     for image in images:
         try:
@@ -238,11 +241,11 @@ def convert_stills(images: list[Path], masks: Path, output: Path) -> Report:
 
 
 def run_all(jobs: list[Callable[[], Report]], *, num_workers: int) -> Report:
-    """Run the jobs in processes; a problem is logged when it is found."""
+    """Run the jobs in several processes. Problems are logged when they are found."""
     total = Report()
     with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context('spawn')) as pool:
         reports = map(call, jobs) if num_workers == 1 else pool.map(call, jobs)
-        for report in tqdm(reports, total=len(jobs), disable=None):  # None: only on a terminal
+        for report in tqdm(reports, total=len(jobs), disable=None):  # None: a bar only on a terminal
             for problem in report.problems:
                 log.error('%s', problem)
             total = Report(*(ours + theirs for ours, theirs in zip(total, report, strict=True)))

@@ -1,14 +1,14 @@
-"""Make the copies of data sets that training reads.
+"""Make the reduced copies of data sets that training reads.
 
     python scripts/convert.py youtube --root ../YouTube     train -> train_480p: shorter side 480
     python scripts/convert.py static --root ../static       BIG, HRSOD -> BIG_small, HRSOD_small: longer side 512
     python scripts/convert.py stills --root ../DAVIS --output ../static/DAVIS_stills
 
-Images are averaged over areas and saved as JPEGs of quality 95. Masks of videos keep their labels (nearest neighbour)
-and their palette; masks of static images are averaged like the image, so that thin parts stay. What is small enough
-already is copied byte for byte. Stills are every tenth frame of DAVIS's training videos, once for each object: image
-and mask pairs for stage 0 and for synthetic clips, where other images are few. After an interruption run it again:
-whole files are kept.
+Images are reduced by area averaging and saved as JPEGs of quality 95. Masks of videos are reduced by nearest neighbour
+and keep their labels and palette; masks of static images are averaged like the images, so that thin parts stay. Files
+that are small enough are copied byte for byte. Stills are image and mask pairs of every tenth frame of DAVIS's
+training videos, one for each object; use them for stage 0 and for synthetic clips if you have few other images. After
+an interruption run the same command again: finished files are kept.
 """
 
 import argparse
@@ -24,18 +24,20 @@ from util.cli import positive, run_main
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('dataset', choices=['youtube', 'static', 'stills'])
+    parser.add_argument('dataset', choices=['youtube', 'static', 'stills'], help='which copies to make')
     parser.add_argument(
         '--root', type=Path, help='folder of the data set (default: ../YouTube, ../static or ../DAVIS)'
     )
-    parser.add_argument('--output', type=Path, help='folder for stills')
+    parser.add_argument('--output', type=Path, help='folder for the stills')
     parser.add_argument(
-        '--every', type=positive, default=10, help='frames from one still to the next (default: %(default)s)'
+        '--every', type=positive, default=10, help='take a still every so many frames (default: %(default)s)'
     )
     parser.add_argument(
-        '--hold_aside', nargs='+', default=[], metavar='VIDEO', help='videos to take no stills of, as for train.py'
+        '--hold_aside', nargs='+', default=[], metavar='VIDEO', help='videos to leave out, as for train.py'
     )
-    parser.add_argument('--num_workers', type=positive, default=os.cpu_count(), help='processes (default: one a core)')
+    parser.add_argument(
+        '--num_workers', type=positive, default=os.cpu_count(), help='number of processes (default: one a core)'
+    )
     args = parser.parse_args(argv)
     if args.dataset == 'stills' and args.output is None:
         parser.error('stills: --output is needed')
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.root or Path('../DAVIS'), args.output, every=args.every, hold_aside=args.hold_aside
         )
     total = conversions.run_all(jobs, num_workers=args.num_workers)
-    print(f'{total.written} images converted, {total.skipped} were there, {len(total.problems)} problems')
+    print(f'{total.written} images converted, {total.skipped} existed already, {len(total.problems)} problems')
     return 1 if total.problems else 0
 
 

@@ -1,10 +1,11 @@
-"""Download data sets and published weights into the published layout, beside the repository.
+"""Download data sets and published weights, in the published layout of folders beside the repository.
 
     python scripts/download.py weights davis youtube
     python scripts/download.py all --list
 
-After an interruption run it again: downloads continue, unpacking starts anew, what is complete is skipped. Archives
-that were fetched by hand count, too: --list says where each one has to be. An archive is deleted once it is unpacked.
+After an interruption run the same command again: downloads continue, unpacking starts again, and complete data sets
+are skipped. You may also download archives by hand: --list says where each one has to be. An archive is deleted when
+it is unpacked.
 """
 
 import argparse
@@ -33,23 +34,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs='+',
         choices=['weights', 'static', 'davis', 'youtube', 'bl30k', 'all'],
         metavar='GROUP',
-        help='weights, static, davis, youtube, bl30k (about 1 TB) or all',
+        help='what to download: weights, static, davis, youtube, bl30k (about 1 TB) or all',
     )
     add(
         '--root',
         type=Path,
         default=REPOSITORY.parent,
-        help='folder of the data sets (default: the one that the repository lies in)',
+        help='folder for the data sets (default: the folder that contains the repository)',
     )
-    add('--saves', type=Path, default=REPOSITORY / 'saves', help="folder of weights (default: the repository's saves)")
+    add(
+        '--saves', type=Path, default=REPOSITORY / 'saves', help="folder for weights (default: the repository's saves)"
+    )
     add(
         '--sources',
         type=Path,
         default=Path(__file__).with_name('sources.json'),
-        help='addresses, e.g. of a mirror (default: scripts/sources.json)',
+        help='file with the addresses, e.g. of a mirror (default: scripts/sources.json)',
     )
-    add('--list', action='store_true', help='say what would be done, and do nothing')
-    add('--keep', action='store_true', help='do not delete archives that are unpacked')
+    add('--list', action='store_true', help='only print what would be downloaded')
+    add('--keep', action='store_true', help='keep the archives after unpacking')
     args = parser.parse_args(argv)
 
     groups = read_sources(args.sources, root=args.root, saves=args.saves)
@@ -72,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 fetch(source)
             if source.archive:
                 install(source, keep=args.keep)
-            log.info('%s: done, in %s', source.name, source.target)
+            log.info('%s: done, it is in %s', source.name, source.target)
         except (OSError, ArchiveError) as error:
             log.error('FAILED %s: %s', source.name, error)
             failed.append(source.name)

@@ -1,4 +1,4 @@
-"""Segment videos of one's own: frames in JPEGImages, masks of some of them in Annotations."""
+"""Segment your own videos, with frames in JPEGImages and masks of some of them in Annotations."""
 
 import logging
 import os
@@ -21,20 +21,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         '--root',
         required=True,
-        help='folder with JPEGImages/VIDEO/ and Annotations/VIDEO/, or of one video with JPEGImages/ and Annotations/',
+        help='folder with JPEGImages/VIDEO/ and Annotations/VIDEO/; for a single video VIDEO/ may be left out',
     )
     parser.add_argument(
         '--first_only',
         action='store_true',
-        help='give the network the first mask of each object alone (backwards: the last one), so that the others can '
-        'be scored',
+        help='give the network only the first mask of each object (with --direction backward: the last one), so that '
+        'the other masks can be scored',
     )
     parser.add_argument(
         '--direction',
         choices=DIRECTIONS,
         default='forward',
-        help='forward: from the first mask of a video to its end; backward: from the last one to its beginning; both '
-        '(default: forward)',
+        help='forward: from the first mask of a video to its end; backward: from the last mask to its beginning; '
+        'both: all frames (default: forward)',
     )
     args = parse(parser, argv)
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.info('given to the network: the masks of %d of %d frames, which are not scored', frames, all_frames)
         if left := sum(not frame.wanted for video in videos for frame in video.frames):
             beyond = 'after the last mask' if args.direction == 'backward' else 'before the first mask'
-            log.info('%d frames lie %s of their video and stay empty; --direction both fills them', left, beyond)
+            log.info('%d frames %s of their video stay empty; --direction both segments them, too', left, beyond)
     dataset = {'root': os.path.realpath(args.root), 'given': given}
     return report(segment_videos(args, videos, dataset, direction=args.direction))
 

@@ -1,17 +1,17 @@
-"""J and F of masks on disk against ground truth: DAVIS 2016 and 2017, YouTubeVOS, or folders of masks.
+"""Score masks on disk against ground truth with J and F: DAVIS 2016 and 2017, YouTubeVOS, or folders of masks.
 
     python scripts/evaluate.py --results output/d17 --dataset davis2017 --root ../DAVIS/2017
 
-An object is scored in every ground-truth frame after its first one; for DAVIS not in the last frame either.
-It scores 0 where the result lacks it, 1 where the ground truth lacks it too. A sequence counts as the mean of its
-objects, the data set as the mean of all objects. Frames of the result without ground truth are ignored. Label 255
-beside other labels of a sequence's ground truth is void: its pixels do not count, whatever the result says there
-(but for DAVIS 2016, where every label is the one object). Masks that eval_folder.py gave to the network, as
-settings.json says, are not scored. Sequences too short to be scored are named and left out.
+An object is scored in every ground-truth frame after its first one; for DAVIS the last frame is left out, too. On a
+frame where only the result or only the ground truth lacks the object, it scores 0; where both lack it, 1. The score of
+a sequence is the mean over its objects, the score of the data set the mean over all objects. Frames of the result
+without ground truth are ignored. If a sequence's ground truth has label 255 beside other labels, 255 is void: its
+pixels do not count (except for DAVIS 2016, where every label is the one object). Masks that eval_folder.py gave to the
+network, according to settings.json, are not scored. Sequences that are too short to be scored are named and left out.
 
-YouTubeVOS: the frames are those that meta.json lists for any object of the video. Seen and unseen categories, and
-with them G, need "seen" or "unseen" at the top level of meta.json: a list of categories (if one of the two is
-missing, it is all others).
+YouTubeVOS: the scored frames are those that meta.json lists for any object of the video. The means of seen and unseen
+categories, and their mean G, need a list of categories "seen" or "unseen" at the top level of meta.json; if one of the
+two is missing, it has all other categories.
 """
 
 import argparse
@@ -45,7 +45,7 @@ DATASETS = {
 
 
 def evaluate(results: Path, root: Path, *, dataset: str, split: str | None = None, num_workers: int = 1) -> dict:
-    """All numbers of a data set, as ``--json`` writes them; see :func:`inference.scoring.score_results`."""
+    """Score a data set. Returns all numbers that ``--json`` writes; see :func:`inference.scoring.score_results`."""
     truths, groups = DATASETS[dataset](root, split)
     single = root.resolve().name if dataset == 'folder' else None
     return score_results(truths, results, groups=groups, single=single, num_workers=num_workers)
@@ -56,7 +56,7 @@ def columns(entry: dict) -> list[float]:
 
 
 def print_table(numbers: dict) -> None:
-    """Percentages: a line a video and, where there are several, a line an object; the data set last."""
+    """Print percentages: a line for each video, for each of its objects if there are several, and for the data set."""
     lines = []
     for name, table in numbers['sequences'].items():
         lines.append((name, table))
@@ -78,7 +78,7 @@ def write_json(path: Path, numbers: dict) -> None:
 
 
 def write_csv(path: Path, numbers: dict) -> None:
-    """A row an object."""
+    """Write a table with a row for each object."""
     with atomic_path(path) as temporary, temporary.open('w', newline='', encoding='utf-8') as stream:
         writer = csv.writer(stream)
         writer.writerow(['sequence', 'object', 'category', *COLUMNS])
@@ -100,19 +100,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         '--dataset',
         choices=list(DATASETS),
         required=True,
-        help='davis2016: every non-zero label is the one object; folder: the ground truth is '
+        help='data set. davis2016: every non-zero label is the one object; folder: the ground truth is '
         'ROOT/Annotations/<video>/<frame>.png',
     )
     add(
         '--root',
         type=Path,
         required=True,
-        help='the data set; for youtube with <split>/Annotations and <split>/meta.json',
+        help='folder of the data set; for youtube it has <split>/Annotations and <split>/meta.json',
     )
-    add('--split', help='(default: val for DAVIS, valid for youtube)')
-    add('--json', type=Path, metavar='FILE', help='write all numbers, down to single frames')
-    add('--csv', type=Path, metavar='FILE', help='write a table with a row for each object')
-    add('--num_workers', type=int, default=os.cpu_count(), help='processes (default: one a core)')
+    add('--split', help='split of the data set (default: val for DAVIS, valid for youtube)')
+    add('--json', type=Path, metavar='FILE', help='write all numbers, down to single frames, to this file')
+    add('--csv', type=Path, metavar='FILE', help='write a table with a row for each object to this file')
+    add('--num_workers', type=int, default=os.cpu_count(), help='number of processes (default: one a core)')
     args = parser.parse_args(argv)
     for path in filter(None, (args.json, args.csv)):
         check_writable(path)

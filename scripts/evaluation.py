@@ -1,4 +1,4 @@
-"""What the evaluation scripts share: their flags, their presets, and the run. Each adds those of its dataset."""
+"""The parts that the evaluation scripts share: flags, presets and the run. Each adds the flags of its dataset."""
 
 import argparse
 import logging
@@ -27,13 +27,15 @@ log = logging.getLogger(__name__)
 
 
 class _EvaluationHelp(HelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Leaves the lines of the presets as they are."""
+    """Keeps the line breaks of the presets."""
 
 
 def evaluation_parser(description: str, *, size: int, dataset: str) -> argparse.ArgumentParser:
-    """A parser with the options of every evaluation script; each adds those of its dataset, then calls ``parse``.
+    """A parser with the flags of all evaluation scripts. A script adds the flags of its dataset and calls ``parse``.
 
-    ``dataset`` is the one whose presets it takes, if there are any, ``size`` its default shorter side.
+    Args:
+        size: default of ``--size``, the shorter side in pixels.
+        dataset: the dataset whose presets the script offers, if it has any.
     """
     presets = presets_of(dataset)
     notes = [presets_text(dataset)] if presets else []
@@ -50,18 +52,18 @@ def evaluation_parser(description: str, *, size: int, dataset: str) -> argparse.
             '--preset',
             choices=list(presets),
             metavar='NAME',
-            help="settings of one of the paper's rows (see below); flags change them",
+            help="use the settings of a row of the paper's tables (see below); other flags override them",
         )
-    add('--output', required=True, help='folder for the masks; a second run with the same folder continues')
+    add('--output', required=True, help='folder for the masks; a second run with the same folder continues the first')
     add_inference_flags(parser, model=['saves/stcn.pth'], size=[size])
     add('--save_probs', action='store_true', help='also write the probabilities, OUTPUT/probabilities/.../FRAME.npz')
-    add('--zip', action='store_true', help='also write OUTPUT.zip, the archive that a server takes')
-    add('--overwrite', action='store_true', help='segment again the videos that are finished')
+    add('--zip', action='store_true', help='also write OUTPUT.zip, an archive for the evaluation server')
+    add('--overwrite', action='store_true', help='segment finished videos again')
     return parser
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line of an evaluation script; the preset's values where it says nothing."""
+    """Parse the command line of an evaluation script. Flags that are not given have the values of the preset."""
     return parse_flags(parser, lambda args: PRESETS[args.preset].flags if args.preset else {}, argv=argv)
 
 
@@ -73,9 +75,11 @@ def segment_videos(
     direction: 'Direction' = 'forward',
     server: bool = False,
 ) -> 'Summary':
-    """Load the networks and segment the videos; ``dataset`` says which these are, for ``settings.json``.
+    """Load the networks and segment the videos.
 
-    ``server``: one scores these masks, and the summary says whether it would take them.
+    Args:
+        dataset: describes the videos in ``settings.json``.
+        server: whether a server scores these masks; the summary then says whether it would accept them.
     """
     from inference.outputs import archive_of
     from inference.run import run_dataset
@@ -105,14 +109,14 @@ def segment_videos(
 
 
 def report(summary: 'Summary') -> int:
-    """Print what a run did, once if there are several processes. Returns the exit status."""
+    """Print the summary of a run in one of its processes. Returns the exit status."""
     if rank() == 0:
         print(summary)
     return 1 if summary.failures or summary.refusals else 0
 
 
 def log_preset(args: argparse.Namespace) -> None:
-    """What the preset stands for, and what flags have changed in it."""
+    """Log the flags of the preset, and those that other flags have overridden."""
     preset = PRESETS[args.preset]
     log.info('%s (%s): %s', args.preset, preset.rows, flags_text(preset.flags))
     if changes := preset.changes(vars(args)):

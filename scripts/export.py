@@ -1,4 +1,4 @@
-"""Export a network to ONNX: what segments videos where there is no PyTorch.
+"""Export a network to ONNX, to segment videos without PyTorch.
 
     python scripts/export.py --output ../onnx/light
     python scripts/export.py --model ../saves/stcn.pth --output ../onnx/stcn --half --size 480
@@ -8,8 +8,8 @@ OUTPUT/encode_memory.onnx   a frame and its masks -> key and value of a memory f
 OUTPUT/read.onnx            keys and values of all memory frames, key of a frame -> readout
 OUTPUT/decode.onnx          readout and features -> a logit for each pixel and object
 
-Height, width, and the numbers of objects and memory frames are free. The metadata of each file say what its inputs and
-outputs are, the checkpoint's hash and the settings below. examples/onnx_video.py is a program around these files.
+Height, width, and the numbers of objects and memory frames are free. The metadata of each file describe its inputs and
+outputs, and hold the checkpoint's hash and the settings below. examples/onnx_video.py is a program that uses them.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from util.cli import HelpFormatter, run_main, sha256
 
 
 class Help(HelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Leaves the lines above as they are."""
+    """Keeps the line breaks of the description."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,10 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=Path,
         default=LIGHT_WEIGHTS,
         metavar='FILE',
-        help='checkpoint: a published one or our own (default: the light one, weights/stcn_light.pth)',
+        help='checkpoint file, a published one or our own (default: the light one, weights/stcn_light.pth)',
     )
     parser.add_argument('--output', type=Path, required=True, help='a new folder for the four files')
-    parser.add_argument('--half', action='store_true', help='float16 in encoders and decoder: half the size')
+    parser.add_argument('--half', action='store_true', help='use float16 in encoders and decoder, for half the size')
     add_inference_flag(parser, 'size', nargs=1)
     for name in ('top', 'mem_every', 'include_last'):
         add_inference_flag(parser, name)

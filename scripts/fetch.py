@@ -1,4 +1,4 @@
-"""From a server to a file: downloads that go on after an interruption, also from Google Drive."""
+"""Downloads files, also from Google Drive, and continues after an interruption."""
 
 import logging
 import os
@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 
 HEADERS = {'User-Agent': 'Mozilla/5.0 (compatible; stcn-pytorch)'}
 CHUNK = 1 << 20
-TIMEOUT = 60  # seconds without a byte
-ATTEMPTS = 5  # in a row that bring no byte
+TIMEOUT = 60  # seconds without a byte after which a connection has failed
+ATTEMPTS = 5  # failed attempts in a row, without a new byte, after which it gives up
 PAUSE = 2  # seconds before the second attempt; twice as long before each further one
-MARGIN = 2 * 10**9  # bytes that stay free where nobody knows how much will come
+MARGIN = 2 * 10**9  # bytes of the disk that stay free if the size of the download is unknown
 TRANSIENT = (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
 
@@ -31,7 +31,7 @@ def fetch(source: Source) -> None:
     """Download ``source.file``, continuing its .part file. The file appears when it is complete.
 
     Raises:
-        DownloadError: with the reason and how to fetch the file by hand.
+        DownloadError: the download failed. The message has the reason and says how to download the file by hand.
         OSError: the disk is full or cannot be written.
     """
     source.part.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def fetch(source: Source) -> None:
 
 
 def fetch_rest(source: Source) -> None:
-    """Append to ``source.part`` what is missing. Raises one of TRANSIENT if the connection ends early."""
+    """Append the missing bytes to ``source.part``. Raises one of TRANSIENT if the connection ends early."""
     try:
         response = connect(source.url, start=file_size(source.part))
     except HTTPError as error:
@@ -72,9 +72,9 @@ def fetch_rest(source: Source) -> None:
         if error.code != 416 or not size:
             raise
         if error.headers.get('Content-Range') == f'bytes */{size}':
-            return  # it was complete and only had to be renamed
+            return  # the part is complete and only has to be renamed
         source.part.unlink()
-        raise ConnectionError('the part that is here does not fit the file; starting anew') from error
+        raise ConnectionError('the downloaded part does not belong to this file; starting again') from error
 
     with closing(response):
         start, total = extent(response)
@@ -90,7 +90,7 @@ def fetch_rest(source: Source) -> None:
         )
         bar = tqdm(total=total, initial=start, unit='B', unit_scale=True, desc=source.file.name, disable=None)
         with bar, source.part.open('ab' if start else 'wb') as file:
-            while chunk := response.read1(CHUNK):  # what has arrived, not only whole chunks
+            while chunk := response.read1(CHUNK):  # read1 returns the bytes that have arrived, not only whole chunks
                 if total is None:
                     require_disk(source.part.parent, MARGIN, source.name)
                 file.write(chunk)
@@ -100,7 +100,7 @@ def fetch_rest(source: Source) -> None:
 
 
 def connect(url: str, *, start: int) -> HTTPResponse:
-    """A response with the file's bytes from ``start`` on, or all of them if the server cannot do that.
+    """Open a response with the file's bytes from ``start`` on, or with all of them if the server cannot skip bytes.
 
     Raises:
         DownloadError: the answer is a web page, other than Drive's form for large files.
@@ -123,8 +123,11 @@ def connect(url: str, *, start: int) -> HTTPResponse:
 
 
 class PageParser(HTMLParser):
-    """The title of a web page (Drive says there that a quota is exceeded) and, if it is the page by which Drive asks
-    whether to download a large file without a virus scan, the address and fields of its form."""
+    """Reads the title of a web page and the form of Google Drive's page for large files.
+
+    Drive says in the title if a quota is exceeded. For a large file it asks whether to download it without a virus
+    scan; the answer is the address and the fields of the form on this page.
+    """
 
     def __init__(self) -> None:
         super().__init__()

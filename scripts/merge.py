@@ -1,12 +1,12 @@
-"""Masks of an ensemble from the probabilities that its networks have saved, each in a run of its own.
+"""Make the masks of an ensemble whose networks ran separately, from the probabilities that the runs have saved.
 
     python eval_davis.py --model a.pth --output ../results/a --save_probs      # wherever there is a GPU
     python eval_davis.py --model b.pth --output ../results/b --save_probs
     python scripts/merge.py ../results/a ../results/b --output ../results/ab
 
-Every run counts the same. Each network has a memory of its own in one process, too, so that the masks are those of
-'--model a.pth b.pth' but for pixels that two objects share to the rounding of float16. Runs with --flip or several
---size are means already, and the mean of means of equally many is the mean of all.
+Every run has the same weight. The masks are those of '--model a.pth b.pth', where each network also has its own
+memory; only pixels with nearly equal probabilities may differ, since the files are rounded to float16. Runs with
+--flip or several --size are averages themselves; combine only runs that average equally many.
 """
 
 import argparse
@@ -27,11 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs='+',
         type=Path,
         metavar='RESULTS',
-        help='output folder of a run with --save_probs; all of the same frames and objects',
+        help='output folders of runs with --save_probs; all need the same frames and objects',
     )
-    add('--output', type=Path, required=True, help='folder for the masks; a second run continues there')
-    add('--zip', action='store_true', help='also write OUTPUT.zip, the archive that a server takes')
-    add('--overwrite', action='store_true', help='merge again the frames that are finished')
+    add('--output', type=Path, required=True, help='folder for the masks; a second run with it continues the first')
+    add('--zip', action='store_true', help='also write OUTPUT.zip, an archive for the evaluation server')
+    add('--overwrite', action='store_true', help='merge finished frames again')
     args = parser.parse_args(argv)
     if len(args.results) < 2:
         parser.error('expected two RESULTS or more to average')

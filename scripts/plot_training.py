@@ -1,4 +1,4 @@
-"""Loss and IoU of runs, one after the other, as a picture: a chain of stages is one curve.
+"""Plot the loss and the IoU of training runs. Runs are joined one after the other, so a chain of stages is one curve.
 
 python scripts/plot_training.py saves/light_s0 saves/light_s01 saves/light_s012 --output curve.png
 """
@@ -19,10 +19,10 @@ CURVES = {'train/loss': 'loss', 'train/iou_1': 'IoU of object 1', 'train/iou_2':
 
 
 def read_curves(run: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Iterations and values of each curve of a run's TensorBoard events.
+    """Read the iterations and values of each curve from a run's TensorBoard events.
 
     Raises:
-        FileNotFoundError: there are none.
+        FileNotFoundError: the run has no such events.
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -39,7 +39,9 @@ def read_curves(run: Path) -> dict[str, tuple[list[int], list[float]]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('runs', nargs='+', type=Path, help='folders in saves/, in their order')
+    parser.add_argument(
+        'runs', nargs='+', type=Path, help='folders of the runs in saves/, in the order of the training'
+    )
     parser.add_argument('--output', type=Path, default='curve.png', help='image file (default: %(default)s)')
     args = parser.parse_args(argv)
 

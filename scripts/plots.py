@@ -1,4 +1,4 @@
-"""Plots as files, without a screen."""
+"""Imports matplotlib for plots to files, without a screen."""
 
 from types import ModuleType
 
@@ -6,7 +6,7 @@ from util.errors import MissingPackageError
 
 
 def import_pyplot() -> ModuleType:
-    """``matplotlib.pyplot``; to be called before the hours of work that lead to a plot.
+    """Import ``matplotlib.pyplot``. Call this before the work that leads to a plot, so that errors come early.
 
     Raises:
         MissingPackageError: matplotlib is not installed. The message says how to install it.

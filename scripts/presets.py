@@ -1,4 +1,4 @@
-"""The test-time settings of the supplementary's tables, as flags of the evaluation scripts. Imports nothing heavy."""
+"""Presets: the settings of the rows in the supplementary's tables, as flags of the evaluation scripts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Preset:
-    """Values of flags. Network and data make the rest of a row: ``--model``, where none is said here, and the root."""
+    """The values of flags for rows of the paper. The user adds the data set and, if it is not set, ``--model``."""
 
-    rows: str  # of the paper that it gives
-    dataset: str  # whose script takes it
+    rows: str  # the rows of the paper's tables, with their published results
+    dataset: str  # the dataset whose evaluation script offers the preset
     flags: Mapping[str, object] = field(default_factory=dict)
 
     def changes(self, values: Mapping[str, object]) -> dict[str, object]:
-        """Those of ``values`` that differ from this preset's."""
+        """The values of this preset's flags in ``values`` that differ from the preset."""
         return {name: values[name] for name, value in self.flags.items() if values[name] != value}
 
 
@@ -72,7 +72,7 @@ PRESETS = {
 
 
 def flags_text(flags: Mapping[str, object]) -> str:
-    """As they are written on a command line."""
+    """Format flags as they are written on a command line."""
     words = []
     for name, value in flags.items():
         if isinstance(value, bool):
@@ -94,7 +94,7 @@ def presets_text(dataset: str) -> str:
     """The presets of a dataset, for a help text."""
     return '\n'.join(
         [
-            'presets, and the flags that they stand for:',
+            'presets and their flags:',
             *(
                 f'  {name}: {preset.rows}\n      {flags_text(preset.flags)}'
                 for name, preset in presets_of(dataset).items()

@@ -1,13 +1,13 @@
-"""The paper's tables: run every row whose weights and data are here, and print published beside measured numbers.
+"""Reproduce the paper's tables: run every row whose weights and data exist, and print published and measured numbers.
 
     python scripts/reproduce.py --table 1 --output ../results/paper
 
-Of the other rows it says what is missing and how to get it. The same command again continues where it stopped, and
-takes up what has come since. Writes table1.md and so on to the output folder. FPS leave reading and writing out, as
-the paper's do; those were taken on an RTX 2080 Ti.
+For the other rows it prints what is missing and how to get it. To continue after an interruption, or when more weights
+or data exist, run the same command again. Writes table1.md and so on to the output folder. FPS do not include reading
+and writing, like the paper's, which were measured on an RTX 2080 Ti.
 
-Table 1 is scored here. The ground truth of tables 2 and 3 is with the servers: their rows end with an archive that a
-server takes.
+Table 1 is scored by this script. Only the servers have the ground truth of tables 2 and 3: for these rows the script
+writes an archive to submit.
 """
 
 import argparse
@@ -41,7 +41,7 @@ WEIGHTS = {
     'stcn_wide.pth': TRAIN.format(chain='s012', name='stcn_wide', flags='--arch stcn_wide'),
     'stcn_wide_aspp.pth': TRAIN.format(chain='s012', name='stcn_wide_aspp', flags='--arch stcn_wide_aspp'),
 }
-"""How to get the file of each network."""
+"""File of a network -> the command that downloads or trains it."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """``split`` is that of the data set that the presets belong to."""
+    """A table of the paper."""
 
     title: str
     metric: str
-    split: str
+    split: str  # the split of the data set that the rows use
     rows: tuple[Row, ...]
-    scored: bool  # here; else by a server
+    scored: bool  # whether this script scores the masks; otherwise a server does
 
 
 TABLES = {
@@ -112,11 +112,11 @@ TABLES = {
         scored=False,
     ),
 }
-"""The published numbers are those in docs/paper.md."""
+"""The tables by their numbers. docs/paper.md has the same published results."""
 
 
 def missing(row: Row, table: Table, args: argparse.Namespace) -> list[str]:
-    """What a row needs and is not here, with the command that gets it."""
+    """The files and folders that a row needs and that do not exist, each with the command that gets it."""
     lines = [f'{args.saves / name}: `{WEIGHTS[name]}`' for name in row.weights if not (args.saves / name).is_file()]
     if PRESETS[row.preset].dataset == 'davis':
         try:
@@ -131,7 +131,7 @@ def missing(row: Row, table: Table, args: argparse.Namespace) -> list[str]:
 
 
 def run_row(row: Row, table: Table, folder: Path, args: argparse.Namespace) -> Measurement:
-    """Segment with the row's networks and settings, and score what can be scored here."""
+    """Segment with the row's networks and settings, and score the masks if the ground truth is public."""
     arguments = ['--preset', row.preset, '--model', *(str(args.saves / name) for name in row.weights)]
     if PRESETS[row.preset].dataset == 'davis':
         script = 'eval_davis.py'
@@ -159,7 +159,7 @@ def number(value: float, digits: int) -> str:
 
 
 def reproduce(which: int, args: argparse.Namespace) -> tuple[str, bool]:
-    """A table as Markdown, and whether all its rows that could run did so without an error, and one at least."""
+    """Run a table. Returns it as Markdown, and whether at least one row ran and none failed."""
     table = TABLES[which]
     lines = [
         f'## {table.title}\n',
@@ -174,13 +174,13 @@ def reproduce(which: int, args: argparse.Namespace) -> tuple[str, bool]:
             continue
         try:
             measured = run_row(row, table, folder, args)
-        except UserError as error:  # what is wrong with one network does not stop the others
+        except UserError as error:  # an error in one row does not stop the others
             log.error('%s: %s', row.name, error)
             lines.append(line(row, None, 'failed: ' + str(error).replace('\n', '; ')))
             failed += 1
             continue
         remark = f'`{measured.command}`'
-        lines.append(line(row, measured, remark if table.scored else f'to be handed in: {folder}.zip; {remark}'))
+        lines.append(line(row, measured, remark if table.scored else f'to be submitted: {folder}.zip; {remark}'))
         finished += 1
     return '\n'.join(lines) + '\n', finished > 0 and not failed
 
@@ -188,12 +188,12 @@ def reproduce(which: int, args: argparse.Namespace) -> tuple[str, bool]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add('--table', type=int, nargs='+', choices=TABLES, required=True, help='tables of the supplementary material')
+    add('--table', type=int, nargs='+', choices=TABLES, required=True, help='numbers of the tables')
     add('--output', type=Path, required=True, help='folder for masks, archives and tables')
     add('--saves', type=Path, default=Path('saves'), help='folder of the weights (default: %(default)s)')
-    add('--davis_path', type=Path, default=Path('../DAVIS/2017'), help='DAVIS 2017 (default: %(default)s)')
-    add('--yv_path', type=Path, default=Path('../YouTube'), help='YouTubeVOS 2019 (default: %(default)s)')
-    add('--flags', nargs=argparse.REMAINDER, default=[], help='for the evaluation script of all rows; the last flag')
+    add('--davis_path', type=Path, default=Path('../DAVIS/2017'), help='folder of DAVIS 2017 (default: %(default)s)')
+    add('--yv_path', type=Path, default=Path('../YouTube'), help='folder of YouTubeVOS 2019 (default: %(default)s)')
+    add('--flags', nargs=argparse.REMAINDER, default=[], help='further flags of the evaluation script; must come last')
     args = parser.parse_args(argv)
 
     good = True

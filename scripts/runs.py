@@ -1,4 +1,4 @@
-"""Runs of the evaluation scripts as rows of a table: each in a process of its own, scored, and never run twice."""
+"""Runs evaluation scripts for the rows of a table, each in its own process, and scores them. No row is run twice."""
 
 import itertools
 import json
@@ -35,7 +35,7 @@ RUNS: dict[str, Callable[[Sequence[str]], 'Summary']] = {
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a run gave. ``jf``, ``j``, ``f`` in percent, ``peak`` in MiB; NaN where a number is not known."""
+    """The results of a run. ``jf``, ``j``, ``f`` are in percent, ``peak`` in MiB; NaN if a number is not known."""
 
     command: str
     jf: float
@@ -53,22 +53,23 @@ def measure(
     flags: Sequence[str],
     truths: Callable[[], Sequence[GroundTruth]] | None,
 ) -> Measurement:
-    """Run a script of ``RUNS`` and score its masks, or take the numbers from an earlier run.
+    """Run a script of ``RUNS`` and score its masks, or return the results of an earlier run.
 
-    That has to be one of the same command, with the same checkpoints in its files. The masks of a checkpoint that was
-    replaced since then are deleted.
+    An earlier run counts if it had the same command and checkpoint files with the same content. If a checkpoint file
+    has changed since then, the old masks are deleted.
 
     Args:
-        arguments: its command line but for ``--output``, which is ``folder``; the numbers are kept beside it, in
-            ``folder.json``.
-        flags: what the user adds to it, which comes last.
-        truths: reads the ground truth; ``None`` where it is not public, and there are no scores then.
+        script: a name in ``RUNS``.
+        arguments: the command line of the script without ``--output``.
+        folder: its output folder; the results are saved beside it in ``folder.json``.
+        flags: the user's further flags, which come last.
+        truths: reads the ground truth; ``None`` if it is not public, and there are no scores then.
     """
     arguments = [*arguments, '--output', str(folder), *flags]
     command = shlex.join(['python', script, *arguments])
     finished = folder.with_suffix(folder.suffix + '.json')
     network = network_hashes(_model_files(arguments))
-    before = _read(folder / SETTINGS_FILE).get('network', network)  # that of the masks, if there are some
+    before = _read(folder / SETTINGS_FILE).get('network', network)  # of the masks in the folder, if any
     kept = _read(finished)
     if kept and kept['command'] == command and kept.get('network', before) == network:
         log.info('%s: finished before', folder.name)
@@ -82,7 +83,7 @@ def measure(
     measurement = Measurement(
         command,
         *scores,
-        # Not known where all videos were finished before, by a run that was interrupted after that.
+        # Unknown if an earlier run was interrupted after it had finished all videos.
         fps=summary.frames / summary.propagation if summary.frames else math.nan,
         peak=summary.peak_memory / 2**20 if summary.frames else math.nan,
     )
@@ -92,18 +93,18 @@ def measure(
 
 
 def _read(path: Path) -> dict:
-    """A file of JSON, or nothing."""
+    """Read a JSON file; a missing one is an empty dictionary."""
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _model_files(arguments: Sequence[str]) -> list[str]:
-    """The checkpoints in a command line; the last ``--model`` counts."""
+    """The checkpoint files in a command line, of its last ``--model``."""
     last = max(index for index, word in enumerate(arguments) if word == '--model')
     return list(itertools.takewhile(lambda word: not word.startswith('--'), arguments[last + 1 :]))
 
 
 def segment(script: str, arguments: Sequence[str]) -> 'Summary':
-    """A run in a process of its own, whose peak memory is then that of this run.
+    """Run a script in its own process, so that the peak memory of the process is that of the run.
 
     Raises:
         DataError: some of the videos could not be segmented.
@@ -111,10 +112,10 @@ def segment(script: str, arguments: Sequence[str]) -> 'Summary':
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn'), initializer=set_up_logging) as pool:
         try:
             summary = pool.submit(RUNS[script], arguments).result()
-        except BaseException:  # a signal, too: nothing waits for the rest of the run
+        except BaseException:  # also a signal: the process must not go on with the run
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
     if summary.failures:
-        raise DataError(f'{summary}\nthe finished rows are kept')
+        raise DataError(f'{summary}\nfinished rows are kept')
     return summary

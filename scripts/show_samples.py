@@ -1,4 +1,4 @@
-"""A contact sheet of training samples: one row a sample, its frames as the network sees them, masks on top.
+"""Make a contact sheet of training samples: each row is a sample, with its frames and masks as the network sees them.
 
 python scripts/show_samples.py --stage 3 --davis_root ../DAVIS --output samples.png
 """
@@ -34,15 +34,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--yv_root', type=Path, default='../YouTube', help='YouTubeVOS, for stages 2 and 3')
     parser.add_argument('--davis_root', type=Path, default='../DAVIS', help='DAVIS, for stages 2 and 3')
     parser.add_argument('--video_root', type=Path, nargs='+', default=[], metavar='FOLDER', help='as for train.py')
-    parser.add_argument('--synthetic_root', type=Path, help='image and mask pairs: as for train.py')
+    parser.add_argument('--synthetic_root', type=Path, help='folder of image and mask pairs, as for train.py')
     parser.add_argument(
-        '--difficulty', choices=('plain', 'hard'), default='plain', help='of these clips: as for train.py'
+        '--difficulty',
+        choices=('plain', 'hard'),
+        default='plain',
+        help='difficulty of synthetic clips, as for train.py',
     )
-    parser.add_argument('--clip_frames', type=int, default=3, help='frames of a clip')
+    parser.add_argument('--clip_frames', type=int, default=3, help='frames in a clip')
     parser.add_argument('--crop_size', type=int, default=384, help='side of a frame in pixels')
-    parser.add_argument('--seed', type=int, default=0, help='as for training: these are its first samples')
-    parser.add_argument('--max_skip', type=int, default=5, help='frames that may lie between two of a sample')
-    parser.add_argument('--count', type=int, default=8, help='samples to show')
+    parser.add_argument('--seed', type=int, default=0, help='seed of a training whose first samples are shown')
+    parser.add_argument('--max_skip', type=int, default=5, help='most frames to skip between two frames of a sample')
+    parser.add_argument('--count', type=int, default=8, help='number of samples')
     parser.add_argument('--output', type=Path, default='samples.png', help='image file to write')
     args = parser.parse_args(argv)
 

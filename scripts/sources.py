@@ -1,4 +1,4 @@
-"""What can be downloaded, from where, and what of it is here already."""
+"""Lists what can be downloaded, from which addresses, and whether it exists already."""
 
 import json
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from pathlib import Path, PurePosixPath
 
 from util.files import gigabytes
 
-# With confirm=t Drive does not ask whether to download what is too large for its virus scan; see PageParser.
+# With confirm=t, Drive does not ask whether to download a file that is too large for its virus scan; see PageParser.
 DRIVE = 'https://drive.usercontent.google.com/download?id={}&export=download&confirm=t'
 DRIVE_PAGE = 'https://drive.google.com/file/d/{}/view'
-MAX_DEPTH = 32  # folders in each other
+MAX_DEPTH = 32  # largest number of nested folders
 
 
 class DownloadError(OSError):
-    """A file cannot be had from its address."""
+    """A file cannot be downloaded."""
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,16 @@ class Source:
 
     name: str
     url: str
-    page: str  # for a browser
+    page: str  # address of a page to open in a browser
     target: Path  # the file, or the folder that the archive is unpacked into
-    archive: Path | None = None  # lies in the target, as do all temporary files: one disk, no collisions
-    holds: tuple[str, ...] = ()  # what the target contains directly when it is complete
-    disk: int = 0  # free bytes that it takes, 0: only its server knows
-    shares_target: bool = False  # other archives go there, too: its content alone says nothing
+    archive: Path | None = None  # it is in the target, like all temporary files, so that they are on one disk
+    holds: tuple[str, ...] = ()  # names that are directly in the target when it is complete
+    disk: int = 0  # free bytes that it needs; 0: unknown before the download
+    shares_target: bool = False  # other archives are unpacked there, too, so `holds` alone does not prove completeness
 
     @property
     def file(self) -> Path:
-        """What the download is saved as."""
+        """The file in which the download is saved."""
         return self.archive or self.target
 
     @property
@@ -40,16 +40,16 @@ class Source:
 
     @property
     def unpacking(self) -> Path:
-        """Deep enough in the target that no reader of data sets looks there."""
+        """The folder for unpacking. It is hidden in the target, so that no reader of data sets finds it."""
         return self.target / '.unpacking' / self.file.name
 
     @property
     def marker(self) -> Path:
-        """There once the archive has been unpacked completely."""
+        """A file that exists once the archive has been unpacked completely."""
         return self.target / f'.{self.file.name}.complete'
 
     def is_complete(self) -> bool:
-        """Also of a folder that was made without this script."""
+        """Whether the target is complete, also if it was made without this script."""
         if self.archive is None:
             return self.target.is_file()
         by_hand = not self.shares_target and not self.unpacking.exists()
@@ -65,10 +65,10 @@ class Source:
 
 
 def read_sources(path: Path, *, root: Path, saves: Path) -> dict[str, list[Source]]:
-    """Group -> its sources, from a file like scripts/sources.json.
+    """Read a file like scripts/sources.json: name of a group -> its sources.
 
     Raises:
-        DownloadError: the file is another one, or names places outside of the two folders.
+        DownloadError: the file has another format, or a target would be outside of the two folders.
     """
     sources: dict[str, list[Source]] = {}
     try:
@@ -92,16 +92,16 @@ def read_sources(path: Path, *, root: Path, saves: Path) -> dict[str, list[Sourc
             ]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DownloadError(
-            f'{path}: expected a list as scripts/sources.json, found something else ({error!r})'
+            f'{path}: expected a list like scripts/sources.json, found something else ({error!r})'
         ) from error
     return sources
 
 
 def inside(name: str) -> str:
-    """A relative name, of a file in a list or of a member of an archive, that stays in its folder.
+    """Return a relative name of a file after checking that it stays in its folder.
 
     Raises:
-        ValueError: it could lead out of it, or into a depth that no data set has.
+        ValueError: the name could lead out of the folder, or has more nested folders than any data set.
     """
     path = PurePosixPath(name)
     if path.is_absolute() or '..' in path.parts or any(character in name for character in '\\:\0'):

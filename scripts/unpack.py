@@ -1,4 +1,4 @@
-"""From an archive to a folder: what is damaged is named, and what no data set needs is refused."""
+"""Unpacks archives of data sets. Damaged archives, and members that no data set needs, are errors."""
 
 import errno
 import os
@@ -18,31 +18,33 @@ from scripts.sources import Source, file_size, has_all, inside, is_page
 from util.files import gigabytes, require_disk
 
 CHUNK = 1 << 20
-MAX_RATIO = 20  # of unpacked to packed; images and masks hardly shrink in an archive
-FEW_FILES = 10_000  # more of them have to take
-MIN_PACKED = 250  # bytes on average, which is hardly more than their names; each takes a block of the disk
+MAX_RATIO = 20  # largest ratio of unpacked to packed bytes; images and masks hardly shrink in an archive
+FEW_FILES = 10_000  # an archive with more files than this needs at least
+MIN_PACKED = (
+    250  # bytes a file, hardly more than its name takes; more files could fill the disk with nearly empty blocks
+)
 
 
 class ArchiveError(ValueError):
-    """An archive is damaged, incomplete, not the expected one, or would do what an archive of images need not do."""
+    """An archive is damaged, incomplete or not the expected one, or has members that no data set needs."""
 
 
 class Member(NamedTuple):
     name: str
     size: int
-    kind: str  # 'file', 'folder' or what makes it refused
+    kind: str  # 'file', 'folder', or a kind that is refused
     open: Callable[[], BinaryIO]
 
 
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a .zip or an uncompressed .tar into a folder that does not exist yet.
 
-    Members are regular files and folders with relative names, all that a data set needs; of these only name and
-    content count. A link, a device, an absolute name or one with ``..`` is refused as such, not made harmless.
+    A data set needs only regular files and folders with relative names. An archive with a link, a device, an absolute
+    name or a name with ``..`` is refused. Of each member only name and content are used.
 
     Raises:
-        ArchiveError: refused; damaged or incomplete; more than MAX_RATIO times as large unpacked, or so many files
-            that there is hardly a byte for each.
+        ArchiveError: the archive is refused, damaged or incomplete, is more than MAX_RATIO times as large when
+            unpacked, or has too many files for its size (MIN_PACKED).
         OSError: the disk is full or cannot be written.
     """
     if is_page(archive):
@@ -76,7 +78,7 @@ def unpack(archive: Path, folder: Path) -> None:
         RuntimeError,
         OSError,
     ) as error:  # RuntimeError: encryption
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that of a place before the beginning
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: the archive has a negative position
             raise
         raise ArchiveError(
             f'{archive}: damaged, incomplete or of another kind ({error}). Delete it and run this again.'
@@ -102,19 +104,19 @@ def write_member(member: Member, folder: Path, archive: Path) -> None:
 def zip_members(archive: zipfile.ZipFile) -> Iterator[Member]:
     for info in archive.infolist():
         kind = 'folder' if info.is_dir() else 'file'
-        mode = stat.S_IFMT(info.external_attr >> 16)  # 0: not made under Unix
+        mode = stat.S_IFMT(info.external_attr >> 16)  # 0: the archive was not made under Unix
         if mode not in (0, stat.S_IFREG, stat.S_IFDIR):
             kind = 'link' if mode == stat.S_IFLNK else 'special file'
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             kind = 'member of a rare compression'  # LZMA takes as much memory as its header says
-        # A member never yields more than file_size, whatever its data say: the total above is a bound.
+        # A member never yields more than file_size bytes, whatever its data say, so the total above is a bound.
         yield Member(info.filename, info.file_size, kind, lambda info=info: archive.open(info))
 
 
 def tar_members(archive: tarfile.TarFile) -> Iterator[Member]:
     while (info := archive.next()) is not None:
-        archive.members = []  # it would keep all of them: millions in BL30K
-        if info.size < 0:  # older tarfiles go backwards then, for ever
+        archive.members = []  # otherwise it keeps all members, which are millions in BL30K
+        if info.size < 0:  # older versions of tarfile would then go backwards in an endless loop
             raise tarfile.ReadError('a member of negative size')
         kind = (
             'folder'
@@ -127,7 +129,7 @@ def tar_members(archive: tarfile.TarFile) -> Iterator[Member]:
 
 
 def check_tar_end(archive: Path) -> None:
-    """A tar ends with two empty blocks; tarfile takes one that was cut between two members for whole."""
+    """Check that a tar ends with two empty blocks. tarfile does not notice if it was cut off between two members."""
     with archive.open('rb') as file:
         file.seek(max(0, file_size(archive) - 1024))
         if file.read() != bytes(1024):
@@ -135,10 +137,10 @@ def check_tar_end(archive: Path) -> None:
 
 
 def install(source: Source, *, keep: bool = False) -> None:
-    """Unpack the archive, move its content into the target, delete it. Interrupted at any point, it can start anew.
+    """Unpack the archive, move its content into the target, and delete it. After an interruption it can start again.
 
     Raises:
-        ArchiveError: see ``unpack``; or the archive does not contain what it should. The target is as it was.
+        ArchiveError: see ``unpack``; or the archive lacks the expected content. The target is unchanged.
     """
     temporary = source.unpacking
     shutil.rmtree(temporary.parent, ignore_errors=True)
@@ -148,7 +150,7 @@ def install(source: Source, *, keep: bool = False) -> None:
     except (ArchiveError, OSError):
         shutil.rmtree(temporary.parent, ignore_errors=True)
         raise
-    # As long as the temporary folder is there, the target does not count as complete.
+    # As long as the temporary folder exists, the target does not count as complete.
     for item in content.iterdir():
         move(item, source.target / item.name)
     shutil.rmtree(temporary.parent)
@@ -158,7 +160,7 @@ def install(source: Source, *, keep: bool = False) -> None:
 
 
 def find_content(folder: Path, holds: tuple[str, ...], archive: Path) -> Path:
-    """The outermost folder that has all of ``holds``; archives wrap it in others, one in the other."""
+    """Find the outermost folder that has all of ``holds``. Archives may wrap it in several folders."""
     inner = folder
     while not has_all(inner, holds):
         visible = [path for path in inner.iterdir() if not path.name.startswith(('.', '__MACOSX'))]
@@ -173,7 +175,7 @@ def find_content(folder: Path, holds: tuple[str, ...], archive: Path) -> Path:
 
 
 def move(source: Path, target: Path) -> None:
-    """Move a file or a tree; folders that are there are joined, files replaced."""
+    """Move a file or a folder with its content. Existing folders are merged, existing files replaced."""
     if source.is_dir() and target.is_dir():
         for child in source.iterdir():
             move(child, target / child.name)

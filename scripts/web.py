@@ -1,4 +1,4 @@
-"""A page in the browser, on this computer only: paint objects on a clip, propagate, correct, take the masks along."""
+"""Serve a page on this computer, in which you paint objects on a clip, propagate, correct, and download the masks."""
 
 import argparse
 import logging
@@ -23,13 +23,13 @@ log = logging.getLogger(__name__)
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
-    add('--port', type=positive, default=7860, help='of the page, http://127.0.0.1:PORT')
-    add('--max_seconds', type=positive, default=60, help='longest clip')
+    add('--port', type=positive, default=7860, help='port of the page, http://127.0.0.1:PORT')
+    add('--max_seconds', type=positive, default=60, help='longest clip in seconds')
     add(
         '--max_megabytes',
         type=positive,
         default=200,
-        help='largest upload; its frames may take ten times that on disk',
+        help='largest upload in megabytes; its frames may take ten times that on disk',
     )
     add_inference_flags(parser, model=None, size=[480])
     return parse_flags(parser, argv=argv)
@@ -38,7 +38,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     check_port(args.port)
-    # Before gradio is imported: it reads its settings from the environment, and some would open it to the network.
+    # gradio reads settings from the environment when it is imported, and some would open the page to the network.
     for name in [name for name in os.environ if name.startswith('GRADIO_')]:
         del os.environ[name]
     os.environ |= {
@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         'HF_HUB_OFFLINE': '1',
         'NO_PROXY': ','.join(['127.0.0.1', 'localhost', os.environ.get('NO_PROXY', '')]),
     }
-    stay_local()  # gradio would fetch the address that a request gives in place of a file
-    # Ended by a signal, it cleans up as well. The last one is that of a closed terminal, which nohup ignores.
+    stay_local()  # otherwise gradio would fetch an address that a request gives in place of a file
+    # After these signals, too, temporary files are deleted. SIGHUP comes when the terminal closes; nohup ignores it.
     for name in ('SIGTERM', 'SIGHUP'):
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
             signal.signal(getattr(signal, name), signal.default_int_handler)
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise MissingPackageError(
                 f'the page needs {error.name}: pip install -r requirements-extras.txt'
             ) from error
-        from scripts.web_server import serve  # gradio and torch, for which --help need not wait
+        from scripts.web_server import serve  # it imports gradio and torch, which --help need not wait for
         from scripts.web_tabs import Tabs
 
         networks = load_networks(args)
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_port(port: int) -> None:
-    """Raises ``UserError`` where the page cannot be opened at a port."""
+    """Raise ``UserError`` if the page cannot use this port."""
     with socket.socket() as test:
         test.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

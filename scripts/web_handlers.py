@@ -1,4 +1,4 @@
-"""What the elements of the web page do."""
+"""The handlers of the web page: what happens when its elements are used."""
 
 import base64
 import math
@@ -20,12 +20,12 @@ from scripts.web_messages import Overheard, told
 from scripts.web_paint import bar, title_of
 from scripts.web_tabs import Tab, Tabs
 
-SUGGESTED = 5  # frames to look at
-PREVIEW_SECONDS = 0.1  # between two frames of the preview, so that a fast network does not flood the browser
+SUGGESTED = 5  # number of frames that are suggested to look at
+PREVIEW_SECONDS = 0.1  # time between two previews, so that a fast network does not flood the browser
 
 
 def tools(label: int, radius: int) -> dict:
-    """Brush and eraser for an object."""
+    """The editor's brush and eraser for an object."""
     colour = '#{:02x}{:02x}{:02x}'.format(*PALETTE[label].tolist())
     return {
         'brush': gr.Brush(colors=[colour], default_color=colour, color_mode='fixed', default_size=radius),
@@ -34,7 +34,7 @@ def tools(label: int, radius: int) -> dict:
 
 
 def picture(image: np.ndarray, caption: str) -> str:
-    """The image itself as HTML, without a file."""
+    """An image as HTML that contains its pixels, so that no file is needed."""
     coded = cv2.imencode('.jpg', image[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, 80))[1]
     data = base64.b64encode(coded.tobytes()).decode()
     return (
@@ -44,7 +44,7 @@ def picture(image: np.ndarray, caption: str) -> str:
 
 @dataclass(frozen=True)
 class Elements:
-    """The elements of the page that change."""
+    """The elements of the page that handlers change."""
 
     file: gr.File
     frame: gr.Slider
@@ -60,14 +60,14 @@ class Elements:
 
 
 class Handlers:
-    """What happens to the tab that a request comes from. Each returns what changes on the page, by element."""
+    """The handlers. Each acts on the browser tab that the request comes from, and returns element -> new value."""
 
     def __init__(self, tabs: Tabs, elements: Elements):
         self.tabs = tabs
         self.elements = elements
 
     def _masks_changed(self, tab: Tab, done: str = '') -> dict:
-        """What speaks of the masks of the clip."""
+        """Update the elements that depend on the masks of the clip."""
         sure = tab.session.sureness()
         choices = [(f'frame {frame} ({sure[frame]:.2f})', frame) for frame in least_sure(sure, SUGGESTED)]
         return {
@@ -78,7 +78,7 @@ class Handlers:
         }
 
     def _tool_changed(self, tab: Tab) -> dict:
-        """The object to paint and its brush."""
+        """Update the elements for the object to paint and its brush."""
         label, names = tab.label, tab.session.names
         return {
             self.elements.label: gr.update(
@@ -95,7 +95,7 @@ class Handlers:
         return changed | {self.elements.editor: editor, self.elements.preview: image}
 
     def load(self, upload: str, request: gr.Request) -> dict:
-        """Open an uploaded clip in place of the one that is there."""
+        """Open an uploaded clip in place of the present one."""
         with told():
             tab = self.tabs.open(request.session_hash, upload)
             return self._all_changed(tab) | {
@@ -107,7 +107,7 @@ class Handlers:
         return {self.elements.file: None}
 
     def import_masks(self, uploads: list[str], request: gr.Request) -> dict:
-        """Take masks along, for the frames that they are named after or the one that is shown."""
+        """Import masks, for the frames that they are named after or for the frame that is shown."""
         with told():
             with Overheard() as overheard:
                 frames = self.tabs.import_masks(request.session_hash, uploads)
@@ -132,7 +132,7 @@ class Handlers:
         return gr.skip()
 
     def jump(self, event: gr.EventData, request: gr.Request) -> int | dict:
-        """The frame at a place of the bar, which is from 0 on its left to 1 on its right."""
+        """Go to the frame at a click on the bar. Its position is from 0 on the left to 1 on the right."""
         with told():
             tab, at = self.tabs[request.session_hash], float(event.at)
             if math.isfinite(at):
@@ -140,7 +140,7 @@ class Handlers:
         return gr.skip()
 
     def show_again(self, request: gr.Request) -> dict:
-        """What was painted is gone: the frame as it is."""
+        """Show the frame with its present mask again, without what was painted since."""
         with told():
             tab = self.tabs[request.session_hash]
             return {self.elements.editor: tab.show(tab.frame)}
@@ -162,19 +162,19 @@ class Handlers:
         return self._changed_tool(request, Tab.next_object)
 
     def add_object(self, request: gr.Request) -> dict:
-        """One more object to paint."""
+        """Add an object, and paint it."""
         return self._changed_tool(request, lambda tab: tab.choose(tab.session.add_object()))
 
     def rename(self, name: str, request: gr.Request) -> dict:
-        """Call the object that is painted by another name."""
+        """Rename the object that is painted."""
         return self._changed_tool(request, lambda tab: tab.session.rename(tab.label, object_name(name)))
 
     def size(self, radius: float, request: gr.Request) -> dict:
-        """A larger or smaller brush."""
+        """Change the radius of the brush."""
         return self._changed_tool(request, lambda tab: setattr(tab, 'brush', int(radius)))
 
     def remove_object(self, request: gr.Request) -> dict:
-        """Take the object that is painted out of all masks."""
+        """Remove the object that is painted from all masks."""
         with told():
             tab = self.tabs[request.session_hash]
             with tab.alone():
@@ -184,7 +184,7 @@ class Handlers:
         return gr.skip()
 
     def undo(self, request: gr.Request) -> dict:
-        """Take the last change back."""
+        """Undo the last change."""
         with told():
             tab = self.tabs[request.session_hash]
             with tab.alone():
@@ -193,7 +193,7 @@ class Handlers:
         return gr.skip()
 
     def keep(self, drawn: dict | None, request: gr.Request) -> dict:
-        """What is painted is the mask of its frame."""
+        """Keep what is painted as the mask of the frame."""
         with told():
             tab = self.tabs[request.session_hash]
             with tab.alone():
@@ -202,7 +202,7 @@ class Handlers:
         return gr.skip()
 
     def forget(self, request: gr.Request) -> dict:
-        """Nothing is painted on this frame any more."""
+        """Delete the painted mask of this frame."""
         with told():
             tab = self.tabs[request.session_hash]
             with tab.alone():
@@ -211,21 +211,21 @@ class Handlers:
         return gr.skip()
 
     def forward(self, drawn: dict | None, to_painted: bool, request: gr.Request) -> Iterator[dict]:
-        """Propagate to the frames after."""
+        """Propagate forwards."""
         yield from self._propagate('forward', drawn, to_painted, request)
 
     def backward(self, drawn: dict | None, to_painted: bool, request: gr.Request) -> Iterator[dict]:
-        """Propagate to the frames before."""
+        """Propagate backwards."""
         yield from self._propagate('backward', drawn, to_painted, request)
 
     def both(self, drawn: dict | None, to_painted: bool, request: gr.Request) -> Iterator[dict]:
-        """Propagate to both sides."""
+        """Propagate both ways."""
         yield from self._propagate('both', drawn, to_painted, request)
 
     def _propagate(
         self, direction: Direction, drawn: dict | None, to_painted: bool, request: gr.Request
     ) -> Iterator[dict]:
-        """From this frame on, with previews on the way."""
+        """Propagate from the present frame on, with previews."""
         with told():
             tab = self.tabs[request.session_hash]
             with tab.alone():
@@ -238,7 +238,7 @@ class Handlers:
                     if time.monotonic() < due:
                         continue
                     if reached.labels is None:
-                        yield {self.elements.status: f'Looking at other frames again: {reached.frame}'}
+                        yield {self.elements.status: f'Going through other frames for the memory: {reached.frame}'}
                         continue
                     image = tab.session.overlay(reached.frame, reached.labels)
                     caption = f'frame {reached.frame} of {len(tab.session) - 1}, confidence {reached.confidence:.2f}'
@@ -257,12 +257,12 @@ class Handlers:
         yield gr.skip()
 
     def stop(self, request: gr.Request) -> None:
-        """End the propagation."""
+        """Stop the propagation after the current frame."""
         with told():
             self.tabs[request.session_hash].stop.set()
 
     def _written(self, request: gr.Request, ending: str, write: Callable[[Session, Path], object]) -> str | dict:
-        """The file of the tab's results that ``write`` makes."""
+        """Write a file of the tab's results with ``write``, and return its path."""
         with told():
             tab = self.tabs[request.session_hash]
             path = tab.session.folder / f'{tab.name}_{ending}'
@@ -271,13 +271,13 @@ class Handlers:
         return gr.skip()
 
     def masks(self, request: gr.Request) -> str | dict:
-        """A zip of the masks."""
+        """Write a zip of the masks."""
         return self._written(request, 'masks.zip', write_masks)
 
     def video(self, request: gr.Request) -> str | dict:
-        """A video with the masks on top."""
+        """Write a video with the masks drawn on it."""
         return self._written(request, 'overlay.mp4', Session.write_overlay)
 
     def leave(self, request: gr.Request) -> None:
-        """The tab is closed."""
+        """Delete the clip of a tab that was closed."""
         self.tabs.drop(request.session_hash)

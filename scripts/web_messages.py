@@ -1,4 +1,4 @@
-"""What the web page tells its user: errors that can be mended, and what is logged about his files."""
+"""Messages of the web page: errors that the user can fix, and log lines about the user's files."""
 
 import html
 import logging
@@ -16,17 +16,21 @@ SHOWN = 8  # lines at a time
 
 @contextmanager
 def told() -> Iterator[None]:
-    """What the user can mend becomes a message on the page; what follows the block then changes nothing."""
+    """Show errors that the user can fix as messages on the page. The code after the block then runs as usual."""
     try:
         yield
     except TooLittleMemoryError as error:
-        gr.Warning(f'{error}. The masks up to here are kept. These are flags of scripts/web.py; so is --device cpu.')
+        gr.Warning(
+            f'{error}. The masks up to here are kept. The options are flags of scripts/web.py, and so is --device cpu.'
+        )
     except (UserError, OSError) as error:
-        gr.Warning(html.escape(str(error).splitlines()[0]))  # there may be names of the user's files in it
+        gr.Warning(
+            html.escape(str(error).splitlines()[0])
+        )  # it may have names of the user's files, which must not become HTML
 
 
 class Overheard(logging.Handler):
-    """Collects what is logged about masks in this thread: which colour is which object, what was left out, resized."""
+    """Collects the log lines about imported masks in this thread, for example which files were left out."""
 
     def __init__(self):
         super().__init__(logging.INFO)
@@ -45,7 +49,7 @@ class Overheard(logging.Handler):
         logging.getLogger().removeHandler(self)
 
     def tell(self) -> None:
-        """Show it on the page."""
+        """Show the collected lines on the page."""
         for line in self.lines[:SHOWN]:
             gr.Info(html.escape(line))
         if len(self.lines) > SHOWN:

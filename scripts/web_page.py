@@ -1,4 +1,4 @@
-"""What the web page shows, and which of its handlers each element calls."""
+"""The elements of the web page, and the handlers that they call."""
 
 import gradio as gr
 
@@ -7,19 +7,19 @@ from scripts.web_handlers import Elements, Handlers, tools
 from scripts.web_paint import BAR_LEGEND
 from scripts.web_tabs import Tabs
 
-HELP = """**1.** Upload a clip. **2.** Go to a frame where the objects are seen well; paint them, or import masks.
-**3.** Propagate. **4.** Go to a frame where the mask is wrong, correct it and propagate both ways, up to the next
-painted frames: both sides follow. A painting that is neither kept nor propagated is gone when you
-go to another frame. What you paint is complete: an object that you leave out is not there. The masks (zip) are your
-work: import them into another tab, after the clip, and go on."""
+HELP = """**1.** Upload a clip. **2.** Go to a frame that shows the objects well; paint them, or import masks.
+**3.** Propagate. **4.** Go to a frame where the mask is wrong, correct it, and propagate both ways, up to the next
+painted frames. A painting is lost when you go to another frame without keeping or propagating it. A painted mask is
+complete: an object that you do not paint is absent on this frame. To save your work, download the masks (zip). To
+continue later, upload the clip again and import this zip."""
 
 KEYS = """| key | does | key | does |
 |---|---|---|---|
 | ← → | previous, next frame | b | propagate both ways |
 | Home, End | first, last frame | Shift ← → | propagate backwards, forwards |
-| [ ] | smaller, larger brush | u | up to the next painted frame, or not |
+| [ ] | smaller, larger brush | u | stop at the next painted frame: on, off |
 | d, e | brush, eraser | s | stop |
-| n | next object | z, Ctrl Z | undo: the last stroke, else the last change |
+| n | next object | z, Ctrl Z | undo the last stroke or, without one, the last change |
 | a | add an object | k, f | keep this mask, forget it |
 | m | masks (zip) | | |"""
 
@@ -41,7 +41,7 @@ element.addEventListener('click', event => {
 
 
 def build(tabs: Tabs) -> gr.Blocks:
-    """The page."""
+    """Build the page."""
     with gr.Blocks(title='STCN', analytics_enabled=False, delete_cache=(60, 600), fill_width=True) as page:
         gr.Markdown(f'# Video object segmentation\n{HELP}')
         with gr.Row():
@@ -64,7 +64,7 @@ def button(name: str, text: str, **options) -> gr.Button:
 
 
 def painting() -> tuple[dict[str, gr.Component], dict[str, gr.Component]]:
-    """The frame, the editor on it, and the buttons around: fields of ``Elements``, and what is pressed, by name."""
+    """Make the part for painting. Returns fields of ``Elements`` and the buttons, each by name."""
     frame = gr.Slider(0, 1, 0, step=1, label='Frame', interactive=False, elem_id='frame')
     bar = gr.HTML(js_on_load=CLICK, elem_id='bar')
     with gr.Row():
@@ -87,7 +87,7 @@ def painting() -> tuple[dict[str, gr.Component], dict[str, gr.Component]]:
         layers=False,
         buttons=[],
         height=440,
-        canvas_size=(1, 1),  # of the empty editor; a layer would be centred in a larger one until the first stroke
+        canvas_size=(1, 1),  # in a larger one, a layer would be in the centre until the first stroke
         elem_id='editor',
         **tools(1, 12),
     )
@@ -108,7 +108,10 @@ def painting() -> tuple[dict[str, gr.Component], dict[str, gr.Component]]:
 
 
 def clip_and_results(limits: str) -> tuple[dict[str, gr.Component], dict[str, gr.Component]]:
-    """What goes in and comes out, as of ``painting``. ``limits``: of an upload, in words."""
+    """Make the part for uploads and results. Returns the same as ``painting``.
+
+    ``limits`` says in words how long and large an upload may be.
+    """
     changing = {
         'file': gr.File(
             label=f'Clip: a video or a zip of images, up to {limits}',
@@ -118,7 +121,7 @@ def clip_and_results(limits: str) -> tuple[dict[str, gr.Component], dict[str, gr
         ),
         'status': gr.Markdown('No clip yet.', elem_id='status'),
         'preview': gr.HTML(elem_id='preview'),
-        'doubtful': gr.Radio([], label='Least sure: look at these next', elem_id='doubtful'),
+        'doubtful': gr.Radio([], label='Least sure frames: look at these next', elem_id='doubtful'),
     }
     with gr.Row():
         buttons = {
@@ -138,9 +141,9 @@ def clip_and_results(limits: str) -> tuple[dict[str, gr.Component], dict[str, gr
 
 
 def connect(on: Elements, buttons: dict[str, gr.Component], do: Handlers) -> None:
-    """Which handler each element calls, with whose values, and what it may change."""
+    """Connect each element with its handler, the elements whose values it gets, and those that it may change."""
     quiet = {'show_progress': 'hidden', 'api_visibility': 'private'}
-    in_turn = quiet | {'trigger_mode': 'multiple'}  # keys may come faster than they are answered
+    in_turn = quiet | {'trigger_mode': 'multiple'}  # key presses may come faster than the handler returns
     masks = [on.status, on.bar, on.doubtful, on.files]
     tool = [on.label, on.name, on.editor]
     everything = [*masks, *tool, on.frame, on.preview]

@@ -1,4 +1,4 @@
-"""Between labels and what the page shows of them: the layer that is painted on, colours, the bar of frames."""
+"""Converts labels to what the page shows and back: the painted layer, colours, and the bar of frames."""
 
 import itertools
 from collections.abc import Iterable
@@ -9,37 +9,38 @@ import numpy as np
 from dataset.io import PALETTE
 from inference.session import Session
 
-# Corners of the RGB cube: no mixture of two of these colours, as an anti-aliased brush leaves, is near a third.
+# An anti-aliased brush mixes colours. No mixture of two of these corners of the RGB cube is near a third one.
 COLOURS = ('red', 'green', 'olive', 'blue', 'purple', 'teal', 'grey')
-TOLERANCE = 8  # of a colour, in each channel
-SHOWN_ALPHA = 128  # masks that are there already let the frame shine through; new strokes are opaque
-COLUMNS = 600  # of the bar, at most
-UNSURE = 0.75  # confidence in the least sure object, below which the bar calls a frame unsure
+TOLERANCE = 8  # largest difference from a colour in each channel, of 255
+SHOWN_ALPHA = 128  # opacity of the present mask, of 255; new strokes are opaque
+COLUMNS = 600  # largest number of columns of the bar
+UNSURE = 0.75  # a frame whose least sure object has a lower confidence than this is shown as unsure
 
 BAR_LEGEND = {'painted': '#2563eb', 'unsure': '#f59e0b', 'propagated': '#16a34a', 'none': '#9ca3af55'}
 
 
 def title_of(label: int, name: str) -> str:
-    """What the page calls an object."""
+    """The title of an object on the page: its label, and its name or its colour."""
     return f'{label} {name or (COLOURS[label - 1] if label <= len(COLOURS) else "object")}'
 
 
 def layer_of(labels: np.ndarray) -> np.ndarray:
-    """``[H, W]`` labels -> uint8 ``[H, W, 4]``: objects in their colours, half transparent; nothing elsewhere."""
+    """``[H, W]`` labels -> RGBA layer, uint8 ``[H, W, 4]``: objects half transparent in their colours."""
     return np.dstack([PALETTE[labels], SHOWN_ALPHA * (labels > 0).astype(np.uint8)])
 
 
 def labels_of(layer: np.ndarray, shown: np.ndarray, brushes: Iterable[int]) -> np.ndarray:
-    """What was painted, uint8 ``[H, W, 4]`` -> uint8 ``[H, W]`` labels.
+    """Convert a painted layer, uint8 ``[H, W, 4]``, to labels, uint8 ``[H, W]``.
 
-    Less than half of ``SHOWN_ALPHA`` is background, a brush's colour is its object, and where a pixel has the colour
-    that it had in the layer of ``shown``, it is what it was. Other colours are mixtures, where a brush or the eraser
-    smoothed an outline: they become what the nearest pixel that is none is. So there are no objects but those that
-    were shown or painted.
+    A pixel with less than half of the opacity ``SHOWN_ALPHA`` is background. A pixel in the colour of a brush belongs
+    to its object. A pixel that still has the colour of its label in ``shown`` keeps this label. Other colours are
+    mixtures at an outline that a brush or the eraser smoothed; they get the label of the nearest pixel that is no
+    mixture. So every label in the result was shown or painted.
 
     Args:
-        shown: uint8 ``[H, W]``, the labels from which :func:`layer_of` made the layer that was painted on.
-        brushes: the labels that were painted with.
+        layer: the painted layer.
+        shown: uint8 ``[H, W]``, the labels from which :func:`layer_of` made the layer before it was painted on.
+        brushes: the labels of the brushes that were used.
     """
     empty = layer[..., 3] < SHOWN_ALPHA // 2
     labels = np.where(_is_colour(layer, PALETTE[shown]) & ~empty, shown, 0)
@@ -63,7 +64,10 @@ def _is_colour(layer: np.ndarray, colours: np.ndarray) -> np.ndarray:
 
 
 def bar(session: Session, frame: int) -> str:
-    """HTML: from left to right all frames of a clip, in the colours of what their masks are; ``frame`` is marked."""
+    """The bar as HTML: all frames of a clip from left to right, coloured by the state of their masks.
+
+    ``frame`` is marked.
+    """
     masked, sure = session.masked(), session.sureness()
     known = {t: 'unsure' if sure.get(t, 1) < UNSURE else 'propagated' for t in masked} | dict.fromkeys(
         session.painted, 'painted'

@@ -17,12 +17,15 @@ log = logging.getLogger(__name__)
 
 KEYS = Path(__file__).with_name('web_page.js')
 HOSTS = ('127.0.0.1', 'localhost')
-UNUSED = ('/process_recording', '/dev/reload')  # of what gradio serves; the first one starts FFmpeg
+UNUSED = ('/process_recording', '/dev/reload')  # gradio's paths that the page does not need; the first starts FFmpeg
 
 
 class LocalOnly:
-    """ASGI middleware: refuses what other web pages have a browser ask of this server, to fetch from others, and what
-    the page does not need."""
+    """ASGI middleware that refuses unwanted requests.
+
+    These are requests from other web pages, requests to fetch something from another server, and paths that the page
+    does not need.
+    """
 
     def __init__(self, app):
         self.app = app

@@ -1,4 +1,4 @@
-"""The clips of the web page's tabs: what was painted on them, and where their files are."""
+"""The clips that are open in the browser tabs of the web page."""
 
 import shutil
 import tempfile
@@ -21,23 +21,23 @@ from util.files import atomic_path
 
 
 class Tab:
-    """The clip of one browser tab: its session, the frame that is being painted, and the mask it was painted on."""
+    """The clip of one browser tab: its session, the frame that is being painted, and the state of the editor."""
 
     def __init__(self, session: Session, name: str):
         self.session = session
         self.name = name
         self.frame = 0
-        self.shown = session.labels(0)  # the mask that the editor began with
-        self.brush = max(2, min(session.shape) // 40)  # its radius
+        self.shown = session.labels(0)  # the mask of the frame when the editor got it
+        self.brush = max(2, min(session.shape) // 40)  # radius of the brush in pixels
         self._label = 1
-        self.brushes = {1}  # the objects that were painted with since then
+        self.brushes = {1}  # the labels of the brushes that were chosen since then
         self.stop = threading.Event()
-        self.busy = threading.Lock()  # while frames are propagated
+        self.busy = threading.Lock()  # held while frames are propagated or masks changed
         self.closed = False
 
     @property
     def label(self) -> int:
-        """The object that is painted. There is always one."""
+        """The label of the object that is painted. There is always one."""
         if not self.session.names:
             self.session.names[1] = ''
         if self._label not in self.session.names:
@@ -50,14 +50,15 @@ class Tab:
         self.brushes.add(label)
 
     def next_object(self) -> None:
-        """Paint the object with the next label; after the last one the first."""
+        """Paint the object with the next label; after the last one comes the first."""
         labels = sorted(self.session.names)
         self.choose(next((label for label in labels if label > self.label), labels[0]))
 
     def show(self, frame: int) -> dict:
-        """A frame for the editor, its present mask as the layer to paint on.
+        """Give the editor a frame, with its present mask as the layer to paint on.
 
-        As files, which gradio copies: images it would write, again where they are equal, while the browser reads them.
+        They are passed as files, which gradio copies. An image gradio would write itself, perhaps again while the
+        browser reads the file of an equal one.
         """
         self.frame, self.shown, self.brushes = frame, self.session.labels(frame), {self.label}
         files = {}
@@ -68,10 +69,11 @@ class Tab:
         return {'background': files['frame'], 'layers': [files['layer']], 'composite': None}
 
     def keep(self, editor: dict | None, *, always: bool = False) -> bool:
-        """Make what the editor holds the mask of its frame, if that is a change (or ``always``).
+        """Keep the mask in the editor as the painted mask of the frame, if it has changed (or ``always``).
 
         Args:
-            editor: ``None`` where nothing was painted since the frame was shown.
+            editor: the content of the editor; ``None`` if nothing was painted since the frame was shown.
+            always: also keep an unchanged mask.
 
         Returns:
             Whether the mask was kept.
@@ -84,7 +86,9 @@ class Tab:
             background = editor['background']
             image = self.session.read_image(self.frame)
             if background is None or not editor['layers'] or not np.array_equal(background[..., :3], image):
-                raise DataError(f'The editor does not show frame {self.frame} yet. Try again, or choose it anew.')
+                raise DataError(
+                    f'The editor does not show frame {self.frame} yet. Try again, or choose the frame again.'
+                )
             labels = labels_of(editor['layers'][0], self.shown, self.brushes)
         if not always and np.array_equal(labels, self.shown):
             return False
@@ -94,18 +98,18 @@ class Tab:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Nothing is propagated meanwhile.
+        """Keep the clip from being propagated or changed by others while the block runs.
 
         Raises:
-            DataError: it is being propagated.
+            DataError: the clip is being propagated.
         """
         if not self.busy.acquire(blocking=False):
-            raise DataError('The clip is being propagated. Stop that first, or wait.')
+            raise DataError('The clip is being propagated. Stop the propagation first, or wait.')
         try:
             yield
         finally:
             self.busy.release()
-            if self.closed:  # and what was written since then made the folder anew
+            if self.closed:  # the block may have written files after the folder was deleted
                 self.session.close()
 
     def status(self) -> str:
@@ -113,23 +117,29 @@ class Tab:
         masks = len(session.masked())
         painted = some(sorted(session.painted)) or 'none'
         height, width = session.shape
-        name = self.name.replace('`', '')  # as code: it is the user's, and would otherwise be Markdown
+        name = self.name.replace('`', '')  # shown as code, since the user's name could contain Markdown
         return (
             f'`{name}`: {len(session)} frames, {width} x {height}. Painted frames: {painted}. '
             f'Frames with a mask: {masks}.'
         )
 
     def close(self) -> None:
-        """Stop, and delete all files."""
+        """Stop a propagation, and delete all files."""
         self.closed = True
         self.stop.set()
-        # It ends with the frame that it is at. Not so where its browser is gone; then nothing goes on.
+        # A propagation ends after its current frame. If its browser is gone it does not run on, and never lets go.
         self.busy.acquire(timeout=5)
         self.session.close()
 
 
 class Tabs:
-    """The clips of all browser tabs, each in a folder of its own. Networks and ``config``: as of a ``Session``."""
+    """The clips of all browser tabs, each in its own folder.
+
+    Args:
+        networks, config, object_chunk: see :class:`inference.session.Session`.
+        folder: where the folders of the clips are made.
+        max_seconds, max_bytes: limits of an upload; see :func:`inference.clip.import_clip`.
+    """
 
     def __init__(
         self,
@@ -151,10 +161,10 @@ class Tabs:
         self.opening: dict[str, Path] = {}  # the folder of the clip that a tab is waiting for
 
     def open(self, key: str, upload: str | Path) -> Tab:
-        """Replace the clip of a tab by an uploaded file, which is moved. After a ``DataError`` the old one stays.
+        """Replace the clip of a tab by an uploaded file, which is moved. After a ``DataError`` the old clip stays.
 
         Raises:
-            DataError: the file is unusable, or the tab was closed meanwhile, or given another one.
+            DataError: the file cannot be used, or meanwhile the tab was closed or got another file.
         """
         self.folder.mkdir(exist_ok=True)
         folder = self.opening[key] = Path(tempfile.mkdtemp(dir=self.folder))
@@ -165,7 +175,9 @@ class Tabs:
             session = Session(self.networks, clip, folder, self.config, object_chunk=self.object_chunk)
             tab = Tab(session, upload.stem)
             if self.opening.get(key) != folder:
-                raise DataError(f'{upload.name}: the page was closed, or another clip chosen, before it was there.')
+                raise DataError(
+                    f'{upload.name}: the page was closed, or another clip was chosen, before this one was ready.'
+                )
         except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
             if isinstance(error, LimitError):
@@ -178,13 +190,13 @@ class Tabs:
         return tab
 
     def import_masks(self, key: str, uploads: Sequence[str | Path]) -> list[int]:
-        """Give a tab masks that were made elsewhere; the frames that they are for. Raises ``DataError``."""
+        """Import masks into a tab. Returns their frames; raises ``DataError`` if the files cannot be used."""
         tab = self[key]
         with tab.alone():
             return import_masks(tab.session, [Path(path) for path in uploads], tab.frame, max_bytes=self.max_bytes)
 
     def __getitem__(self, key: str) -> Tab:
-        """Raises ``DataError`` where no clip is open."""
+        """The tab with this key. Raises ``DataError`` if it has no clip."""
         if key not in self.tabs:
             raise DataError('Upload a clip first.')
         return self.tabs[key]

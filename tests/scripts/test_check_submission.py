@@ -65,7 +65,7 @@ def test_nothing_is_wrong(good, capsys):
     shutil.copy(next(folder.rglob('*.png')), folder / 'probabilities' / 'dog' / '00000.png')
     assert script.main([str(folder), '--dataset', dataset, '--root', str(root)]) == 0
     count = sum(frame.wanted for video in videos for frame in video.frames)
-    assert capsys.readouterr().out == f'nothing is wrong with {count} masks of 2 videos\n'
+    assert capsys.readouterr().out == f'no problems found in {count} masks of 2 videos\n'
     (folder / 'settings.json').unlink()
     shutil.rmtree(folder / 'probabilities')
     assert check_submission(pack(folder), videos) == []

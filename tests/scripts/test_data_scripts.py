@@ -642,7 +642,7 @@ def palette_of(path: Path) -> list[int]:
 
 def test_convert_youtube(youtube_root, capsys):
     assert run(convert, 'youtube', '--root', youtube_root, '--num_workers', 2) == 0
-    assert '9 images converted, 0 were there, 0 problems' in capsys.readouterr().out
+    assert '9 images converted, 0 existed already, 0 problems' in capsys.readouterr().out
     source, small = youtube_root / 'train', youtube_root / 'train_480p'
     assert tree(small).keys() == tree(source).keys()
     for name, size in (('wide', (853, 480)), ('tall', (480, 854)), ('small', (400, 300))):
@@ -676,7 +676,7 @@ def test_convert_reports_and_goes_on(youtube_root, capsys, caplog):
     shutil.rmtree(train / 'Annotations/tall')
     (train / 'JPEGImages/small/00010.jpg').unlink()
     assert run(convert, 'youtube', '--root', youtube_root, '--num_workers', 1) == 1
-    assert '1 images converted, 0 were there, 4 problems' in capsys.readouterr().out
+    assert '1 images converted, 0 existed already, 4 problems' in capsys.readouterr().out
     for words in (
         'wide/00000.jpg: expected an image',
         'wide/00005.png: expected a mask',
@@ -705,7 +705,7 @@ def test_convert_continues(youtube_root, capsys):
         read_image(path)
     assert run(convert, 'youtube', '--root', youtube_root, '--num_workers', 1) == 0
     interrupted = tree(small)
-    assert f'{9 - len(there)} images converted, {len(there)} were there' in capsys.readouterr().out
+    assert f'{9 - len(there)} images converted, {len(there)} existed already' in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in there} == there
 
     shutil.rmtree(small)
@@ -743,9 +743,9 @@ def test_convert_static(tmp_path, capsys, caplog):
     picture((40, 30)).save(tmp_path / 'BIG/4_im.jpg')
     picture((40, 30)).save(tmp_path / 'BIG/val/1_im.jpg')
     assert run(convert, 'static', '--root', tmp_path, '--num_workers', 1) == 1
-    assert '0 images converted, 3 were there, 2 problems' in capsys.readouterr().out
+    assert '0 images converted, 3 existed already, 2 problems' in capsys.readouterr().out
     assert 'BIG/4_im.jpg: found no mask for it' in caplog.text
-    assert 'BIG/val/1_im.jpg: has the name of' in caplog.text
+    assert 'BIG/val/1_im.jpg: left out, because' in caplog.text
 
 
 def test_convert_stills(tmp_path, capsys):
@@ -762,7 +762,7 @@ def test_convert_stills(tmp_path, capsys):
     mask = read_mask(base / 'Annotations' / '480p' / 'bear' / '00004.png')
     assert np.array_equal(np.array(Image.open(output / 'bear_00004_4.png')), np.where(mask == 4, 255, 0))
     assert run(convert, *flags) == 0
-    assert '4 images converted, 4 were there, 0 problems' in capsys.readouterr().out
+    assert '4 images converted, 4 existed already, 0 problems' in capsys.readouterr().out
     with pytest.raises(DataError, match='none named cat'):
         run(convert, *flags, '--hold_aside', 'cat')
 

@@ -134,8 +134,8 @@ def test_directions(run, folder_root, caplog):
     """In "dog" frames 9 and 11 of 8 to 12 have masks, in "cat" the first frame has one."""
     caplog.set_level('INFO')
     found = {direction: run(folder_root, direction, '--direction', direction) for direction in DIRECTIONS}
-    assert '1 frames lie before the first mask of their video' in caplog.text
-    assert '5 frames lie after the last mask of their video' in caplog.text
+    assert '1 frames before the first mask of their video stay empty' in caplog.text
+    assert '5 frames after the last mask of their video stay empty' in caplog.text
     forward, backward, both = found.values()
     names = [f'cat/{number}.png' for number in range(5)] + [f'dog/frame{number}.png' for number in range(8, 13)]
     assert {*forward} == {*names} - {'dog/frame8.png'}

@@ -69,7 +69,7 @@ def test_rows_that_a_server_scores(tables, tmp_path):
         assert float(rows[name][3]) > 0
         archive = tmp_path / 'out' / f'table3-row{index}.zip'
         assert archive.is_file()
-        assert rows[name][4].startswith(f'to be handed in: {archive}; `python eval_youtube.py')
+        assert rows[name][4].startswith(f'to be submitted: {archive}; `python eval_youtube.py')
     assert 'stcn_wide.pth' in rows['Ours, MS, ensemble'][4]
     assert 'stcn_wide_aspp.pth' in rows['Ours, MS, ensemble'][4]
 
