@@ -1,7 +1,7 @@
-"""What the benchmark compares with: the straightforward formulation of the network, the memory and its read.
+"""The baseline of the benchmarks: the straightforward formulation of the network, the memory and its read.
 
-Nothing is shared by the objects but the key, no batch norm is folded, the memory is concatenated frame by frame, and
-the read multiplies a whole affinity matrix, zero but for the top k, with all values. The results are the paper's.
+Objects share only the key, no batch norm is folded, and the memory is concatenated frame by frame. The read multiplies
+a whole affinity matrix, which is zero except for the top k, with all values. It computes the same function as ours.
 """
 
 import logging
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class StraightforwardSTCN(STCN):
-    """Every object goes through the value encoder and the decoder with features of its own."""
+    """An STCN in which every object goes through the value encoder and the decoder with its own features."""
 
     def encode_memory(
         self,
@@ -48,12 +48,12 @@ class StraightforwardSTCN(STCN):
 
     @staticmethod
     def _of_every_object(features: Tensor, objects: Tensor) -> Tensor:
-        """``features [B, C, h, w], objects [B, K, ...] -> [B*K, C, h, w]``."""
+        """Repeat features for every object: ``features [B, C, h, w], objects [B, K, ...] -> [B*K, C, h, w]``."""
         return features.repeat_interleave(objects.shape[1], dim=0)
 
 
 def comparable(network: Network) -> bool:
-    """Whether this module has the network's formulation; says so where it has not."""
+    """Whether this module has a straightforward formulation of the network. Logs a warning if not."""
     if isinstance(network, STCN) and network.similarity == 'l2' and not network.config.single_object:
         return True
     log.warning(
@@ -63,34 +63,34 @@ def comparable(network: Network) -> bool:
 
 
 def straightforward(network: STCN) -> StraightforwardSTCN:
-    """The same network in this formulation, with weights of its own."""
+    """The same network in the straightforward formulation, with a copy of its weights."""
     other = StraightforwardSTCN(network.config).train(network.training)
     other.load_state_dict(network.state_dict())
     return other.to(next(network.parameters()).device)
 
 
 class ConcatenatedMemory:
-    """In place of a core's ``MemoryBank``: objects that are there from the first frame on, permanent memory frames."""
+    """Replaces a core's ``MemoryBank``. All objects join at the first frame, and all memory frames are permanent."""
 
     def __init__(self, *, top_k: int | None):
         self.top_k = top_k
-        self.keys: Tensor | None = None  # [N, Ck]: positions are rows, the fastest arrangement of the read
+        self.keys: Tensor | None = None  # [N, Ck]: positions are rows, which is fastest for this read
         self.values: Tensor | None = None  # [N, K, Cv]
 
     def add(self, key: Tensor, value: Tensor, *, permanent: bool = True, protected: bool = False) -> None:
-        """``key [1, Ck, h, w], value [K, Cv, h, w]``."""
+        """Memorise a frame, ``key [1, Ck, h, w], value [K, Cv, h, w]``."""
         key, value = key[0].flatten(1).T, value.flatten(2).permute(2, 0, 1)
         self.keys = key.contiguous() if self.keys is None else torch.cat([self.keys, key])
         self.values = value.contiguous() if self.values is None else torch.cat([self.values, value])
 
     def read(self, query_key: Tensor) -> Tensor:
-        """``query_key [Ck, h, w] -> [K, Cv, h, w]``."""
+        """Read the memory, ``query_key [Ck, h, w] -> [K, Cv, h, w]``."""
         readout = dense_read(self.keys, self.values.flatten(1), query_key.flatten(1).T, top_k=self.top_k)
         return readout.T.reshape(*self.values.shape[1:], *query_key.shape[1:])
 
 
 def dense_read(keys: Tensor, values: Tensor, query_key: Tensor, *, top_k: int | None) -> Tensor:
-    """``keys [N, Ck], values [N, K * Cv], query_key [Q, Ck] -> [Q, K * Cv]``; ``top_k=None``: all positions."""
+    """Read densely: ``keys [N, Ck], values [N, K * Cv], query_key [Q, Ck] -> [Q, K * Cv]``; ``top_k=None``: all."""
     similarity = (2 * query_key @ keys.T - keys.square().sum(dim=1)) / query_key.shape[1] ** 0.5
     best, indices = similarity.topk(min(top_k or len(keys), len(keys)), dim=1)
     affinity = torch.zeros_like(similarity).scatter_(1, indices, best.softmax(dim=1))

@@ -1,17 +1,17 @@
-"""What the confidence of a core is worth, on videos with ground truth.
+"""Measure how well the confidence of a core predicts its errors, on videos with ground truth.
 
     python scripts/benchmarks/confidence.py --images ../DAVIS/2017/trainval/JPEGImages/480p \\
         --annotations ../DAVIS/2017/trainval/Annotations/480p --video kite-surf parkour
     python scripts/benchmarks/confidence.py ... --corrections 5
 
-Each video is segmented from the first mask of every object. A line a video says how well the confidence finds the
-object-frames with J below 0.5 (area under the ROC curve, 0.5 is chance) and how it orders all of them by J (rank
-correlation).
+Each video is segmented from the first mask of every object. An object-frame is an object in a frame. For each video,
+a line says how well the confidence finds the object-frames with J below 0.5 (area under the ROC curve; 0.5 is chance)
+and how well it orders all object-frames by J (rank correlation).
 
-With --corrections N somebody corrects a frame, the frames after it follow, and so on, until the mean of J over all
-frames is --target; a corrected frame has J of 1. The number of corrections is counted three times: the frame is the
-one to look at first; the frames are at even distances, in the order of the video; the frame is the one with the
-lowest J, which only the ground truth knows.
+With --corrections N, a user is simulated who corrects a frame, after which the later frames are segmented again,
+until the mean of J over all frames is --target. A corrected frame has a J of 1. The corrections are counted for three
+ways to choose the frames: the frame that the report suggests first; frames at even distances; and the frame with the
+lowest J, for which the ground truth has to be known.
 """
 
 import argparse
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from inference import InferenceConfig
     from model import Network
 
-FAILED = 0.5  # J below which an object-frame is one to find
+FAILED = 0.5  # an object-frame with a lower J is an error to find
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,18 +71,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add('--images', required=True, type=Path, help='folder with a folder of frames for each video')
     add('--annotations', required=True, type=Path, help='folder with a folder of ground-truth masks for each video')
-    add('--video', nargs='+', metavar='NAME', help='folders in there (default: all of --annotations)')
-    add('--corrections', type=not_negative, default=0, metavar='N', help='at most, for each video (default: 0)')
-    add('--target', type=float, default=0.9, help='mean J at which nothing is left to correct (default: 0.9)')
+    add('--video', nargs='+', metavar='NAME', help='names of the videos (default: all in --annotations)')
+    add('--corrections', type=not_negative, default=0, metavar='N', help='most corrections of a video (default: 0)')
+    add('--target', type=float, default=0.9, help='mean J at which the corrections end (default: 0.9)')
     add_inference_flags(parser, model=None, size=[480])
     return parse_flags(parser, argv=argv)
 
 
 class Simulation:
-    """A video, its ground truth, and somebody who corrects frames.
+    """Segments a video and simulates a user who corrects frames with the ground truth.
 
     Attributes:
-        J, confidence: frame -> label -> value, of the frames with ground truth after an object's first.
+        J, confidence: frame -> label -> value, for the frames with ground truth after the object's first one.
     """
 
     def __init__(self, networks: Sequence['Network'], config: 'InferenceConfig', video: 'HeldAside'):
@@ -92,7 +92,7 @@ class Simulation:
         self.confidence: dict[int, dict[int, float]] = {}
 
     def segment(self, start: int = 0) -> None:
-        """Segment the frames from ``start`` on; of those before, what was found stays."""
+        """Segment and score the frames from ``start`` on; earlier frames keep their scores."""
         import torch
 
         from inference import Ensemble
@@ -110,7 +110,7 @@ class Simulation:
             self._score(t, core.to_labels(prob).cpu().numpy(), core.confidence(prob))
 
     def _given(self, t: int, known: list[int]) -> tuple:
-        """Mask and objects of a frame that is given or corrected, for ``step``."""
+        """The mask and the objects of an annotated or corrected frame, for ``step``; otherwise ``None``."""
         import torch
 
         frame = self.video.frames[t]
@@ -131,7 +131,7 @@ class Simulation:
         if self.video.void:
             clear_void(truth, labels)
         old = [label for label in confidence if label not in (frame.objects or ())]
-        corrected = t in self.corrected_frames  # what is written then is the correction, whatever the working size
+        corrected = t in self.corrected_frames  # its result would be the correction itself, at full size
         self.J[t] = {label: 1.0 if corrected else region_similarity(truth == label, labels == label) for label in old}
         self.confidence[t] = {label: confidence[label] for label in old}
 
@@ -140,11 +140,11 @@ class Simulation:
         return [(self.confidence[t][label], J) for t, values in self.J.items() for label, J in values.items()]
 
     def mean_J(self) -> float:
-        """Over all objects' frames; 1 where they were corrected."""
+        """The mean J over all object-frames; corrected ones count 1."""
         return float(np.mean([J for values in self.J.values() for J in values.values()]))
 
     def corrected(self, way: str, limit: int, target: float) -> list[float]:
-        """The mean J without corrections, with one, with two ..., until it is ``target`` or there are ``limit``."""
+        """The mean J with 0, 1, 2 ... corrections, until it reaches ``target`` or there are ``limit`` corrections."""
         before = dict(self.J), dict(self.confidence)
         curve = [self.mean_J()]
         while curve[-1] < target and len(curve) <= limit:
@@ -169,7 +169,7 @@ def by_confidence(simulation: Simulation, count: int) -> set[int]:
 
 def at_even_distances(simulation: Simulation, count: int) -> set[int]:
     frames = [t for t, values in simulation.J.items() if values]
-    # The frame before the first of them is given; the time after the last one is as long as between two.
+    # The frame before the first one is annotated. The time after the last correction is as long as between two.
     return {frames[place - 1] for place in np.linspace(0, len(frames) + 1, count + 2).round().astype(int)[1:-1]}
 
 
@@ -179,11 +179,11 @@ def by_ground_truth(simulation: Simulation, count: int) -> set[int]:
 
 
 WAYS = {'suggested': by_confidence, 'even': at_even_distances, 'lowest': by_ground_truth}
-"""How the frames to correct are chosen: ``(simulation, how many in all) -> frames``."""
+"""The ways to choose the frames to correct: ``(simulation, number of corrections in all) -> frames``."""
 
 
 def quality(pairs: Sequence[tuple[float, float]]) -> str:
-    """A line of the table."""
+    """Format the columns of a line of the table."""
     confidence, J = np.array(pairs).T
     failed = J < FAILED
     area = f'{area_under_curve(-confidence, failed):.3f}' if 0 < failed.sum() < len(J) else '-'
@@ -192,13 +192,13 @@ def quality(pairs: Sequence[tuple[float, float]]) -> str:
 
 
 def area_under_curve(score: np.ndarray, positive: np.ndarray) -> float:
-    """Of the ROC curve: how often a positive one has a higher score than a negative one; a tie counts one half."""
+    """Area under the ROC curve: how often a positive has a higher score than a negative; a tie counts one half."""
     count = positive.sum()
     return float((ranks(score)[positive].sum() - count * (count + 1) / 2) / (count * (len(positive) - count)))
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """1 for the smallest; equal values share the mean of their ranks."""
+    """The ranks of values: 1 for the smallest; equal values share the mean of their ranks."""
     _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[where]
 

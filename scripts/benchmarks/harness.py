@@ -1,4 +1,4 @@
-"""What the measurements share: the case that is measured, networks, filled memories, clocks."""
+"""Tools that the benchmarks share: the measured case, networks, filled memories, and timing."""
 
 import platform
 import statistics
@@ -19,12 +19,12 @@ from util.distributed import choose_device
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is measured. It can be sent to another process."""
+    """The case to measure. It can be sent to another process."""
 
     network: str = 'stcn'
-    """The name of a variant, or a checkpoint's."""
+    """The name of a variant, or the path of a checkpoint."""
     is_file: bool = False
-    """It is a checkpoint's."""
+    """Whether ``network`` is the path of a checkpoint."""
     size: tuple[int, int] = (480, 854)
     """Height and width of a frame in pixels."""
     objects: Sequence[int] = (1,)
@@ -42,7 +42,7 @@ class Case:
 
     @property
     def padded(self) -> tuple[int, int]:
-        """Height and width of what the network sees."""
+        """Height and width of the padded frame that the network sees."""
         return padded(*self.size)
 
     @property
@@ -52,19 +52,19 @@ class Case:
 
 
 def padded(height: int, width: int) -> tuple[int, int]:
-    """The next multiples of the stride."""
+    """The next multiples of the stride, as the core pads."""
     return height + -height % STRIDE, width + -width % STRIDE
 
 
 def machine(device: torch.device) -> str:
-    """The device, in words."""
+    """A description of the device."""
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
     return f'{platform.machine()} CPU, {torch.get_num_threads()} threads'
 
 
 def load(case: Case) -> Network:
-    """The network to measure, as it is trained, on its device. A variant gets random weights."""
+    """Load the network to measure on its device, not optimised for inference. A variant gets random weights."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = case.precision == 'tf32'
     if case.is_file:
         return load_network(case.network, device=case.device)
@@ -73,7 +73,7 @@ def load(case: Case) -> Network:
 
 
 def timed(calls: dict[str, Callable[[], object]], *, repeat: int, device: torch.device) -> dict[str, float]:
-    """Median milliseconds of each call. They take turns, so that a disturbance of the machine meets all of them."""
+    """Median milliseconds of each call. The calls take turns, so that other load on the machine affects all."""
     seconds = {name: [] for name in calls}
     for turn in range(repeat + 1):
         for name, call in calls.items():
@@ -87,13 +87,13 @@ def timed(calls: dict[str, Callable[[], object]], *, repeat: int, device: torch.
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for what a GPU still computes."""
+    """Wait until a GPU has finished its work."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
 
 
 def peaks(calls: dict[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
-    """MiB that each call allocates on top of what is there; of a GPU only, a CPU does not count them."""
+    """MiB that each call allocates on a GPU at its peak, beyond what was allocated before. Empty for a CPU."""
     if device.type != 'cuda':
         return {}
     found = {}
@@ -106,7 +106,7 @@ def peaks(calls: dict[str, Callable[[], object]], device: torch.device) -> dict[
 
 
 def rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """What this machine reaches: multiply-adds a second of a product of matrices, bytes read and written of a copy."""
+    """Measure the machine: multiply-adds a second of a matrix product, bytes a second that a copy reads and writes."""
     a, b = (torch.randn(2048, 2048, device=device, dtype=dtype) for _ in range(2))
     source = torch.randn(2**26, device=device)
     target = torch.empty_like(source)
@@ -122,7 +122,7 @@ def half(device: torch.device) -> torch.dtype:
 def fill(
     memory: MemoryBank | ConcatenatedMemory, network: Network, case: Case, *, objects: int, frames: int
 ) -> MemoryBank | ConcatenatedMemory:
-    """The memory with random frames of this size added, one after the other: together they are large."""
+    """Add random frames to a memory one by one, since all of them together would take too much space."""
     random = {'generator': torch.Generator(case.device).manual_seed(0), 'device': case.device}
     with torch.inference_mode():
         for _ in range(frames):
@@ -140,12 +140,12 @@ def filled_bank(network: Network, case: Case, *, objects: int, frames: int) -> M
 
 
 def random_image(case: Case) -> Tensor:
-    """``[1, 3, H, W]``, normalised and padded."""
+    """A random image ``[1, 3, H, W]``, normalised and padded."""
     return torch.randn(1, 3, *case.padded, device=case.device)
 
 
 def random_masks(case: Case, objects: int) -> Tensor:
-    """``[1, K, H, W]``, whose sum is at most one."""
+    """Random masks ``[1, K, H, W]``, whose sum is at most one."""
     return torch.rand(1, objects, *case.padded, device=case.device) / objects
 
 

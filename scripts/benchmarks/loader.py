@@ -1,4 +1,4 @@
-"""Training samples a second on one core: this project's datasets against torchvision's transforms in sequence.
+"""Measure training samples a second on one core: this project's datasets against a sequence of torchvision transforms.
 
     python scripts/benchmarks/loader.py --static_root ../static --davis_root ../DAVIS
 
@@ -21,11 +21,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__.partition('\n')[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument('--static_root', type=Path, default='../static', help='static images')
-    parser.add_argument('--davis_root', type=Path, default='../DAVIS', help='DAVIS; its 480p videos are read')
-    parser.add_argument('--cache_stills', metavar='FOLDER', help="train.py's: keep static images decoded in it")
+    parser.add_argument('--static_root', type=Path, default='../static', help='folder of static images')
+    parser.add_argument(
+        '--davis_root', type=Path, default='../DAVIS', help='folder of DAVIS; its 480p videos are read'
+    )
+    parser.add_argument('--cache_stills', metavar='FOLDER', help='cache for decoded static images, as for train.py')
     parser.add_argument('--crop_size', type=int, default=384, help='side of a frame in pixels')
-    parser.add_argument('--count', type=int, default=100, help='samples for each line')
+    parser.add_argument('--count', type=int, default=100, help='number of samples for each line')
     args = parser.parse_args(argv)
 
     from scripts.benchmarks import loader_pipelines  # it imports torch, which --help need not wait for

@@ -1,4 +1,4 @@
-"""This project's data sets against the usual pipeline, torchvision's transforms in sequence, sample by sample."""
+"""Compares this project's data sets with the usual pipeline, a sequence of torchvision transforms."""
 
 import logging
 import random
@@ -22,7 +22,7 @@ from dataset.video import TrainingVideo, VideoDataset, find_videos
 
 
 def start() -> None:
-    """Make this process like one that loads data: one thread, a seed, no word about single files."""
+    """Set this process up like one that loads data: with one thread, a seed, and no log lines about single files."""
     logging.getLogger().setLevel(logging.WARNING)
     init_worker(0)
     torch.set_num_threads(1)
@@ -30,7 +30,7 @@ def start() -> None:
 
 
 def compare_static(root: Path, *, size: int, count: int, cache_stills: str | None) -> None:
-    """A line for each folder of static images."""
+    """Print a line for each folder of static images."""
     usual = usual_static(size)
     everything = find_pairs(root, cache_dir=cache_stills)
     for folder in sorted({Path(pair.image).parent for pair in everything}):
@@ -46,7 +46,7 @@ def compare_static(root: Path, *, size: int, count: int, cache_stills: str | Non
 
 
 def compare_davis(root: Path, *, size: int, count: int) -> None:
-    """A line for the videos of DAVIS, if they are there."""
+    """Print a line for the videos of DAVIS, if they exist."""
     base = root / '2017' / 'trainval'
     videos = [
         video
@@ -65,7 +65,7 @@ def compare_davis(root: Path, *, size: int, count: int) -> None:
 
 
 def compare(name: str, ours: Callable[[int], object], usual: Callable[[int], object], count: int) -> None:
-    """Time both, sample by sample in turns, and print one line. One round first warms the file cache."""
+    """Time both pipelines, sample by sample in turns, and print one line. A first round warms the file cache."""
     seconds = {ours: [], usual: []}
     for index in [*range(min(count, 5)), *range(count)]:
         for pipeline in (usual, ours):

@@ -1,4 +1,4 @@
-"""The measurements of ``scripts/benchmarks/speed.py``: each takes a case and gives the rows of its table."""
+"""The measurements of ``scripts/benchmarks/speed.py``. Each takes a case and returns the rows of its table."""
 
 import copy
 import itertools
@@ -36,16 +36,16 @@ Row = dict[str, object]
 
 
 def multiply_adds(call: Callable[[], object]) -> int:
-    """Those of convolutions and products of matrices."""
+    """Count the multiply-adds of convolutions and matrix products in a call."""
     with FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops() // 2
 
 
 def measure_cost(case: Case) -> list[Row]:
-    """Of the convolutions; the read is not among them, it depends on the memory."""
+    """Count parameters and multiply-adds of the network, without the read, whose cost depends on the memory."""
     config = load(case).config
-    with torch.device('meta'):  # anew, with its batch norm
+    with torch.device('meta'):  # a new network, with its batch norm
         network = build_network(config).eval()
     parameters = sum(parameter.numel() for parameter in network.parameters())
     image = torch.zeros(1, 3, *case.padded, device='meta')
@@ -75,7 +75,7 @@ def measure_cost(case: Case) -> list[Row]:
 
 
 def measure_stages(case: Case) -> list[Row]:
-    """Time of key encoder, value encoder, read and decoder, beside what the machine's rates would allow."""
+    """Time key encoder, value encoder, read and decoder, and compare with the times that the machine's rates allow."""
     network, device, amp = load(case).optimize_(), case.device, case.precision == 'amp'
     rate, copied = rates(device, half(device) if amp else torch.float32)
     log.info('this machine: %.1f G multiply-adds/s (product of matrices), %.1f GB/s (copy)', rate / 1e9, copied / 1e9)
@@ -115,7 +115,7 @@ def measure_stages(case: Case) -> list[Row]:
 
 
 def measure_read(case: Case) -> list[Row]:
-    """The sparse read of a memory bank against the dense one."""
+    """Compare the sparse read of a memory bank with the dense one."""
     network, device = load(case).optimize_(), case.device
     if not comparable(network):
         return []
@@ -145,7 +145,7 @@ def measure_read(case: Case) -> list[Row]:
 
 
 def measure_core(case: Case) -> list[Row]:
-    """Milliseconds of a frame in float32: the mean over ``mem_every`` frames, one of which goes into the memory."""
+    """Measure milliseconds of a frame in float32: the mean over ``mem_every`` frames, of which one is memorised."""
     network, device = load(case), case.device
     if not comparable(network):
         return []
@@ -155,7 +155,7 @@ def measure_core(case: Case) -> list[Row]:
         'ours': network.optimize_(),
     }
     rate, _ = rates(device, torch.float32)
-    period = case.config.mem_every or 1  # with the first frame alone in the memory, all frames after it cost the same
+    period = case.config.mem_every or 1  # with only the first frame in the memory, all later frames cost the same
     rows = []
     for objects, frames in itertools.product(case.objects, case.memory_frames):
         image, mask = stripes(case.size, objects)
@@ -185,7 +185,7 @@ def measure_core(case: Case) -> list[Row]:
 
 
 def cores_of(networks: dict[str, Network], case: Case, *, num_frames: int) -> dict[str, InferenceCore]:
-    """A core of each network, that of the straightforward one with its memory."""
+    """Make a core for each network; the straightforward one gets the straightforward memory."""
     config = InferenceConfig(top_k=case.config.top_k, mem_every=case.config.mem_every)
     cores = {name: InferenceCore(network, config, num_frames=num_frames) for name, network in networks.items()}
     cores['straightforward'].memory = ConcatenatedMemory(top_k=config.top_k)
@@ -193,7 +193,7 @@ def cores_of(networks: dict[str, Network], case: Case, *, num_frames: int) -> di
 
 
 def encoder_rate(network: Network, objects: int, case: Case) -> float:
-    """Multiply-adds a second of both encoders."""
+    """Measure the multiply-adds a second of both encoders together."""
     with torch.inference_mode():
         image, masks = random_image(case), random_masks(case, objects)
 
@@ -205,7 +205,7 @@ def encoder_rate(network: Network, objects: int, case: Case) -> float:
 
 
 def measure_growth(case: Case) -> list[Row]:
-    """Of a frame that is not memorised: one object over all memory frames, all objects over the shortest memory."""
+    """Measure a frame that is not memorised: one object with all memory lengths, more objects with the shortest."""
     network = load(case).optimize_()
     rows = []
     pairs = [(1, frames) for frames in case.memory_frames] + [
@@ -235,7 +235,7 @@ def measure_growth(case: Case) -> list[Row]:
 
 
 def measure_video(case: Case) -> list[Row]:
-    """In a process of its own each, for the peak memory of a process cannot be reset."""
+    """Measure the core over clips, each in its own process, since the peak memory of a process cannot be reset."""
     rows = []
     for objects, frames in itertools.product(case.objects, case.video_frames):
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:
@@ -244,13 +244,13 @@ def measure_video(case: Case) -> list[Row]:
 
 
 def one_video(case: Case, objects: int, frames: int) -> Row:
-    """The core over a clip, with its peak memory that of this process."""
+    """Run the core over a clip. The peak memory is that of this process."""
     network, device = load(case).optimize_(), case.device
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
     core = InferenceCore(network, case.config, num_frames=frames)
     image, mask = stripes(case.size, objects)
-    images = [image, 255 - image]  # in turn, so that not every frame is like the last
+    images = [image, 255 - image]  # they alternate, so that consecutive frames differ
     start = time.perf_counter()
     for t in range(frames):
         labels = core.to_labels(core.step(images[t % 2], mask if t == 0 else None, last=t == frames - 1))

@@ -1,12 +1,12 @@
-"""How much memory inference and training take, from what each operation allocates: no GPU and no time needed.
+"""Compute how much memory inference and training take, within seconds and without a GPU.
 
-    python scripts/benchmarks/memory.py                     # what fits into 11 GB
-    python scripts/benchmarks/memory.py --check             # the model against what is seen: on a CPU the process's
-                                                            # peak, on a GPU all of the table in a process that may
-                                                            # take 11 GB
+    python scripts/benchmarks/memory.py                     # a table of the memory that they take
+    python scripts/benchmarks/memory.py --check             # compare with measurements: on a CPU with the peak of a
+                                                            # process; on a GPU run all rows that fit into 11 GB, in a
+                                                            # process that may take no more than that
 
-The model runs the network on fake tensors, which have shapes and no data, and adds up what is alive. It knows nothing
-of what libraries allocate besides (workspaces of cuDNN, packed weights of oneDNN) nor of fragmentation.
+The model runs the network on fake tensors, which have shapes but no data, and adds up the sizes of all tensors that
+exist at a time. It does not include workspaces of libraries (cuDNN, oneDNN's packed weights) and fragmentation.
 """
 
 import argparse
@@ -22,9 +22,9 @@ from util.cli import run_main
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add('--arch', default='stcn', help='variant (default: stcn)')
-    add('--check', action='store_true', help='compare the model with what is seen (default: what fits into 11 GB)')
-    add('--device', help='for --check, e.g. cuda:1 or cpu (default: the GPU, if there is one)')
+    add('--arch', default='stcn', help='network variant (default: stcn)')
+    add('--check', action='store_true', help='compare the computed memory with measurements')
+    add('--device', help='device for --check, e.g. cuda:1 or cpu (default: the GPU, if there is one)')
     args = parser.parse_args(argv)
 
     # They import torch, which --help need not wait for.

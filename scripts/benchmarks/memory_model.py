@@ -1,4 +1,4 @@
-"""What inference and training allocate, as tables: by a model that computes nothing, and as a machine shows it."""
+"""Tables of the memory that inference and training allocate, as a model predicts it and as a machine shows it."""
 
 import dataclasses
 import multiprocessing
@@ -18,18 +18,18 @@ from model.losses import clip_loss
 from scripts.benchmarks.harness import half, padded
 from scripts.benchmarks.roofline import Allocations
 
-# Of inference: height, width, objects, memory frames.
+# Cases of inference: height, width, objects, memory frames.
 PAPER = [(480, 854, 1, 200), (480, 854, 5, 200), (480, 854, 10, 200), (480, 854, 5, 2000)]
 LIMIT = 11 * 10**9
 CHECKED = [(240, 432, 1, 20), (240, 432, 5, 100), (480, 854, 3, 40)]
-# Of training: stage, samples on each GPU.
+# Cases of training: stage, samples on each GPU.
 TRAINING = [(0, 8), (3, 4)]
-TRAINING_MODES = [(False, False), (True, False), (True, True)]  # AMP, --recompute
+TRAINING_MODES = [(False, False), (True, False), (True, True)]  # whether AMP and --recompute are used
 GIB = 2**30
 
 
 def inference_peak(arch: str, height: int, width: int, objects: int, frames: int, *, amp: bool = False) -> int:
-    """Bytes at the peak of a frame that is segmented and goes into a memory of ``frames`` frames."""
+    """Predict the peak bytes when a frame is segmented and memorised as the last of ``frames`` memory frames."""
     with torch.inference_mode(), FakeTensorMode(), Allocations() as allocations:
         network = build_network(VARIANTS[arch]).eval()
         memorised_frame(network, height, width, objects, frames, amp=amp)
@@ -39,7 +39,7 @@ def inference_peak(arch: str, height: int, width: int, objects: int, frames: int
 def memorised_frame(
     network: Network, height: int, width: int, objects: int, frames: int, *, amp: bool = False
 ) -> None:
-    """What a core does to a frame, with a memory that holds ``frames`` frames after it."""
+    """Segment and memorise a frame as a core does. The memory then holds ``frames`` frames."""
     device = next(network.parameters()).device
     height, width = padded(height, width)
     core = InferenceCore(network, num_frames=5 * frames - 5, amp=amp)
@@ -61,7 +61,7 @@ def memorised_frame(
 def training_peak(
     stage: int, samples: int, *, arch: str = 'stcn', crop_size: int = 384, amp: bool = True, recompute: bool = False
 ) -> int:
-    """Bytes at the peak of a training step (weights, gradients, Adam's moments and activations) of one process."""
+    """Predict the peak bytes of a training step in one process: weights, gradients, Adam's moments and activations."""
     with FakeTensorMode(), Allocations() as allocations:
         training_steps(
             stage, samples, arch=arch, crop_size=crop_size, amp=amp, recompute=recompute, device=torch.device('cpu')
@@ -72,7 +72,7 @@ def training_peak(
 def training_steps(
     stage: int, samples: int, *, arch: str, crop_size: int, amp: bool, recompute: bool, device: torch.device
 ) -> None:
-    """Two steps: Adam's moments come with the first one."""
+    """Run two training steps, since the first one only creates Adam's moments at its end."""
     objects = 1 if stage == 0 else 2
     with device:
         network = build_network(dataclasses.replace(VARIANTS[arch], single_object=stage == 0)).train()
@@ -89,23 +89,23 @@ def training_steps(
 
 
 def inference_step(arch: str, case: tuple[int, int, int, int], *, amp: bool, device: torch.device) -> None:
-    """What :func:`inference_peak` models, done."""
+    """Run what :func:`inference_peak` predicts."""
     with torch.inference_mode():
         memorised_frame(build_network(VARIANTS[arch]).eval().to(device), *case, amp=amp)
 
 
 def cpu_peak(arch: str, case: tuple[int, int, int, int]) -> int:
-    """Bytes by which the peak of this process, on a CPU, rises when it does what :func:`inference_peak` models."""
+    """Measure by how many bytes the peak of this process rises on a CPU when it runs :func:`inference_step`."""
     device = torch.device('cpu')
     torch.set_num_threads(1)
-    torch.zeros(64, 64) @ torch.zeros(64, 64)  # libraries load
+    torch.zeros(64, 64) @ torch.zeros(64, 64)  # this loads libraries
     before = peak_memory(device)
     inference_step(arch, case, amp=False, device=device)
     return peak_memory(device) - before
 
 
 def gpu_peak(call: Callable[[], object], device: torch.device) -> int:
-    """Bytes that a call allocates at its peak. Raises ``torch.OutOfMemoryError`` beyond LIMIT."""
+    """Measure the peak bytes that a call allocates. Raises ``torch.OutOfMemoryError`` beyond LIMIT."""
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, LIMIT / total), device)
     torch.cuda.empty_cache()
@@ -115,7 +115,7 @@ def gpu_peak(call: Callable[[], object], device: torch.device) -> int:
 
 
 def tabulate(arch: str) -> None:
-    """Print what inference and training take."""
+    """Print the predicted memory of inference and training."""
     print('| inference | objects | memory frames | float32 (GiB) | --amp (GiB) |\n|---|---:|---:|---:|---:|')
     for height, width, objects, frames in PAPER:
         peaks = [inference_peak(arch, height, width, objects, frames, amp=amp) / GIB for amp in (False, True)]
@@ -133,7 +133,7 @@ def tabulate(arch: str) -> None:
 
 
 def check_cpu(arch: str) -> None:
-    """Print a few rows of inference beside what a process of its own takes for each."""
+    """Print predicted and measured memory for a few cases of inference, each measured in its own process."""
     print(
         '| size | objects | memory frames | model (GiB) | observed (GiB) | observed / model |\n'
         '|---:|---:|---:|---:|---:|---:|'
@@ -150,7 +150,7 @@ def check_cpu(arch: str) -> None:
 
 
 def check_gpu(arch: str, device: torch.device) -> None:
-    """Print every row of the tables that the model says fits, and what it takes."""
+    """Print predicted and measured memory for every row of the tables that should fit into LIMIT."""
     print('| on this GPU | model (GiB) | observed (GiB) | observed / model |\n|---|---:|---:|---:|')
     for name, expected, call in runs(arch, device):
         if expected < LIMIT:
@@ -159,7 +159,7 @@ def check_gpu(arch: str, device: torch.device) -> None:
 
 
 def runs(arch: str, device: torch.device) -> Iterator[tuple[str, int, Callable[[], None]]]:
-    """Of every row of the tables its name, the bytes that the model expects, and what does it on this device."""
+    """For every row of the tables, yield its name, its predicted bytes, and a function that runs it on this device."""
     for case in PAPER:
         for amp in (False, True):
             yield (

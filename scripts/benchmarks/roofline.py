@@ -1,4 +1,4 @@
-"""Counts what operations do, by looking at each of them: multiply-adds, bytes moved, bytes alive."""
+"""Counts multiply-adds, moved bytes and allocated bytes by intercepting every operation."""
 
 import weakref
 
@@ -13,10 +13,10 @@ BAGS = {aten._embedding_bag, aten._embedding_bag_forward_only}
 
 
 class Work(TorchDispatchMode):
-    """Multiply-adds and bytes of the operations in its ``with`` block.
+    """Counts the multiply-adds and the moved bytes of the operations in its ``with`` block.
 
-    An operation reads its inputs and writes its outputs once; of what is gathered from, the rows or elements that are
-    taken. Views are free.
+    An operation is assumed to read its inputs and write its outputs once. A gather reads only the rows or elements
+    that it takes. Views move nothing.
     """
 
     def __init__(self):
@@ -32,13 +32,13 @@ class Work(TorchDispatchMode):
         return sum(moved for _, moved in self.operations)
 
     def seconds(self, multiply_adds: float, copied: float) -> float:
-        """At these rates a second: of each operation the longer of computing and moving."""
+        """The attainable time at these rates a second: each operation takes the longer of computing and moving."""
         return sum(max(count / multiply_adds, moved / copied) for count, moved in self.operations)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         packet = function._overloadpacket
-        if packet not in flop_registry:  # in inference mode, convolutions come as one of several names for them
+        if packet not in flop_registry:  # in inference mode, convolutions have several names
             with self:
                 result = function.decompose(*args, **kwargs)
             if result is not NotImplemented:
@@ -60,9 +60,9 @@ class Work(TorchDispatchMode):
 
 
 class Allocations(TorchDispatchMode):
-    """Bytes of the tensors that operations in its ``with`` block make and that are alive: now, and at the peak.
+    """Adds up the bytes of tensors made in its ``with`` block: those that exist now (``alive``), and the peak.
 
-    With fake tensors, nothing is computed or allocated: the peak of any size is known within seconds.
+    With fake tensors nothing is computed or allocated, so that the peak of any size is known within seconds.
     """
 
     def __init__(self):
@@ -89,5 +89,5 @@ class Allocations(TorchDispatchMode):
 
 
 def tensors(tree: object) -> list[Tensor]:
-    """Those in nested arguments or results."""
+    """The tensors in nested arguments or results."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

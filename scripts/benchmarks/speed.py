@@ -1,17 +1,17 @@
-"""Speed and memory of the network and the core, as ratios taken in one run.
+"""Measure speed and memory of the network and the core; the things to compare are measured in one run.
 
     python scripts/benchmarks/speed.py --objects 1 3 --memory_frames 20
     python scripts/benchmarks/speed.py --measure video --size 240x432 --video_frames 60 300
     python scripts/benchmarks/speed.py --measure cost video --arch stcn stcn_light --size 480x854 240x432
     python scripts/benchmarks/speed.py --measure growth --size 240x432 --memory_frames 1 20 200 2000 --plot growth.png
 
-cost    parameters, and multiply-adds of key encoder, value encoder and decoder, and of a frame
-stages  key encoder, value encoder, memory read and decoder: multiply-adds, bytes, and the time that they would take at
-        the machine's own rates of a matrix product and a copy, beside the time that they take
-read    the sparse read against the dense one of the straightforward formulation (scripts/benchmarks/baseline.py)
+cost    parameters, and multiply-adds of key encoder, value encoder, decoder and a whole frame
+stages  multiply-adds, bytes and time of key encoder, value encoder, memory read and decoder, and the time attainable
+        at the rates that the machine reaches in a matrix product and a copy
+read    the sparse read against the dense read of the straightforward formulation (scripts/benchmarks/baseline.py)
 core    the whole core with a filled memory against the straightforward formulation, in float32
 video   the whole core over a clip: FPS, and peak memory with and without the memory bank
-growth  milliseconds of a frame, and bytes of the memory, over memory frames and objects
+growth  milliseconds of a frame and MiB of the memory as the memory frames and the objects grow
 """
 
 import argparse
@@ -31,7 +31,7 @@ from util.cli import HelpFormatter, positive, run_main
 from util.files import atomic_path, check_writable
 
 MEASURES = ('cost', 'stages', 'read', 'core', 'video', 'growth')
-"""Each is a function ``measure_NAME`` of ``scripts/benchmarks/measures.py``."""
+"""The names of the measurements: ``measure_NAME`` in ``scripts/benchmarks/measures.py``."""
 
 
 def speed_parser() -> argparse.ArgumentParser:
@@ -42,26 +42,28 @@ def speed_parser() -> argparse.ArgumentParser:
         nargs='+',
         choices=MEASURES,
         default=['cost', 'stages', 'read', 'core', 'video'],
-        help='what to measure',
+        help='measurements to run',
     )
-    add('--arch', nargs='+', default=['stcn'], help='variants, with random weights')
-    add('--model', help='checkpoint in place of --arch')
+    add('--arch', nargs='+', default=['stcn'], help='network variants, with random weights')
+    add('--model', help='checkpoint file to measure in place of --arch')
     add('--size', type=size, nargs='+', default=[(480, 854)], help='HEIGHTxWIDTH of a frame; 480x854 by default')
     add('--objects', type=positive, nargs='+', default=[1, 3], help='numbers of objects')
-    add('--memory_frames', type=positive, nargs='+', default=[20], help='lengths of the memory')
-    add('--video_frames', type=positive, nargs='+', default=[20], help='lengths of the clip')
+    add('--memory_frames', type=positive, nargs='+', default=[20], help='numbers of memory frames')
+    add('--video_frames', type=positive, nargs='+', default=[20], help='numbers of frames in the clip')
     for name in ('top', 'include_last', 'mem_every', 'max_memory_frames'):
         add_inference_flag(parser, name)
     add(
         '--precision',
         choices=('float32', 'tf32', 'amp'),
         default='float32',
-        help="of encoders and decoder; tf32: a GPU's own rounding of float32 products",
+        help='precision of encoders and decoder; tf32: float32 whose products a GPU rounds more',
     )
-    add('--device', help='e.g. cuda:1 or cpu (default: the GPU, if there is one)')
-    add('--repeat', type=positive, default=5, help='measurements of each thing, taken in turns; the median counts')
-    add('--json', help='file for the numbers')
-    add('--plot', help='PNG file for a plot of growth')
+    add('--device', help='device to measure, e.g. cuda:1 or cpu (default: the GPU, if there is one)')
+    add(
+        '--repeat', type=positive, default=5, help='repetitions of each measurement, taken in turns; the median counts'
+    )
+    add('--json', help='file to which the numbers are written')
+    add('--plot', help='PNG file to which a plot of growth is written')
     return parser
 
 
@@ -81,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name not in VARIANTS:
             raise SystemExit(f'error: --arch: expected some of {", ".join(VARIANTS)}, found {name!r}')
 
-    # They import torch, for which a command line that is wrong and --help need not wait.
+    # These import torch, which --help and errors in the command line need not wait for.
     import torch
 
     from scripts.benchmarks import harness, measures
@@ -115,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def plot_growth(rows: list[dict], path: str) -> None:
-    """Time and memory over memory frames (of one object) and over objects."""
+    """Plot time and memory over memory frames (with one object) and over objects."""
     pyplot = import_pyplot()
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout='constrained')
     alone = [row for row in rows if row['objects'] == 1]
@@ -135,7 +137,7 @@ def plot_growth(rows: list[dict], path: str) -> None:
 
 
 def print_table(name: str, rows: list[dict]) -> None:
-    """As Markdown."""
+    """Print a table as Markdown."""
     if not rows:
         return
     print(f'\n{name}\n\n| {" | ".join(rows[0])} |\n|{"---:|" * len(rows[0])}')

@@ -1,4 +1,4 @@
-"""A training step by this repository's loop and by the plain one, and the seconds that its parts take."""
+"""Times the parts of a training step in this repository's loop and in a plain one."""
 
 import itertools
 import statistics
@@ -46,7 +46,7 @@ def measure(
     compiled: bool,
     device_name: str | None,
 ) -> dict[str, list[list[float]]]:
-    """Of each loop the seconds of ``PARTS`` of every step. The loops take turns."""
+    """Time the loops, which take turns. Returns name of a loop -> for each step the seconds of ``PARTS``."""
     device = choose_device(device_name)
     dataset = SyntheticDataset(find_pairs(static_root), size=crop_size)
     sampler = AddressSampler(
@@ -72,7 +72,7 @@ def measure(
 
 
 def loops_of(arch: str, device: torch.device, *, recompute: bool, compiled: bool) -> dict[str, Loop]:
-    """The plain loop, where there is one, and ours, with the same random weights."""
+    """Make our loop and, if the network allows it, the plain loop, with the same random weights."""
     torch.manual_seed(0)
     ours = build_network(VARIANTS[arch]).train().to(device)
     loops = {}
@@ -95,7 +95,7 @@ def step(
     recompute: bool,
     amp_dtype: str | None,
 ) -> list[float]:
-    """Seconds of each of ``PARTS``."""
+    """Run a training step. Returns the seconds of each of ``PARTS``."""
     marks = [time.perf_counter()]
 
     def mark() -> None:
@@ -119,7 +119,7 @@ def step(
 
 
 def print_table(seconds: dict[str, list[list[float]]]) -> None:
-    """Medians in milliseconds, as Markdown."""
+    """Print the medians in milliseconds as Markdown."""
     print(f'| milliseconds | {" | ".join(PARTS)} | step |\n|---|{"---:|" * 5}')
     totals = {}
     for name, steps in seconds.items():

@@ -1,10 +1,9 @@
-"""Where the time of a training step goes: waiting for data, forward, backward, optimizer.
+"""Measure the parts of a training step: waiting for data, forward, backward and optimizer.
 
     python scripts/benchmarks/training_step.py --static_root ../static --crop_size 192 --batch_size 4
 
-Each step is taken in turns by this repository's loop (weights in channels_last, fused Adam, what objects share is
-convolved once) and by the plain one (the formulation of scripts/benchmarks/baseline.py, contiguous weights, Adam as it
-comes).
+Two loops take turns: this repository's loop (weights in channels_last, fused Adam, features that objects share are
+convolved once) and a plain one (the formulation of scripts/benchmarks/baseline.py, contiguous weights, default Adam).
 """
 
 import argparse
@@ -21,16 +20,16 @@ from util.cli import HelpFormatter, positive, run_main
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0], formatter_class=HelpFormatter)
     add = parser.add_argument
-    add('--static_root', required=True, help='image and mask pairs: clips of moving objects are composed of them')
-    add('--arch', default='stcn', help='variant, with random weights')
-    add('--crop_size', type=positive, default=384, help='side of a training frame')
-    add('--batch_size', type=positive, default=4, help='samples')
-    add('--num_workers', type=int, default=1, help='that load data')
-    add('--steps', type=positive, default=5, help='of each; the median counts')
-    add('--amp_dtype', choices=('float16', 'bfloat16'), help='mixed precision of this type')
-    add('--recompute', action='store_true', help='as train.py --recompute, for ours')
-    add('--compile', action='store_true', help='as train.py --compile, for ours')
-    add('--device', help='e.g. cuda:1 or cpu (default: the GPU, if there is one)')
+    add('--static_root', required=True, help='folder of image and mask pairs, from which clips are composed')
+    add('--arch', default='stcn', help='network variant, with random weights')
+    add('--crop_size', type=positive, default=384, help='side of a training frame in pixels')
+    add('--batch_size', type=positive, default=4, help='samples in a batch')
+    add('--num_workers', type=int, default=1, help='processes that load data')
+    add('--steps', type=positive, default=5, help='steps of each loop; the median counts')
+    add('--amp_dtype', choices=('float16', 'bfloat16'), help='type of mixed precision; without, float32')
+    add('--recompute', action='store_true', help='use train.py --recompute in our loop')
+    add('--compile', action='store_true', help='use train.py --compile in our loop')
+    add('--device', help='device to measure, e.g. cuda:1 or cpu (default: the GPU, if there is one)')
     args = parser.parse_args(argv)
     if args.arch not in VARIANTS:
         parser.error(f'--arch: expected one of {", ".join(VARIANTS)}, found {args.arch}')
