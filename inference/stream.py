@@ -30,7 +30,7 @@ LOG_SECONDS = 10
 STOPPING = 'stopping after this frame; once more to stop at once'
 
 
-class TooLittleMemoryError(UserError):
+class TooLittleMemoryError(UserError, MemoryError):
     """The GPU has too little memory. The message names the options that reduce what a run needs."""
 
 

@@ -73,7 +73,7 @@ class Validation:
 
         Raises:
             DataError: a frame or an annotation cannot be read any more.
-            MemoryError: the GPU has too little memory.
+            TooLittleMemoryError: the GPU has too little memory.
         """
         begin = time.perf_counter()
         scores = self._scores(state.result(state.network.device).optimize_(), stop)
@@ -123,9 +123,10 @@ def score_video(network: Network, video: HeldAside, *, size: int, stop: StopRequ
                         clear_void(truth, result)
                     score_frame(scores, frame.name, truth, result)
     except TooLittleMemoryError as error:
-        raise MemoryError(
+        raise TooLittleMemoryError(
             f'out of GPU memory while {video.name} was evaluated; a smaller size to evaluate at takes less. A run '
-            f'that is resumed continues from the checkpoint before it ({cause_of(error.__cause__ or error)})'
+            f'that is resumed continues from the checkpoint before it ({cause_of(error.__cause__ or error)})',
+            options=['evaluate_size', 'resume'],
         ) from error
     return scores
 

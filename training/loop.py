@@ -16,7 +16,12 @@ from training.run import Run
 from training.stages import Stage
 from training.state import TrainingState
 from util.distributed import any_process, gather, world_size
+from util.errors import UserError
 from util.stop import StopRequest
+
+
+class NotFiniteError(UserError, FloatingPointError):
+    """The loss or a weight is not finite any more, so that training cannot go on."""
 
 
 def train(
@@ -52,7 +57,7 @@ def train(
         0, or the signal (SIGTERM or SIGINT) to any process that ended the training early, with its state saved.
 
     Raises:
-        FloatingPointError: the loss or a weight is not finite any more.
+        NotFiniteError: the loss or a weight is not finite any more.
     """
     model = parallel(ClipNetwork(state.network.train(), recompute=recompute), device)
     optimizer, scaler = state.optimizer, state.scaler
@@ -135,8 +140,9 @@ def check_finite(state: TrainingState, run: Run, report: Report) -> None:
     weights = torch.stack([parameter.detach().isfinite().all() for parameter in state.network.parameters()])
     if any_process(not (report.finite() and bool(weights.all()))):
         place = run.save_broken(state.content())
-        raise FloatingPointError(
+        raise NotFiniteError(
             f'iteration {state.iteration}: the loss or a weight is not finite any more; that state is in {place}. The '
             'checkpoints are from before: resume the run from there, with a lower learning rate perhaps; debugging '
-            'names the operation.'
+            'names the operation.',
+            options=['resume', 'lr', 'debug'],
         )

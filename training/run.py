@@ -14,10 +14,12 @@ import torch
 
 from dataset.augment import init_worker
 from dataset.io import DataError
+from inference.stream import TooLittleMemoryError
 from model import CheckpointError, Network, save_network
 from model.checkpoint import read_checkpoint
 from training.stages import Stage
 from util.distributed import launch_id, rank, restarted, world_size
+from util.errors import UserError, cause_of
 from util.files import atomic_path
 
 log = logging.getLogger(__name__)
@@ -167,6 +169,10 @@ def start_worker(worker_id: int) -> None:
     os.setpgid(0, 0)
 
 
+class LoadingProcessError(UserError, RuntimeError):
+    """A process that loads data has died."""
+
+
 @contextmanager
 def loading_errors() -> Iterator[None]:
     """In its block, errors of the DataLoader's processes become one line: what they raised, or that one has died."""
@@ -177,9 +183,10 @@ def loading_errors() -> Iterator[None]:
         if text.startswith('Caught '):  # with the process's traceback; the message is its end
             raise type(error)(text.rpartition(f'{type(error).__name__}: ')[2].rstrip()) from error
         if text.startswith('DataLoader worker'):
-            raise ChildProcessError(
+            raise LoadingProcessError(
                 f'{text} A process that loads data has died, for want of memory perhaps: fewer '
-                'of them take less. Resume the run with fewer.'
+                'of them take less. Resume the run with fewer.',
+                options=['num_workers', 'resume'],
             ) from error
         raise
 
@@ -190,7 +197,9 @@ def memory_errors() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise MemoryError(f'{OUT_OF_MEMORY} ({str(error).partition(chr(10))[0]})') from error
+        raise TooLittleMemoryError(
+            f'{OUT_OF_MEMORY} ({cause_of(error)})', options=['accumulation', 'batch_size', 'crop_size', 'resume']
+        ) from error
 
 
 def configuration(flags: dict, stage: Stage, network: Network) -> dict:

@@ -213,7 +213,7 @@ def test_folders_that_the_training_list_does_not_name_are_left_out_with_a_line(d
     assert len(find_youtube(tmp_path)) == 3
     assert (
         f'{base / "JPEGImages"}: left out 4 video(s) that are not in the training list: bear, cat, mine, ...; '
-        f'--video_root {base} takes videos of any name'
+        f'where {base} is a folder of your own, videos of any name are taken'
     ) in caplog.messages
     find_davis(davis_root)
     assert 'left out 1 video(s) that are not in the training list: blackswan; validation' in caplog.messages[-1]
@@ -251,7 +251,7 @@ def test_videos_of_any_name_train_alone(own_root, tmp_path, caplog):
         f'{images}: 2 video(s)',
         f'{images}: annotated every 5 frames, by the numbers in the names: dog_2',
         f'{images}: annotated every frame: my cat',
-        'real clips are drawn from --video_root (100%); not there: '
+        'real clips are drawn from videos of your own (100%); not there: '
         f'DAVIS ({tmp_path / "DAVIS/2017/trainval"}), YouTubeVOS ({tmp_path / "YouTube/train_480p"})',
     ]
     sample = VideoDataset(videos, size=SIZE)[Address(0, 0, 0)]
@@ -262,7 +262,10 @@ def test_videos_of_any_name_beside_the_others(own_root, davis_root, yv_root, cap
     caplog.set_level('INFO')
     davis, youtube, own = find_davis(davis_root), find_youtube(yv_root), find_own([own_root])
     assert find_main(davis_root, yv_root, video_roots=[own_root], video_repeat=3) == 5 * davis + youtube + 3 * own
-    assert caplog.messages[-1] == 'real clips are drawn from DAVIS (52.6%), YouTubeVOS (15.8%), --video_root (31.6%)'
+    assert (
+        caplog.messages[-1]
+        == 'real clips are drawn from DAVIS (52.6%), YouTubeVOS (15.8%), videos of your own (31.6%)'
+    )
     assert find_main('none', yv_root, video_roots=[own_root]) == youtube + own
     without_some = find_main(davis_root, 'none', video_roots=[own_root], hold_aside=['my cat', 'boat'])
     assert {video.name for video in without_some} == {'bear', 'dog_2'}

@@ -180,7 +180,7 @@ def test_a_camera_has_one_direction(run, tmp_path):
     camera = open_source(f'camera:{path}', fps=Fraction(25))
     camera.annotate([GivenMask((GOLDEN / 'first_mask.png',))])
     for direction in ('backward', 'both'):
-        with pytest.raises(DataError, match='forwards only'):
+        with pytest.raises(DataError, match='only be segmented forwards'):
             run(camera, direction)
 
 

@@ -78,7 +78,7 @@ def attempt(
         return function(*args)
     except error as raised:
         problem = raised
-    assert type(problem) is error
+    assert isinstance(problem, error)
     assert any(str(name) in str(problem) for name in names or args[:1])
     assert says in str(problem)
     return None
@@ -583,7 +583,7 @@ ROOTS = [
     (youtube, lambda root: remove(root / SHOTS / '0a1b'), '0a1b: expected a folder of frames'),
     (youtube, lambda root: remove(root / SHOTS / '0a1b/00002.png'), r'0a1b: frames that meta\.json .*missing: 00002'),
     (youtube, lambda root: remove(root / SHOTS / '0a1b/00001.png'), {'0a1b': 3, 'ff02': 4}),
-    (youtube, lambda root: remove(root / 'valid/Annotations/0a1b/00002.png'), r'00002\.png: .* \(2,\) is missing'),
+    (youtube, lambda root: remove(root / 'valid/Annotations/0a1b/00002.png'), {'0a1b': 4, 'ff02': 4}),
     (youtube, lambda root: copied(root / SHOTS / '0a1b', root / SHOTS / 'unlisted'), {'0a1b': 4, 'ff02': 4}),
     (folder, None, {'cat': 3, 'dog': 3}),
     (folder, remove, 'JPEGImages: missing'),
@@ -593,7 +593,7 @@ ROOTS = [
     (folder, lambda root: remove(root / 'JPEGImages/dog/1.png'), 'dog: masks without a frame.*: 1'),
     (folder, lambda root: remove(root / 'JPEGImages/dog/2.png'), {'cat': 3, 'dog': 2}),
     (folder, lambda root: (root / 'JPEGImages/dog/3.png').symlink_to('moved.png'), {'cat': 3, 'dog': 4}),
-    (folder, lambda root: replaced_by_folder(root / 'JPEGImages/dog'), 'dog: no frames'),
+    (folder, lambda root: replaced_by_folder(root / 'JPEGImages/dog'), 'dog: expected frames of a video'),
     (folder, lambda root: put(b'', root / 'JPEGImages/dog/1.jpeg'), r'1\.jpeg and 1\.png'),
     (folder, lambda root: put(b'', root / 'Annotations/dog/1.jpg'), r'1\.jpg and 1\.png'),
     (folder, lambda root: put(b'', root / 'JPEGImages/a.txt', root / 'JPEGImages/.DS_Store'), {'cat': 3, 'dog': 3}),

@@ -166,7 +166,7 @@ def test_training_says_what_takes_less_memory(learn, monkeypatch):
     message = end.value.code
     assert message.startswith('error: out of GPU memory')
     assert len(message.splitlines()) == 1
-    for flag in ('--accumulation', '-b', '--crop_size', '--resume'):
+    for flag in ('--accumulation', '--batch_size', '--crop_size', '--resume'):
         assert flag in message
     assert read_checkpoint('saves/a/checkpoint_00000002.pth')['iteration'] == 2
     assert learn('--id', 'a', '--resume') == 0

@@ -586,7 +586,7 @@ def test_no_room_for_curves(disk):
     logits = torch.zeros(1, 2, 2, 64, 64)
     target = torch.zeros(1, 3, 64, 64, dtype=torch.long)
     image = 40 * torch.randn(1, 3, 3, 64, 64)
-    message = f'{disk}: events for TensorBoard cannot be written .No space left on device.. Make room, and continue'
+    message = f'{disk}: events for TensorBoard cannot be written .No space left on device.. Make room, and resume'
 
     def draw(iterations, error=None):
         with Report(disk, start=0, iterations=9) as report:
@@ -619,7 +619,7 @@ def test_a_loader_process_that_dies(learn, tmp_path, monkeypatch):
     assert status == 1
     assert re.fullmatch(
         r'error: DataLoader worker \(pid.* \d+\) .*(Killed|exited).* A process that loads data has '
-        r'died.*--num_workers.*--resume\.',
+        r'died.*\(--num_workers, --resume\)',
         message,
     )
 

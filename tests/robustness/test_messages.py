@@ -25,6 +25,7 @@ from model import CheckpointError
 from scripts import web
 from tests.conftest import REPOSITORY
 from tests.helpers import make_zip
+from training.run import LoadingProcessError
 from util.cli import run_main
 from util.distributed import choose_device
 from util.errors import UserError
@@ -156,7 +157,7 @@ def free_port() -> int:
     [
         RuntimeError('unable to allocate shared memory(shm) for file </torch_7_4_0>: No space left on device (28)'),
         RuntimeError('unable to write to file </torch_7_4_0>: No space left on device (28)'),
-        ChildProcessError(
+        LoadingProcessError(
             "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are "
             'out of shared memory. Please try to raise your shared memory limit. A process has died.'
         ),
