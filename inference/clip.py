@@ -78,7 +78,7 @@ def _import_images(path: Path, folder: Path, *, max_seconds: float, limit: int) 
             target = folder / check_name(name.name, path.name)
             if target.exists():
                 raise DataError(f'{path.name}: two frames are called {target.name}. Put one folder of frames into it.')
-            limit = upload.extract(entry, target, limit)
+            limit = upload.unpack(entry, target, limit)
     frames = list_frames(folder)
     if not frames:
         raise DataError(f'{path.name}: no images in it ({" ".join(FRAME_SUFFIXES)})')
@@ -123,7 +123,7 @@ class Upload:
     def __exit__(self, *_) -> None:
         self.archive.close()
 
-    def extract(self, entry: zipfile.ZipInfo, target: Path, limit: int) -> int:
+    def unpack(self, entry: zipfile.ZipInfo, target: Path, limit: int) -> int:
         """Write a file to ``target``, which may take ``limit`` bytes on disk. Returns how many bytes are left.
 
         Raises:

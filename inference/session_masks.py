@@ -139,7 +139,7 @@ def _unzip(path: Path, folder: Path, limit: int) -> Record | None:
             file = place / check_name(name.name, path.name)
             if file.exists():
                 raise DataError(f'{path.name}: two masks are called {name.name}. Put one folder of masks into it.')
-            limit = upload.extract(entry, file, limit)
+            limit = upload.unpack(entry, file, limit)
     return record
 
 
@@ -206,7 +206,7 @@ def _restore(session: Session, folder: Path, record: Record) -> list[int]:
 def _read_record(upload: Upload, entry: zipfile.ZipInfo, target: Path) -> Record:
     """Read the record of a session from an uploaded zip, whose content is not trusted."""
     try:
-        upload.extract(entry, target, MAX_RECORD)
+        upload.unpack(entry, target, MAX_RECORD)
         found: Any = json.loads(target.read_text(encoding='utf-8'))
         record = Record(**found)
         record = Record(
