@@ -131,7 +131,7 @@ def test_nothing_painted(session, labels):
         run(session)
     with pytest.raises(DataError, match='Nothing is painted on frame 2'):
         session.paint(2, nothing)
-    with pytest.raises(DataError, match='Nothing was kept on frame 2'):
+    with pytest.raises(DataError, match='Frame 2 has no painted mask'):
         session.forget(2)
     session.paint(0, labels)
     session.paint(2, nothing)  # now it says that all objects are gone

@@ -320,7 +320,7 @@ def test_scoring_knows_what_the_network_was_given(run, tmp_path):
 
 def test_a_mask_beyond_the_end_of_a_video_is_reported_and_the_rest_is_there(run, tmp_path, video, caplog):
     assert run('--input', video, '--mask', FIRST, f'40={FIRST}') == 1
-    assert 'these were not used: 40' in caplog.text
+    assert 'these frames were not used: 40' in caplog.text
     assert len(written_masks(tmp_path / 'out')) == COUNT
 
 
@@ -496,7 +496,7 @@ def test_a_second_run_refuses_or_replaces(run, tmp_path):
     before = tree(out)
     with pytest.raises(DataError, match='--overwrite'):
         run(*command)
-    with pytest.raises(DataError, match='where the output would go'):
+    with pytest.raises(DataError, match='would also write there'):
         run('--input', clip, '--mask', out / 'masks' / '00000.png', '--no_overlay', '--overwrite')
     with pytest.raises(Exception, match='no such checkpoint'):
         run(*command, '--overwrite', '--model', tmp_path / 'none.pth')
