@@ -686,7 +686,7 @@ def test_without_room_for_its_state_a_run_comes_to_its_end(run, tmp_path, monkey
     monkeypatch.setattr(continuing, '_write', full)
     assert run('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay', '--size', 32) == 0
     assert len(written_masks(tmp_path / 'out')) == COUNT
-    assert 'will go on from an earlier frame: the disk is full' in caplog.text
+    assert 'it can only be continued from an earlier frame: the disk is full' in caplog.text
 
 
 @pytest.mark.parametrize(('direction', 'empty'), [('forward', 4), ('backward', 7), ('both', 0)])
