@@ -35,7 +35,7 @@ class FolderVideo(Video):
 
 
 def folder(root: str | Path, *, first_only: bool = False, direction: str = 'forward') -> list[FolderVideo]:
-    """Open the videos of a folder. All masks that are there annotate their frames.
+    """Open the videos of a folder. Every mask in it annotates its frame.
 
     Frames and masks have the same names: ``JPEGImages/cat/0007.jpg`` and ``Annotations/cat/0007.png``, or
     ``Annotations/cat/2/0007.png`` if each object has a folder of masks. If the frames are directly in

@@ -86,7 +86,10 @@ class Unfinished:
         try:
             self._save(way, outputs)
         except OSError as error:
-            log.warning('if this run is killed, it will go on from an earlier frame: %s', error)
+            log.warning(
+                'the state was not saved; if this run is killed, it can only be continued from an earlier frame: %s',
+                error,
+            )
         now = time.monotonic()
         self._due = now + max(SAVE_SECONDS, SHARE * (now - start))
 

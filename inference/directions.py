@@ -260,7 +260,7 @@ class Propagation:
 
     @property
     def _present(self) -> Course:
-        """The pass that is under way, or was."""
+        """The frames of the current pass; after the end, those of the last one."""
         return self.courses[min(self.course, len(self.courses) - 1)]
 
     def _finish(self, found: Segmented | Passed, course: Course) -> Segmented | Passed:

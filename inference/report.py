@@ -127,7 +127,7 @@ class Report(Output):
         return {label: value for label, value in self.confidence[number].items() if label not in given}
 
     def _vanished(self, number: int) -> list[int]:
-        """Objects that the network knows here, and shows only in the frame that it comes from."""
+        """The known objects that have pixels in the frame segmented just before this one, but not in this frame."""
         forwards = self.turn is not None and number >= self.turn
         before = self.shown.get(number - 1 if forwards else number + 1, ())
         return sorted(({*before} & {*self.confidence[number]}) - {*self.shown[number]})

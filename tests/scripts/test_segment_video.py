@@ -320,7 +320,7 @@ def test_scoring_knows_what_the_network_was_given(run, tmp_path):
 
 def test_a_mask_beyond_the_end_of_a_video_is_reported_and_the_rest_is_there(run, tmp_path, video, caplog):
     assert run('--input', video, '--mask', FIRST, f'40={FIRST}') == 1
-    assert 'these were not used: 40' in caplog.text
+    assert 'these frames were not used: 40' in caplog.text
     assert len(written_masks(tmp_path / 'out')) == COUNT
 
 
@@ -496,7 +496,7 @@ def test_a_second_run_refuses_or_replaces(run, tmp_path):
     before = tree(out)
     with pytest.raises(DataError, match='--overwrite'):
         run(*command)
-    with pytest.raises(DataError, match='where the output would go'):
+    with pytest.raises(DataError, match='would also write there'):
         run('--input', clip, '--mask', out / 'masks' / '00000.png', '--no_overlay', '--overwrite')
     with pytest.raises(Exception, match='no such checkpoint'):
         run(*command, '--overwrite', '--model', tmp_path / 'none.pth')
@@ -686,7 +686,7 @@ def test_without_room_for_its_state_a_run_comes_to_its_end(run, tmp_path, monkey
     monkeypatch.setattr(continuing, '_write', full)
     assert run('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay', '--size', 32) == 0
     assert len(written_masks(tmp_path / 'out')) == COUNT
-    assert 'will go on from an earlier frame: the disk is full' in caplog.text
+    assert 'it can only be continued from an earlier frame: the disk is full' in caplog.text
 
 
 @pytest.mark.parametrize(('direction', 'empty'), [('forward', 4), ('backward', 7), ('both', 0)])
