@@ -283,7 +283,7 @@ def test_of_a_truncated_file_the_frames_that_are_there(tmp_path, caplog):
     assert all(np.array_equal(*both) for both in zip(images[:-1], whole, strict=False))
     assert f'b.mp4: damaged or truncated; {len(images)} of about 30 frames' in caplog.text
     (tmp_path / 'c.mp4').write_bytes(make_video(tmp_path / 'd.mp4').read_bytes()[:-200])  # without its index
-    with pytest.raises(DataError, match=r'c\.mp4.*whole'):
+    with pytest.raises(DataError, match=r'c\.mp4.*complete'):
         VideoReader(tmp_path / 'c.mp4')
 
 
