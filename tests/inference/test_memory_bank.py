@@ -76,7 +76,7 @@ def test_objects_join_only_at_permanent_frames_and_never_leave_unasked():
     with pytest.raises(ValueError, match='join at permanent'):
         bank.add(keys[1], values[1], permanent=False)
     bank.add(keys[1], values[1])
-    with pytest.raises(ValueError, match='leave by remove alone'):
+    with pytest.raises(ValueError, match='only leave by remove'):
         bank.add(keys[1], values[1, :1])
 
 
