@@ -697,7 +697,7 @@ def test_directions(run, tmp_path, video, caplog, direction, empty):
     masks = written_masks(tmp_path / 'out')
     assert len(masks) == COUNT
     assert sum(not mask.any() for mask in masks) == empty
-    assert (f'{empty} frames ' in caplog.text) == (empty > 0)
+    assert (f'{empty} frames ' in caplog.text and 'stay empty' in caplog.text) == (empty > 0)
     images, times = zip(*VideoReader(tmp_path / 'out' / 'overlay.mp4'), strict=True)
     originals, expected = zip(*VideoReader(video), strict=True)
     base = VideoReader(tmp_path / 'out' / 'overlay.mp4').time_base
