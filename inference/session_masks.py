@@ -186,7 +186,7 @@ def _restore(session: Session, folder: Path, record: Record) -> list[int]:
             f'expected the masks of this clip, found no frames for {some(strangers)}. Is the zip of another clip?'
         )
     if absent := sorted({*record.painted, *record.confidence} - files.keys()):
-        raise DataError(f'{RECORD}: lists frames that have no mask in the zip: {some(absent)}')
+        raise DataError(f'{RECORD}: lists frames without a mask: {some(absent)}')
     with session.change('importing a session'):
         session.clear()
         for name, path in files.items():

@@ -287,7 +287,7 @@ class SequentialSource(UserSource):
     def count(self) -> int:
         if not isinstance(self.reader, VideoReader):
             raise DataError(
-                f'{self.name}: a camera can only be segmented forwards, since its frames cannot be read again. '
+                f'{self.name}: a camera is segmented forwards only, since its frames cannot be read again. '
                 'To go backwards, record a video first'
             )
         return self.reader.count()
@@ -324,8 +324,8 @@ class Camera:
         there, image = self.capture.read()
         if not there:
             raise DataError(
-                f'camera:{device}: OpenCV cannot open and read it. Check that it is connected, that no other program '
-                'uses it, and that this user may read it'
+                f'camera:{device}: no camera that OpenCV can open and read. Check that it is connected, that no other '
+                'program uses it, and that this user may read it'
             )
         self.height, self.width = image.shape[:2]
         self.frame_rate = Fraction(self.capture.get(cv2.CAP_PROP_FPS) or 30).limit_denominator(1001)

@@ -517,7 +517,7 @@ def test_files_of_others_are_never_deleted(run, tmp_path):
 
 def test_the_overlay_never_replaces_the_video(run, video):
     before = video.read_bytes()
-    with pytest.raises(DataError, match='where the output would go'):
+    with pytest.raises(DataError, match='would also write there'):
         run('--input', video, '--mask', FIRST, '--overlay', video, '--overwrite')
     assert video.read_bytes() == before
 
@@ -697,7 +697,7 @@ def test_directions(run, tmp_path, video, caplog, direction, empty):
     masks = written_masks(tmp_path / 'out')
     assert len(masks) == COUNT
     assert sum(not mask.any() for mask in masks) == empty
-    assert (f'{empty} frames lie' in caplog.text) == (empty > 0)
+    assert (f'{empty} frames ' in caplog.text and 'stay empty' in caplog.text) == (empty > 0)
     images, times = zip(*VideoReader(tmp_path / 'out' / 'overlay.mp4'), strict=True)
     originals, expected = zip(*VideoReader(video), strict=True)
     base = VideoReader(tmp_path / 'out' / 'overlay.mp4').time_base
