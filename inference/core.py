@@ -112,7 +112,12 @@ class Core(ABC):
         """Drop an object between two frames; see :meth:`InferenceCore.remove`."""
 
     def to_labels(self, prob: Tensor) -> Tensor:
-        """The most probable label of each pixel: what ``step`` returned ``-> [H, W]`` uint8."""
+        """The most probable label of each pixel: what ``step`` returned ``-> [H, W]`` uint8.
+
+        Raises:
+            InputError: it is not of the objects that there are now.
+        """
+        self._check_prob(prob)
         labels = torch.tensor([0, *self.objects], dtype=torch.uint8, device=prob.device)
         return labels[prob.argmax(dim=0)]
 
@@ -120,8 +125,19 @@ class Core(ABC):
         """How sure the networks are of each object, in [0, 1]: what ``step`` returned ``-> {label: confidence}``.
 
         To be asked for right after that step, if at all; it is computed only then. An annotated mask has 1.
+
+        Raises:
+            InputError: it is not of the objects that there are now.
         """
+        self._check_prob(prob)
         return dict(zip(self.objects, expected_iou(prob).tolist(), strict=True))
+
+    def _check_prob(self, prob: Tensor) -> None:
+        if not isinstance(prob, Tensor) or prob.ndim != 3 or len(prob) != 1 + len(self.objects):
+            raise InputError(
+                f'prob: expected what the last step returned, [{1 + len(self.objects)}, H, W] for the background and '
+                f'the objects {self.objects}, found {_described(prob)}'
+            )
 
 
 class InferenceCore(Core):
