@@ -83,7 +83,7 @@ def segment(network: Network, frames: list[Path], masks: dict[int, np.ndarray]) 
     config, padding_colour = network.settings['inference'], network.settings['padding_colour']
     memory, objects, last_given, size = Memory(), [], None, masks[min(masks)].shape
     for time, path in enumerate(frames):
-        frame, mask = np.asarray(Image.open(path).convert('RGB')), masks.get(time, np.zeros(size, np.uint8))
+        frame, mask = read_image(path), masks.get(time, np.zeros(size, np.uint8))
         if not frame.shape[:2] == mask.shape == size:
             raise ValueError(f'{path}: this frame or its mask is of another size than the first mask, {size}')
         given = [int(label) for label in np.unique(mask) if label != 0]
@@ -161,6 +161,13 @@ def resize(array: np.ndarray, shape: tuple[int, int], *, cubic: bool = False) ->
     return array
 
 
+def read_image(path: Path) -> np.ndarray:
+    try:
+        return np.asarray(Image.open(path).convert('RGB'))
+    except OSError as error:  # which does not always name the file
+        raise ValueError(f'{path}: cannot be read; replace it ({error})') from error
+
+
 def read_masks(path: Path, frames: list[Path]) -> tuple[dict[int, np.ndarray], list[int] | None]:
     """Labels by the numbers of their frames, and the palette of the first file."""
     numbers, masks, palettes = {frame.stem: number for number, frame in enumerate(frames)}, {}, []
@@ -185,9 +192,11 @@ def main(argv: list[str] | None = None) -> None:
     try:
         frames = sorted(file for file in args.input.glob('*') if file.suffix.lower() in ('.jpg', '.jpeg', '.png'))
         masks, palette = read_masks(args.mask, frames)
+        if args.output.exists():
+            raise ValueError(f'{args.output}: exists already; delete it or choose another place')
         network = Network(args.model)
-        args.output.mkdir(parents=True)
         for path, labels in zip(frames, segment(network, frames, masks), strict=True):
+            args.output.mkdir(parents=True, exist_ok=True)
             image = Image.fromarray(labels)
             if palette:
                 image.putpalette(palette)

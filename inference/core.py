@@ -112,7 +112,12 @@ class Core(ABC):
         """Drop an object between two frames; see :meth:`InferenceCore.remove`."""
 
     def to_labels(self, prob: Tensor) -> Tensor:
-        """The most probable label of each pixel: ``prob`` as ``step`` returned it ``-> [H, W]`` uint8."""
+        """The most probable label of each pixel: ``prob`` as ``step`` returned it ``-> [H, W]`` uint8.
+
+        Raises:
+            InputError: ``prob`` does not have the channels of the present ``objects``.
+        """
+        self._check_prob(prob)
         labels = torch.tensor([0, *self.objects], dtype=torch.uint8, device=prob.device)
         return labels[prob.argmax(dim=0)]
 
@@ -121,8 +126,19 @@ class Core(ABC):
 
         A confidence is in [0, 1]; an annotated mask has 1. Call this right after the step, because the channels of
         ``prob`` must belong to the present ``objects``. ``step`` itself does not compute it.
+
+        Raises:
+            InputError: ``prob`` does not have the channels of the present ``objects``.
         """
+        self._check_prob(prob)
         return dict(zip(self.objects, expected_iou(prob).tolist(), strict=True))
+
+    def _check_prob(self, prob: Tensor) -> None:
+        if not isinstance(prob, Tensor) or prob.ndim != 3 or len(prob) != 1 + len(self.objects):
+            raise InputError(
+                f'prob: expected what the last step returned, [{1 + len(self.objects)}, H, W] for the background and '
+                f'the objects {self.objects}, found {_described(prob)}'
+            )
 
 
 class InferenceCore(Core):

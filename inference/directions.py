@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inference.outputs import BackgroundWriter
-from inference.sources import Course, Direction, Source
+from inference.sources import DIRECTIONS, Course, Direction, Source
 from inference.stream import Passed, Segmented, propagate
 from util.files import atomic_path, require_disk
 
@@ -113,7 +113,7 @@ class WaitingPass:
     """
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder = Path(folder)
 
     def require_room(self, frames: int, objects: int, shape: tuple[int, int]) -> None:
         """Raise ``OSError`` if the disk has no room for this many frames and objects at a size of (H, W)."""
@@ -190,9 +190,12 @@ class Propagation:
     Raises:
         DataError: the source can only be read forwards, or its annotations cannot be read.
         OSError: the disk has too little room for the results that have to wait.
+        ValueError: there is no such direction.
     """
 
     def __init__(self, make_core: Callable[[], 'Core'], source: Source, direction: Direction, folder: Path):
+        if direction not in DIRECTIONS:
+            raise ValueError(f'direction: expected one of {", ".join(DIRECTIONS)}, found {direction!r}')
         self.make_core = make_core
         self.direction = direction
         self.core = make_core()

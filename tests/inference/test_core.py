@@ -344,6 +344,16 @@ def test_confidence(small_network, clip, later):
             assert {label for label, value in sure.items() if value > 0.999} == given - {0}
 
 
+def test_probabilities_of_other_objects_are_refused(small_network, clip, later):
+    core = InferenceCore(small_network)
+    kept = [core.step(image, later.get(t)) for t, image in enumerate(clip[:6])][-1]
+    core.remove(core.objects[0])
+    for ask in (core.confidence, core.to_labels):
+        for wrong in (kept, None, kept[0]):
+            with pytest.raises(InputError, match='prob: expected what the last step returned'):
+                ask(wrong)
+
+
 def test_expected_iou():
     prob = torch.zeros(3, 100, 100)
     prob[1, :10, :50] = 0.9  # 500 pixels in the mask, 100 more around it

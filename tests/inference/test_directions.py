@@ -172,6 +172,11 @@ def test_no_room_is_an_error_before_the_first_pass(run, tmp_path, monkeypatch):
     assert not (tmp_path / 'waiting').exists()
 
 
+def test_a_direction_that_there_is_not(run):
+    with pytest.raises(ValueError, match='direction: expected one of forward, backward, both'):
+        run(source(GOLDEN / 'clip', (2, GOLDEN / 'first_mask.png')), 'sideways')
+
+
 def test_a_camera_has_one_direction(run, tmp_path):
     path = tmp_path / 'clip.mp4'
     pytest.importorskip('av')

@@ -257,3 +257,21 @@ def test_example_names_a_mask_that_fits_no_frame(folder, tmp_path):
     assert 'nobody.png: expected' in error(tmp_path / 'masks')
     write_mask(tmp_path / 'small.png', np.ones((110, 181), np.uint8))
     assert 'another size' in error(tmp_path / 'small.png')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_example_names_a_broken_frame_and_a_folder_that_is_there(folder, tmp_path):
+    def error(output):
+        with pytest.raises(SystemExit) as raised:
+            EXAMPLE['main'](
+                ['--model', str(folder), '--input', str(tmp_path / 'clip'), '--mask', str(GOLDEN / 'first_mask.png')]
+                + ['--output', str(output)]
+            )
+        return str(raised.value)
+
+    shutil.copytree(GOLDEN / 'clip', tmp_path / 'clip')
+    broken = sorted((tmp_path / 'clip').iterdir())[1]
+    broken.write_bytes(broken.read_bytes()[:900])
+    assert f'{broken}: cannot be read' in error(tmp_path / 'out')
+    assert [path.stem for path in (tmp_path / 'out').iterdir()] == ['00000']
+    assert 'out: exists already; delete it' in error(tmp_path / 'out')
