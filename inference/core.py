@@ -115,9 +115,10 @@ class Core(ABC):
         """The most probable label of each pixel: ``prob`` as ``step`` returned it ``-> [H, W]`` uint8.
 
         Raises:
-            InputError: ``prob`` does not have the channels of the present ``objects``.
+            InputError: ``prob`` has objects, but not the present ``objects``.
         """
-        self._check_prob(prob)
+        if len(prob) > 1:
+            self._check_prob(prob)
         labels = torch.tensor([0, *self.objects], dtype=torch.uint8, device=prob.device)
         return labels[prob.argmax(dim=0)]
 
