@@ -8,7 +8,6 @@ This is the whole method of Space-Time Correspondence Networks (Cheng et al., Ne
 values of some past frames, whose masks are known. A key describes what is at a position of a frame; a value, whether
 an object is there. Each position of a new frame finds the positions in the memory whose keys are most similar to its
 own, and the decoder makes a mask of their values. From time to time a frame enters the memory with the masks found.
-
 Arrays: K objects, T memory frames; a frame has H W pixels and h w positions, one for 16 x 16 pixels.
 """
 
@@ -83,16 +82,18 @@ def segment(network: Network, frames: list[Path], masks: dict[int, np.ndarray]) 
     config, padding_colour = network.settings['inference'], network.settings['padding_colour']
     memory, objects, last_given, size = Memory(), [], None, masks[min(masks)].shape
     for time, path in enumerate(frames):
-        frame, mask = read_image(path), masks.get(time, np.zeros(size, np.uint8))
+        try:
+            frame = np.asarray(Image.open(path).convert('RGB'))
+        except OSError as error:  # which does not always name the file
+            raise ValueError(f'{path}: cannot be read; replace it ({error})') from error
+        mask = masks.get(time, np.zeros(size, np.uint8))
         if not frame.shape[:2] == mask.shape == size:
             raise ValueError(f'{path}: this frame or its mask is of another size than the first mask, {size}')
         given = [int(label) for label in np.unique(mask) if label != 0]
-        if given:
-            last_given = time
+        last_given = time if given else last_given
         if last_given is None:  # there is nothing to look for yet
             yield np.zeros(size, np.uint8)
             continue
-
         # What was segmented in this frame: the probabilities of the background and of each object.
         image, crop = prepare(frame, padding_colour, config)
         query = network.encode_query(image=image)
@@ -100,7 +101,6 @@ def segment(network: Network, frames: list[Path], masks: dict[int, np.ndarray]) 
         if objects:
             logits = network.decode(readout=memory.read(network, query['key']), **query)['logits'][0]
             prob = aggregate(1 / (1 + np.exp(-logits.clip(-60))))
-
         # A mask that is given replaces it where it has objects; some of them may be new.
         if given:
             objects = objects + [label for label in given if label not in objects]
@@ -117,7 +117,6 @@ def segment(network: Network, frames: list[Path], masks: dict[int, np.ndarray]) 
         if (permanent or config['include_last']) and time + 1 < len(frames):
             seen = prob[1:] if network.settings['objects_in_padding'] else pad(prob[1:][crop])
             memory.add(**network.encode_memory(image=image, masks=seen[None], **query), permanent=permanent)
-
         yield np.uint8([0, *objects])[resize(prob[crop], size).argmax(axis=0)]
 
 
@@ -142,8 +141,8 @@ def prepare(frame: np.ndarray, padding_colour: list[float], config: dict) -> tup
 
 def pad(array: np.ndarray) -> np.ndarray:
     """Zeros around ``[..., H, W]``, half on each side, up to multiples of 16."""
-    extra = [-size % 16 for size in array.shape[-2:]]
-    return np.pad(array, [(0, 0)] * (array.ndim - 2) + [(each // 2, each - each // 2) for each in extra])
+    sides = [(-size % 16 // 2, (-size % 16 + 1) // 2) for size in array.shape[-2:]]
+    return np.pad(array, [(0, 0)] * (array.ndim - 2) + sides)
 
 
 def resize(array: np.ndarray, shape: tuple[int, int], *, cubic: bool = False) -> np.ndarray:
@@ -159,13 +158,6 @@ def resize(array: np.ndarray, shape: tuple[int, int], *, cubic: bool = False) ->
             result = result + array.take(neighbour.clip(0, old - 1), axis) * (weight[:, None] if axis == 1 else weight)
         array = result
     return array
-
-
-def read_image(path: Path) -> np.ndarray:
-    try:
-        return np.asarray(Image.open(path).convert('RGB'))
-    except OSError as error:  # which does not always name the file
-        raise ValueError(f'{path}: cannot be read; replace it ({error})') from error
 
 
 def read_masks(path: Path, frames: list[Path]) -> tuple[dict[int, np.ndarray], list[int] | None]:
@@ -191,10 +183,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         frames = sorted(file for file in args.input.glob('*') if file.suffix.lower() in ('.jpg', '.jpeg', '.png'))
-        masks, palette = read_masks(args.mask, frames)
         if args.output.exists():
             raise ValueError(f'{args.output}: exists already; delete it or choose another place')
-        network = Network(args.model)
+        (masks, palette), network = read_masks(args.mask, frames), Network(args.model)
         for path, labels in zip(frames, segment(network, frames, masks), strict=True):
             args.output.mkdir(parents=True, exist_ok=True)
             image = Image.fromarray(labels)
