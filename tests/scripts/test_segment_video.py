@@ -670,7 +670,7 @@ def test_masks_that_are_gone_are_missed(run, tmp_path, monkeypatch):
     command = ('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay', '--size', 32)
     assert run(*command) == 130
     (tmp_path / 'out' / 'masks' / '00003.png').unlink()
-    with pytest.raises(DataError, match=r'missed .*00003.png; use --overwrite or another --output'):
+    with pytest.raises(DataError, match=r'missing: .*00003.png; use --overwrite or another --output'):
         run(*command)
     interrupt_after(monkeypatch, 1000, times=0)
     assert run(*command, '--overwrite') == 0
