@@ -14,7 +14,6 @@ from dataset.sampling import Address
 from model.clip import segment_clip
 from model.losses import clip_loss
 from model.network import Network
-from util.stop import StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +28,9 @@ def adapt(
     frames: Sequence[tuple[np.ndarray, np.ndarray]],
     *,
     seconds: float,
-    seed: int = 0,
     working_size: int = 480,
-    stop: StopRequest | None = None,
+    crop_size: int = 320,
+    seed: int = 0,
 ) -> Network:
     """A copy of a network, trained for a while on clips that are made of the annotated frames of one video.
 
@@ -42,17 +41,17 @@ def adapt(
         frames: images uint8 [H, W, 3] with labels uint8 [H, W]; at least one shows an object.
         seconds: how long. On a CPU they are the process's own time, so that the result depends less on what else runs.
         working_size: shorter side at which the network will work.
-        stop: what may end it early.
+        crop_size: side of the frames that it is trained on.
 
     Returns:
         The copy, in evaluation mode.
     """
     network = copy.deepcopy(network).train()
-    dataset = AnnotatedDataset(frames, working_size=working_size)
+    dataset = AnnotatedDataset(frames, size=crop_size, working_size=working_size)
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
     clock = time.process_time if network.device.type == 'cpu' else time.perf_counter
     start, iteration, losses = clock(), 0, []
-    while (spent := (clock() - start) / seconds) < 1 and not (stop and stop.signal):
+    while (spent := (clock() - start) / seconds) < 1:
         rate = LEARNING_RATE * min(1, (iteration + 1) / WARMUP) * (1 - (1 - LAST_RATE) * spent)
         for group in optimizer.param_groups:
             group['lr'] = rate
