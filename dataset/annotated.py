@@ -164,8 +164,8 @@ def _without_objects(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
     H, W = hole.shape
     shape = max(W // HOLE_REDUCTION, 1), max(H // HOLE_REDUCTION, 1)
     small = cv2.resize(image, shape, interpolation=cv2.INTER_AREA)
-    missing = cv2.resize(hole.astype(np.float32), shape, interpolation=cv2.INTER_AREA) > 0
-    missing = cv2.dilate(missing.astype(np.uint8), np.ones((7, 7), np.uint8))
+    reduced = cv2.resize(hole.astype(np.float32), shape, interpolation=cv2.INTER_AREA)
+    missing = cv2.dilate((reduced > 0).astype(np.uint8), np.ones((7, 7), np.uint8))
     filled = cv2.resize(cv2.inpaint(small, missing, 3, cv2.INPAINT_TELEA), (W, H), interpolation=cv2.INTER_LINEAR)
     weight = cv2.GaussianBlur(cv2.dilate(hole.astype(np.float32), np.ones((9, 9))), (0, 0), 3)[..., None]
     noise = np.random.default_rng(0).normal(0, 4, image.shape)

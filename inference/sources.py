@@ -135,6 +135,19 @@ class UserSource(Source):
         """That of the files of a frame."""
         return self.names[number] if self.names is not None else f'{number:05d}'
 
+    def annotated_frames(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The frames that have a mask, and their masks: uint8 [H, W, 3] and [H, W]."""
+        last = max(self.masks.given)
+        for number, frame in enumerate(self):
+            if number > last:
+                return
+            if frame.annotated or self.readers == 1:  # what comes one after the other cannot be left out
+                picture = frame.read()
+                if picture is None:
+                    return
+                if picture.mask is not None:
+                    yield picture.image, picture.mask
+
     def _upcoming(
         self, number: int, read: Callable[[], tuple[np.ndarray, int] | None], *, last: bool, origin: str
     ) -> Upcoming:

@@ -173,17 +173,22 @@ def model_files(args: argparse.Namespace) -> Sequence[str | Path]:
     return args.model or [LIGHT_WEIGHTS]
 
 
-def load_networks(args: argparse.Namespace) -> list['Network']:
-    """The networks of ``--model``, each file's once, on ``--device``."""
+def load_networks(
+    args: argparse.Namespace, prepare: Callable[['Network'], 'Network'] | None = None
+) -> list['Network']:
+    """The networks of ``--model``, each file's once, on ``--device``; ``prepare`` may still train them."""
     import torch
 
-    from inference import load_model
+    from model import load_network
     from util.distributed import choose_device
 
     device = choose_device(args.device)
     if device.type == 'cpu':
         torch.set_num_threads(args.num_threads or cores())
-    networks = {path: load_model(path, device=device) for path in model_files(args)}
+    networks = {path: load_network(path, device=device) for path in model_files(args)}
+    if prepare:
+        networks = {path: prepare(network) for path, network in networks.items()}
+    networks = {path: network.optimize_() for path, network in networks.items()}
     if args.compile:
         networks = {path: network.compile_() for path, network in networks.items()}
     return [networks[path] for path in model_files(args)]

@@ -23,6 +23,8 @@ import sys
 import time
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,11 +45,12 @@ from scripts.flags import (
     parse_flags,
 )
 from util.cli import HelpFormatter, positive, run_main
-from util.errors import MissingPackageError, UserError
+from util.errors import DataError, MissingPackageError, UserError
 from util.stop import StopRequest
 
 if TYPE_CHECKING:
     from inference import Ensemble
+    from model import Network
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = open_source(args.input, fps=args.fps)
     source.annotate(args.mask)
     outputs = outputs_of(args, source)
-    networks = load_networks(args)
+    networks = load_networks(args, partial(adapted, args, source) if args.adapt else None)
 
     from inference import Ensemble
 
@@ -67,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     masks = {frame: [str(file) for file in each.files] for frame, each in source.masks.given.items()}
     # By the names of the frames' files, as evaluate.py needs them.
     given = {source.frame_name(frame): objects for frame, objects in source.masks.objects.items()}
-    what = {'input': args.input, 'mask': masks, 'given': {args.input: given}}
+    what = {'input': args.input, 'mask': masks, 'given': {args.input: given}} | (
+        {'adapt': args.adapt} if args.adapt else {}
+    )
     with naming_flags():
         claim_output(args, source, outputs, config.settings() | network_settings(args) | what)
     return segment_video(core, source, outputs, args.output)
@@ -111,6 +116,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action='store_true',
         help='also write OUTPUT/report.json and OUTPUT/report.png: how sure the network is of each object over time, '
         'and the frames to look at first',
+    )
+    add(
+        '--adapt',
+        nargs='?',
+        type=positive,
+        const=30,
+        metavar='SECONDS',
+        help='before, train a copy of each network for so long on clips made of the frames that have a mask (default: '
+        'not; without SECONDS 30, of CPU time where there is no GPU). The checkpoint stays as it is',
     )
     add('--fps', type=frame_rate, default='25', help='of the overlay of a folder')
     add_inference_flags(parser, model=None, size=[480], max_memory_frames=64)
@@ -176,6 +190,22 @@ def overlay_writer(args: argparse.Namespace, source: UserSource) -> VideoWriter 
             raise
         log.warning('masks only, no overlay: %s (--no_overlay leaves out this warning)', error)
         return None
+
+
+def adapted(args: argparse.Namespace, source: UserSource, network: 'Network') -> 'Network':
+    """A network trained on the frames of the video that have a mask.
+
+    Raises:
+        DataError: it is a camera, whose frames cannot be seen before.
+    """
+    from training.adapt import MOST_FRAMES, adapt
+
+    if source.frames is None:
+        raise DataError(f'{source.name}: a network adapts to frames that are there before; a camera has none')
+    frames = [(image, mask) for image, mask in islice(source.annotated_frames(), MOST_FRAMES) if mask.any()]
+    log.info('adapting to %d frame(s) of the video for %d seconds', len(frames), args.adapt)
+    size = inference_config(args, [network]).views[0].size
+    return adapt(network, frames, seconds=args.adapt, working_size=size or min(source.height, source.width))
 
 
 def claim_output(args: argparse.Namespace, source: UserSource, outputs: Outputs, settings: dict) -> None:

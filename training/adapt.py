@@ -21,6 +21,8 @@ LEARNING_RATE = 5e-5
 LAST_RATE = 0.1  # of it, at the end
 WARMUP = 5  # iterations
 CLIP_NORM = 1.0
+MOST_FRAMES = 32
+"""More annotated frames than these teach nothing more in so short a time."""
 
 
 def adapt(

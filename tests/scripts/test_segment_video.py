@@ -1,5 +1,6 @@
 """scripts/segment_video.py on real folders and video files, against the core driven by hand."""
 
+import copy
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from scripts import segment_video
 from scripts.evaluate import evaluate
 from scripts.segment_video import given_mask
 from tests.conftest import FRAMES, GOLDEN, REPOSITORY, tree
+from training import adapt as adapt_module
 from util.errors import MissingPackageError
 
 FIRST = GOLDEN / 'first_mask.png'
@@ -398,6 +400,38 @@ def test_a_report_names_the_frames_in_which_an_object_vanishes(tmp_path):
     report.write()
     vanished = json.loads((tmp_path / 'report.json').read_text())['vanished']
     assert [(entry['frame'], entry['object']) for entry in vanished] == [(1, 2), (4, 1), (4, 2)]
+
+
+def test_a_network_adapts_to_the_frames_that_have_a_mask(run, tmp_path, small_checkpoint, monkeypatch):
+    """Of a folder and of a video file; the checkpoint stays, and nothing but the usual files is left."""
+    found = []
+
+    def adapt(network, frames, **options):
+        found.append((len(frames), options))
+        assert all(np.array_equal(mask > 0, read_mask(FIRST) > 0) for _, mask in frames)
+        changed = copy.deepcopy(network)
+        torch.nn.init.zeros_(changed.decoder.pred.weight)
+        torch.nn.init.constant_(changed.decoder.pred.bias, -10)  # nothing is an object
+        return changed
+
+    monkeypatch.setattr(adapt_module, 'adapt', adapt)
+    before = small_checkpoint.read_bytes()
+    flags = ('--input', GOLDEN / 'clip', '--mask', f'0={FIRST}', f'3={FIRST}', '--no_overlay', '--adapt')
+    assert run(*flags, 7) == 0
+    assert found == [(2, {'seconds': 7, 'working_size': H})]
+    assert [bool(mask.any()) for mask in written_masks(tmp_path / 'out')[:5]] == [True, False, False, True, False]
+    assert small_checkpoint.read_bytes() == before
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == {'masks', 'settings.json'}
+    assert json.loads((tmp_path / 'out' / 'settings.json').read_text())['adapt'] == 7
+
+
+def test_adapting_reads_a_video_up_to_its_last_mask(run, video, monkeypatch):
+    found = []
+    monkeypatch.setattr(adapt_module, 'adapt', lambda network, frames, **_: found.append(frames) or network)
+    assert run('--input', video, '--mask', f'0={FIRST}', f'2={FIRST}', '--no_overlay', '--adapt') == 0
+    [frames] = found
+    expected = [image for image, _ in VideoReader(video)]
+    assert all(np.array_equal(image, expected[number]) for (image, _), number in zip(frames, (0, 2), strict=True))
 
 
 def test_ctrl_c_ends_after_the_frame_with_everything_whole(run, tmp_path, video, monkeypatch, caplog):
