@@ -117,7 +117,7 @@ class Core(ABC):
         Raises:
             InputError: ``prob`` has objects, but not the present ``objects``.
         """
-        if len(prob) > 1:
+        if not (isinstance(prob, Tensor) and prob.ndim == 3 and len(prob) == 1):  # not the background alone
             self._check_prob(prob)
         labels = torch.tensor([0, *self.objects], dtype=torch.uint8, device=prob.device)
         return labels[prob.argmax(dim=0)]
