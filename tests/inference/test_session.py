@@ -19,16 +19,6 @@ from inference.session import ClipSource, Session
 from tests.conftest import FRAMES, tree
 
 
-@pytest.fixture
-def session(small_network, tmp_path) -> Session:
-    return Session(small_network, Clip.of_images(FRAMES), tmp_path / 'session')
-
-
-@pytest.fixture
-def labels(first_mask) -> np.ndarray:
-    return first_mask.numpy()
-
-
 def masks(session) -> list[np.ndarray]:
     return [session.labels(frame) for frame in range(len(session))]
 

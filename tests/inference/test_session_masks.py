@@ -19,16 +19,6 @@ LIMIT = {'max_bytes': 10**7}
 NAMES = [path.stem for path in FRAMES]
 
 
-@pytest.fixture
-def session(small_network, tmp_path) -> Session:
-    return Session(small_network, Clip.of_images(FRAMES), tmp_path / 'session')
-
-
-@pytest.fixture
-def labels(first_mask) -> np.ndarray:
-    return first_mask.numpy()
-
-
 def state_of(session) -> tuple:
     return tree(session.folder / 'masks'), session.painted, session.confidence, session.names
 
