@@ -66,6 +66,6 @@ class GroundTruth:
         return read_mask(path)
 
     def from_first_object(self) -> Self:
-        """The same without the frames before the first object, of which a result need not have masks."""
+        """The same without the frames before the first object. A result need not have masks of those frames."""
         start = next((i for i, path in enumerate(self.masks) if self.read(path).any()), len(self.masks))
         return replace(self, masks=self.masks[start:])

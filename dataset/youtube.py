@@ -188,7 +188,7 @@ def _names(frames: object) -> list[str]:
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object as a dictionary; two entries of one name are an error, of which Python would keep the last."""
+    """A JSON object as a dictionary. Two entries with one name are an error; Python alone would keep the last."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]

@@ -31,7 +31,7 @@ class _Handed(ABC):
 
 
 class _Folder(_Handed):
-    """A folder, of which only the masks count: settings, scores and the like are not submitted."""
+    """A folder. Only its masks count, since settings, scores and the like are not submitted."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -43,7 +43,7 @@ class _Folder(_Handed):
 
 
 class _Archive(_Handed):
-    """An archive, of which every file counts."""
+    """An archive. Every file in it counts."""
 
     def __init__(self, archive: zipfile.ZipFile):
         self.archive = archive

@@ -145,7 +145,7 @@ def measure_read(case: Case) -> list[Row]:
 
 
 def measure_core(case: Case) -> list[Row]:
-    """Measure milliseconds of a frame in float32: the mean over ``mem_every`` frames, of which one is memorised."""
+    """Measure milliseconds a frame in float32. The mean is over ``mem_every`` frames; one of them is memorised."""
     network, device = load(case), case.device
     if not comparable(network):
         return []
