@@ -51,7 +51,7 @@ def cause_of(error: BaseException) -> str:
 
 def is_for_the_user(error: BaseException) -> bool:
     """Whether the message of an error is enough for a user: it is ours, or the system lacks a file or memory."""
-    ours = UserError | OSError | MemoryError | FloatingPointError
+    ours = UserError | OSError | MemoryError
     return isinstance(error, ours) or type(error).__name__ == 'OutOfMemoryError'  # torch's, without importing it
 
 
