@@ -1,5 +1,7 @@
 """The confidence of a network in the objects of a frame."""
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 import torch
@@ -33,3 +35,8 @@ def expected_iou(prob: Tensor) -> Tensor:
     intersection = (of_objects * torch.from_numpy(largest).to(prob.device)).sum(dim=(1, 2))
     union = torch.where(torch.from_numpy(inside).to(prob.device), 1, of_objects).sum(dim=(1, 2))
     return (intersection + least) / (union + least)
+
+
+def confidence_of(prob: Tensor, objects: Sequence[int]) -> dict[int, float]:
+    """The :func:`expected_iou` of each object by its label; ``objects`` are the labels of ``prob[1:]``."""
+    return dict(zip(objects, expected_iou(prob).tolist(), strict=True))

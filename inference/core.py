@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataset.io import MAX_SIDE
-from inference.confidence import expected_iou
+from inference.confidence import confidence_of
 from inference.config import LIGHT_WEIGHTS, InferenceConfig, recommended_config
 from inference.memory_bank import MemoryBank
 from model.aggregate import aggregate
@@ -68,6 +68,11 @@ class Schedule:
         return replace(self)
 
 
+def most_probable(prob: Tensor, objects: Sequence[int]) -> Tensor:
+    """The label of the most probable channel: ``prob [1 + K, H, W]``, the background first, ``-> [H, W]`` uint8."""
+    return torch.tensor([0, *objects], dtype=torch.uint8, device=prob.device)[prob.argmax(dim=0)]
+
+
 class Core(ABC):
     """Segments a video frame by frame: one :class:`InferenceCore`, or an ensemble that combines several."""
 
@@ -119,8 +124,7 @@ class Core(ABC):
         """
         if not (isinstance(prob, Tensor) and prob.ndim == 3 and len(prob) == 1):  # not the background alone
             self._check_prob(prob)
-        labels = torch.tensor([0, *self.objects], dtype=torch.uint8, device=prob.device)
-        return labels[prob.argmax(dim=0)]
+        return most_probable(prob, self.objects)
 
     def confidence(self, prob: Tensor) -> dict[int, float]:
         """How sure the networks are of each object: ``prob`` as ``step`` returned it ``-> {label: confidence}``.
@@ -132,7 +136,7 @@ class Core(ABC):
             InputError: ``prob`` does not have the channels of the present ``objects``.
         """
         self._check_prob(prob)
-        return dict(zip(self.objects, expected_iou(prob).tolist(), strict=True))
+        return confidence_of(prob, self.objects)
 
     def _check_prob(self, prob: Tensor) -> None:
         if not isinstance(prob, Tensor) or prob.ndim != 3 or len(prob) != 1 + len(self.objects):

@@ -4,21 +4,18 @@ import shutil
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inference.core import Core, most_probable
 from inference.outputs import BackgroundWriter
 from inference.sources import DIRECTIONS, Course, Direction, Source
-from inference.stream import Passed, Segmented, propagate
+from inference.stream import Passed, Segmented, Stopwatch, propagate
 from util.files import atomic_path, require_disk
-
-if TYPE_CHECKING:
-    from inference.core import Core
-    from inference.stream import Stopwatch
 
 BYTES = 0.25  # largest compressed size of one byte of probabilities; docs/video.md has the measurement
 
@@ -31,7 +28,7 @@ class Known(NamedTuple):
 
     def to_labels(self) -> Tensor:
         """The most probable label of each pixel, uint8 [H, W]."""
-        return torch.tensor([0, *self.objects], dtype=torch.uint8, device=self.prob.device)[self.prob.argmax(dim=0)]
+        return most_probable(self.prob, self.objects)
 
 
 class Annotations:
@@ -137,7 +134,7 @@ class WaitingPass:
         """Store the result for a frame, reduced to the size (H, W) if it is larger."""
         planes = known.prob[1:]
         if shape[0] < planes.shape[1]:
-            planes = F.interpolate(planes[None], shape, mode='bilinear', align_corners=False)[0]
+            planes = _resized(planes, shape)
         self._writer.submit(self._write, frame, (255 * planes).round().to(torch.uint8), known.objects)
 
     def _write(self, frame: int, planes: Tensor, objects: list[int]) -> None:
@@ -150,7 +147,7 @@ class WaitingPass:
             planes, objects = torch.from_numpy(file['planes']), file['objects'].tolist()
         planes = planes.to(device).float() / 255
         if planes.shape[1:] != shape:
-            planes = F.interpolate(planes[None], shape, mode='bilinear', align_corners=False)[0]
+            planes = _resized(planes, shape)
         return Known(torch.cat([(1 - planes.sum(dim=0, keepdim=True)).clamp(min=0), planes]), objects)
 
     def remove(self) -> None:
@@ -159,6 +156,11 @@ class WaitingPass:
 
     def _path(self, frame: int) -> Path:
         return self.folder / f'{frame:08d}.npz'
+
+
+def _resized(planes: Tensor, shape: tuple[int, int]) -> Tensor:
+    """``[K, h, w] -> [K, H, W]``."""
+    return F.interpolate(planes[None], shape, mode='bilinear', align_corners=False)[0]
 
 
 class Propagation:
@@ -193,7 +195,7 @@ class Propagation:
         ValueError: there is no such direction.
     """
 
-    def __init__(self, make_core: Callable[[], 'Core'], source: Source, direction: Direction, folder: Path):
+    def __init__(self, make_core: Callable[[], Core], source: Source, direction: Direction, folder: Path):
         if direction not in DIRECTIONS:
             raise ValueError(f'direction: expected one of {", ".join(DIRECTIONS)}, found {direction!r}')
         self.make_core = make_core
@@ -227,7 +229,7 @@ class Propagation:
             shape = self.core.working_shape(source.shape())
             self.waiting.require_room(self.last - self.first, len(self.annotations.objects), shape)
 
-    def frames(self, stopwatch: 'Stopwatch | None' = None) -> Generator[Segmented | Passed, None, None]:
+    def frames(self, stopwatch: Stopwatch | None = None) -> Generator[Segmented | Passed, None, None]:
         """Yield the frames of all passes, as the class describes.
 
         Raises what :func:`inference.stream.propagate` raises, and ``OSError`` if a waiting result cannot be written.
@@ -235,7 +237,7 @@ class Propagation:
         for _ in self.courses[self.course :]:
             yield from self.frames_of_pass(stopwatch)
 
-    def frames_of_pass(self, stopwatch: 'Stopwatch | None' = None) -> Generator[Segmented | Passed, None, None]:
+    def frames_of_pass(self, stopwatch: Stopwatch | None = None) -> Generator[Segmented | Passed, None, None]:
         """Yield the remaining frames of the current pass; then the next pass becomes the current one."""
         course = self.courses[self.course].after(self.done)
         with self.waiting:

@@ -14,7 +14,7 @@ from torch import nn
 from dataset.io import DataError, read_image, read_mask, some, write_mask
 from dataset.overlay import draw_masks
 from inference.clip import Clip
-from inference.confidence import expected_iou
+from inference.confidence import confidence_of
 from inference.config import InferenceConfig, recommended_config
 from inference.directions import Annotations, Direction, Known, WaitingPass, blend
 from inference.ensemble import Ensemble
@@ -142,15 +142,18 @@ class Session:
         with self.change(f'the removal of object {label}'):
             del self.names[label]
             remaining = {frame: labels - {label} for frame, labels in self.painted.items()}
+            if not any(remaining.values()):
+                self.painted = {}
+                for frame in self.masked():
+                    self._delete(frame)
+                return
+            self.painted = remaining
             for frame in self.masked():
                 mask, sure = self.labels(frame), self.confidence.get(frame)
-                if not any(remaining.values()):
-                    self._delete(frame)
-                elif (mask == label).any():
+                if (mask == label).any():
                     self._write(frame, np.where(mask == label, 0, mask).astype(np.uint8))
-                if sure is not None and any(remaining.values()):
+                if sure is not None:
                     self.confidence[frame] = {other: value for other, value in sure.items() if other != label}
-            self.painted = remaining if any(remaining.values()) else {}
 
     def paint(self, frame: int, labels: np.ndarray) -> None:
         """Make ``labels``, uint8 [H, W], the painted mask of a frame. Other frames change only with ``propagate``.
@@ -289,8 +292,7 @@ class Session:
                         known = blending.blend(frame, known)
                     labels = known.to_labels().cpu().numpy()
                     self._write(frame, labels)
-                    sure = dict(zip(known.objects, expected_iou(known.prob).tolist(), strict=True))
-                    self.confidence[frame] = sure
+                    self.confidence[frame] = sure = confidence_of(known.prob, known.objects)
                     yield Propagated(frame, labels, min(sure.values()))
 
     def sureness(self) -> dict[int, float]:
