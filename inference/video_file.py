@@ -41,11 +41,15 @@ def import_av() -> ModuleType:
     """
     try:
         import av
+        import av.logging
     except ImportError as error:
         raise MissingPackageError(
             'video files need the package av (PyAV), which cannot be imported '
             f'({error}): pip install -r requirements-extras.txt'
         ) from error
+    # Where FFmpeg's messages go to Python, as importing some versions of torchvision sets it, a decoding thread with a
+    # message waits for Python's lock, while whoever closes the file holds it and waits for the thread: both hang.
+    av.logging.set_level(None)
     if int(av.__version__.split('.')[0]) < OLDEST_AV:
         raise MissingPackageError(
             f'video files need the package av (PyAV) {OLDEST_AV} or later, found {av.__version__}, which shows HD in '

@@ -478,3 +478,15 @@ def test_the_reader_holds_a_chunk_backwards(tmp_path, monkeypatch):
     make_video(path, pts=range(10))
     with pytest.raises(DataError, match='Was the file changed'):
         list(reader.backwards(59))
+
+
+def test_messages_of_ffmpeg_do_not_wait_for_python():
+    """A decoding thread that takes Python's lock to log something hangs with a thread that closes its file."""
+    av_logging = pytest.importorskip('av.logging')
+    av_logging.set_level(av_logging.ERROR)  # as importing torchvision 0.21 does
+    errors, _ = av_logging.get_last_error()
+    av_logging.log(av_logging.ERROR, 'decoder', 'a damaged picture')
+    assert av_logging.get_last_error()[0] == errors + 1
+    video_file.import_av()
+    av_logging.log(av_logging.ERROR, 'decoder', 'a damaged picture')
+    assert av_logging.get_last_error()[0] == errors + 1
