@@ -30,7 +30,8 @@ MICROSECOND = Fraction(1, 1_000_000)
 BT709, LIMITED_RANGE = 1, 1  # FFmpeg's numbers for these colours
 CHUNK_BYTES = 256 * 2**20  # bytes of decoded frames that are held while a file is read backwards
 CHUNK_FRAMES = 8  # frames that are held at least, however large they are
-OLDEST_AV = 17  # older versions decode BT.709, the colours of HD, with the matrix of BT.601
+# PyAV 16 decodes BT.709, the colours of HD, with the matrix of BT.601; 17.0 crashes on MPEG program streams.
+OLDEST_AV = (17, 1)
 
 
 def import_av() -> ModuleType:
@@ -50,10 +51,10 @@ def import_av() -> ModuleType:
     # Where FFmpeg's messages go to Python, as importing some versions of torchvision sets it, a decoding thread with a
     # message waits for Python's lock, while whoever closes the file holds it and waits for the thread: both hang.
     av.logging.set_level(None)
-    if int(av.__version__.split('.')[0]) < OLDEST_AV:
+    if tuple(map(int, av.__version__.split('.')[:2])) < OLDEST_AV:
         raise MissingPackageError(
-            f'video files need the package av (PyAV) {OLDEST_AV} or later, found {av.__version__}, which shows HD in '
-            'wrong colours: pip install -r requirements-extras.txt'
+            f'video files need the package av (PyAV) {OLDEST_AV[0]}.{OLDEST_AV[1]} or later, found {av.__version__}: '
+            'pip install -r requirements-extras.txt'
         )
     return av
 
