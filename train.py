@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import model
 import training
 from model.variants import VARIANTS
-from scripts.flags import naming_flags
 from scripts.training_flags import training_parser
 from training.stages import STAGES, Stage
 from util.cli import run_main
@@ -142,24 +141,23 @@ def stage_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Stage
 
 def training_set(args: argparse.Namespace, stage: Stage) -> 'AddressedDataset':
     """The samples of the stage."""
-    with naming_flags():
-        return training.open_training_set(
-            stage.data,
-            size=args.crop_size,
-            static_root=args.static_root,
-            bl_root=args.bl_root,
-            yv_root=args.yv_root,
-            davis_root=args.davis_root,
-            synthetic_root=args.synthetic_root,
-            video_roots=args.video_root,
-            video_list=args.video_list,
-            video_repeat=args.video_repeat,
-            hold_aside=args.hold_aside,
-            crop_scale=args.crop_scale,
-            cache_dir=args.cache_stills,
-            frames=args.clip_frames,
-            difficulty=args.difficulty,
-        )
+    return training.open_training_set(
+        stage.data,
+        size=args.crop_size,
+        static_root=args.static_root,
+        bl_root=args.bl_root,
+        yv_root=args.yv_root,
+        davis_root=args.davis_root,
+        synthetic_root=args.synthetic_root,
+        video_roots=args.video_root,
+        video_list=args.video_list,
+        video_repeat=args.video_repeat,
+        hold_aside=args.hold_aside,
+        crop_scale=args.crop_scale,
+        cache_dir=args.cache_stills,
+        frames=args.clip_frames,
+        difficulty=args.difficulty,
+    )
 
 
 def validation_of(args: argparse.Namespace, run: 'training.Run', *, continued: bool) -> 'Validation | None':

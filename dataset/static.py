@@ -16,7 +16,7 @@ import torch
 from dataset.augment import FRAMES, Augmentation, draw_static, normalise, recolour
 from dataset.io import fit_mask, image_size, read_image
 from dataset.sampling import AddressedDataset
-from util.errors import NoTrainingDataError
+from util.errors import DataError
 from util.files import atomic_path
 
 log = logging.getLogger(__name__)
@@ -45,11 +45,13 @@ def find_pairs(root: str | Path, *, cache_dir: str | Path | None = None) -> list
         cache_dir: folder to keep decoded images and masks in, see ``read_pair``.
 
     Raises:
-        NoTrainingDataError: not a single pair.
+        DataError: not a single pair.
     """
     root = Path(root)
     if not root.is_dir():
-        raise NoTrainingDataError(f'{root}: expected a folder of static images, found none.')
+        raise DataError(
+            f'{root}: expected a folder of static images, found none', options=['static_root', 'synthetic_root']
+        )
     pairs = _pairs_of(root)
     folders = _subfolders(root)
     for folder in folders:
@@ -61,9 +63,10 @@ def find_pairs(root: str | Path, *, cache_dir: str | Path | None = None) -> list
     if absent:
         log.info('%s: training goes on without %s', root, ', '.join(absent))
     if not pairs:
-        raise NoTrainingDataError(
+        raise DataError(
             f'{root}: expected image and mask pairs N.jpg + N.png in its folders ({", ".join(FOLDERS)} or any other), '
-            'found none.'
+            'found none',
+            options=['static_root', 'synthetic_root'],
         )
     return [pair._replace(cache_dir=None if cache_dir is None else str(cache_dir)) for pair in pairs]
 

@@ -20,7 +20,6 @@ from dataset.augment import FRAMES, draw_video, recolour
 from dataset.io import FRAME_SUFFIXES, DataError, fit_mask, image_size, read_image, read_mask
 from dataset.sampling import AddressedDataset, choose_objects, sample_frames
 from dataset.synthetic import CutOuts, Layer, Thing, video_sample
-from util.errors import NoTrainingDataError
 from util.metrics import labels_in
 
 log = logging.getLogger(__name__)
@@ -113,7 +112,10 @@ def find_bl30k(root: str | Path) -> list[TrainingVideo]:
     """
     videos = find_videos(Path(root) / 'JPEGImages', Path(root) / 'Annotations')
     if not videos:
-        raise DataError(f'{root}: expected JPEGImages/<video> and Annotations/<video>, found no video to train on.')
+        raise DataError(
+            f'{root}: expected JPEGImages/<video> and Annotations/<video>, found no video to train on',
+            options=['bl_root'],
+        )
     return videos
 
 
@@ -134,9 +136,10 @@ def find_own(roots: Iterable[str | Path], *, video_list: str | Path | None = Non
     for root in folders:
         absent = [name for name in ('JPEGImages', 'Annotations') if not (root / name).is_dir()]
         if absent:
-            raise NoTrainingDataError(
+            raise DataError(
                 f'{root}: expected the folders JPEGImages/<video> and Annotations/<video>, found no '
-                f'{" and no ".join(absent)}.'
+                f'{" and no ".join(absent)}',
+                options=['video_root'],
             )
     names = None if video_list is None else _read_list(video_list, [root / 'JPEGImages' for root in folders])
     videos = []
@@ -146,9 +149,10 @@ def find_own(roots: Iterable[str | Path], *, video_list: str | Path | None = Non
         subset = None if names is None else [name for name in names if name in there]
         found = find_videos(images, masks, subset=subset, stride=None)
         if names is None and not found:
-            raise NoTrainingDataError(
+            raise DataError(
                 f'{root}: expected a video with three frames or more that have an annotation of the same name, as '
-                'JPEGImages/<video>/00000.jpg and Annotations/<video>/00000.png, found none.'
+                'JPEGImages/<video>/00000.jpg and Annotations/<video>/00000.png, found none',
+                options=['video_root'],
             )
         if unusable := sorted(set(subset or ()) - {video.name for video in found}):
             raise DataError(
@@ -215,9 +219,10 @@ def find_main(
     videos = [video for part in parts.values() for video in part]
     if not videos:
         places = [Path(davis_root) / DAVIS_FOLDER, Path(yv_root) / YOUTUBE_FOLDER, *video_roots]
-        raise NoTrainingDataError(
+        raise DataError(
             f'expected videos in {" or ".join(map(str, places))}, found none to train on'
-            f'{" but those held aside" if hold_aside else ""}.'
+            f'{" but those held aside" if hold_aside else ""}; videos of any name are read from folders of your own',
+            options=['davis_root', 'yv_root', 'video_root'],
         )
     if own:
         shares = ', '.join(f'{name} ({100 * len(part) / len(videos):.3g}%)' for name, part in parts.items())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dataset.io import DataError, read_mask, some
-from inference.outputs import UNFINISHED, OutputError, Outputs, Redrawn
+from inference.outputs import UNFINISHED, Outputs, Redrawn, replaceable
 from inference.stream import enough_memory
 from util.errors import foreign_call
 from util.files import atomic_path
@@ -62,9 +62,7 @@ class Unfinished:
         frames = enumerate(islice(source.forwards(), way.finished.stop))
         files = [outputs.masks.path(frame.name) for number, frame in frames if number in way.finished]
         if missing := [str(path) for path in files if not path.exists()]:
-            raise OutputError(
-                f'expected the masks of an unfinished run, but these are missing: {some(missing)}', replaceable=True
-            )
+            raise replaceable(f'expected the masks of an unfinished run, but these are missing: {some(missing)}')
         log.info('%s: continuing at frame %d, where an earlier run ended', self.folder.parent, way.next_frame)
 
     def remove(self) -> None:

@@ -313,11 +313,12 @@ def write_archive(path: Path, masks: Masks, names: Iterable[str]) -> None:
 
 
 class OutputError(DataError):
-    """The output folder cannot be used. ``replaceable``: it holds an earlier run's results, which may be deleted."""
+    """The output folder cannot be used."""
 
-    def __init__(self, message: str, *, replaceable: bool = False):
-        super().__init__(message)
-        self.replaceable = replaceable
+
+def replaceable(problem: str) -> OutputError:
+    """The error for a folder with an earlier run's results, which may be deleted."""
+    return OutputError(f'{problem}; overwrite them or choose another place', options=['overwrite', 'output'])
 
 
 def claim(
@@ -351,7 +352,8 @@ def claim(
     for path in sorted({path.resolve() for path in inputs}):
         if taken & {path, *path.parents}:
             raise OutputError(
-                f'{path}: the run reads this and would also write there; choose another place for the output'
+                f'{path}: the run reads this and would also write there; choose another place for the output',
+                options=['output'],
             )
     record = folder / SETTINGS_FILE
     recorded = any((folder / name).exists() for name in (SETTINGS_FILE, *OLDER_SETTINGS_FILES))
@@ -359,11 +361,12 @@ def claim(
     if resume and not overwrite:
         _check_settings(record, settings)
     elif found and not overwrite:
-        raise OutputError(f'{folder}: has results already ({found[0]})', replaceable=True)
+        raise replaceable(f'{folder}: has results already ({found[0]})')
     elif found and not recorded:
         raise OutputError(
             f'{found[0]}: exists, but {folder} has no {SETTINGS_FILE}, which every run writes: nothing is deleted '
-            'there, since it may not be the result of a run'
+            'there, since it may not be the result of a run; choose another place for the output',
+            options=['output'],
         )
     check_writable(record)
     if archive is not None:
@@ -389,13 +392,14 @@ def _check_settings(record: Path, settings: Mapping[str, object]) -> None:
         if folder.is_dir() and any(not entry.name.startswith('.') for entry in folder.iterdir()):
             raise OutputError(
                 f'{folder}: expected an empty folder or one with the {SETTINGS_FILE} of an earlier run, found other '
-                'files; choose an empty folder'
+                'files; choose another place for the output',
+                options=['output'],
             ) from None
         return
     except ValueError as error:
-        raise OutputError(f'{record}: no readable JSON ({error})', replaceable=True) from error
+        raise replaceable(f'{record}: no readable JSON ({error})') from error
     if not isinstance(found, dict):
-        raise OutputError(f'{record}: expected settings, found {found!r}', replaceable=True)
+        raise replaceable(f'{record}: expected settings, found {found!r}')
     if 'exact' in settings:
         found.setdefault('exact', True)  # older versions did not write it, and always were exact
     changes = [
@@ -404,7 +408,7 @@ def _check_settings(record: Path, settings: Mapping[str, object]) -> None:
         if found.get(name) != settings.get(name)
     ]
     if changes:
-        raise OutputError(f'{folder}: holds masks of other settings ({"; ".join(changes)})', replaceable=True)
+        raise replaceable(f'{folder}: holds masks of other settings ({"; ".join(changes)})')
 
 
 def _brief(value: object) -> str:

@@ -23,10 +23,6 @@ log = logging.getLogger(__name__)
 STATISTICS = ('mean', 'recall', 'decay')
 
 
-class NothingLeftError(DataError):
-    """There is nothing to score, because the network was given all ground-truth masks."""
-
-
 @dataclass(frozen=True)
 class Pair:
     """The ground truth of a video, and the place of the masks to be scored."""
@@ -59,7 +55,6 @@ def score_results(
         num_workers: how many processes score; this does not change the numbers.
 
     Raises:
-        NothingLeftError: the network was given all ground truth.
         DataError: ground truth or results are incomplete, unreadable or do not match, or there is nothing to score.
     """
     if (results / 'Annotations').is_dir():
@@ -83,7 +78,11 @@ def score_results(
             short.append(_too_short(pair))
     if not tables:
         if any(pair.given and len(pair.truth.masks) > 1 for pair in pairs):
-            raise NothingLeftError(f'{short[0]}. There is nothing to score.')
+            raise DataError(
+                f'{short[0]}. There is nothing to score. Run eval_folder.py with the first mask of each object alone, '
+                'so that the others can be scored.',
+                options=['first_only'],
+            )
         own = any(pair.given for pair in pairs)
         why = 'Later frames need masks, too.' if own else 'Is the ground truth of this split public?'
         raise DataError(f'{short[0]}. There is nothing to score. {why}')

@@ -28,7 +28,6 @@ from dataset.davis import davis_truth
 from dataset.folder import folder_truth
 from dataset.youtube import youtube_truth
 from inference.scoring import STATISTICS, score_results
-from scripts.flags import naming_flags
 from util.cli import run_main
 from util.files import atomic_path, check_writable
 from util.metrics import MEASURES
@@ -117,10 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path in filter(None, (args.json, args.csv)):
         check_writable(path)
 
-    with naming_flags():
-        numbers = evaluate(
-            args.results, args.root, dataset=args.dataset, split=args.split, num_workers=args.num_workers
-        )
+    numbers = evaluate(args.results, args.root, dataset=args.dataset, split=args.split, num_workers=args.num_workers)
     print_table(numbers)
     if args.json:
         write_json(args.json, numbers)

@@ -10,7 +10,6 @@ from scripts.flags import (
     add_inference_flags,
     inference_config,
     load_networks,
-    naming_flags,
     network_settings,
     parse_flags,
 )
@@ -89,7 +88,7 @@ def segment_videos(
     if args.preset and rank() == 0:
         log_preset(args)
     networks = load_networks(args)
-    with process_group('gloo'), naming_flags():
+    with process_group('gloo'):
         summary = run_dataset(
             networks,
             videos,

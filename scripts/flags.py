@@ -2,18 +2,14 @@
 
 import argparse
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inference.config import LIGHT_WEIGHTS, InferenceConfig, recommendation, recommended_config
-from inference.outputs import OutputError
-from inference.scoring import NothingLeftError
 from scripts.presets import flags_text
 from util.cli import cores, not_negative, period, positive, sha256, sigma
-from util.errors import NoTrainingDataError
 from util.ranks import rank
 
 if TYPE_CHECKING:
@@ -210,23 +206,3 @@ def network_hashes(files: Sequence[str | Path]) -> str | list[str]:
     """The hashes of checkpoint files as ``settings.json`` holds them: a single one, or a list."""
     hashes = [sha256(path) for path in files]
     return hashes[0] if len(hashes) == 1 else hashes
-
-
-@contextmanager
-def naming_flags() -> Iterator[None]:
-    """Add the names of helpful flags to errors about an output folder, its scores, or training data."""
-    try:
-        yield
-    except NoTrainingDataError as error:
-        raise NoTrainingDataError(
-            f'{error} Check the flag of this data set: --static_root, --bl_root, --synthetic_root, --davis_root or '
-            '--yv_root; --video_root takes videos of any name.'
-        ) from error
-    except NothingLeftError as error:
-        raise NothingLeftError(
-            f'{error} Run eval_folder.py with --first_only: it gives the network only the first mask of each object, '
-            'so that the others can be scored.'
-        ) from error
-    except OutputError as error:
-        flags = '--overwrite or another --output' if error.replaceable else 'another --output'
-        raise OutputError(f'{error}; use {flags}', replaceable=error.replaceable) from error

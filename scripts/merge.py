@@ -37,10 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error('expected two RESULTS or more to average')
 
     from inference.merge import merge
-    from scripts.flags import naming_flags
 
-    with naming_flags():
-        count = merge(args.results, args.output, overwrite=args.overwrite, archive=args.zip)
+    count = merge(args.results, args.output, overwrite=args.overwrite, archive=args.zip)
     print(f'frames: {count} merged of {len(args.results)} runs each')
     return 0
 

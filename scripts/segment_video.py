@@ -43,7 +43,6 @@ from scripts.flags import (
     add_inference_flags,
     inference_config,
     load_networks,
-    naming_flags,
     network_settings,
     parse_flags,
 )
@@ -75,10 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     make_core = partial(Ensemble.of, networks, config, object_chunk=args.object_chunk, num_frames=source.frames)
     unfinished = Unfinished(args.output)
     way = Propagation(make_core, source, args.direction, unfinished.waiting)
-    with naming_flags():
-        claim_output(args, source, outputs, config.settings() | network_settings(args) | other_settings(args, source))
-        if not source.live:
-            unfinished.resume(way, outputs, source)
+    claim_output(args, source, outputs, config.settings() | network_settings(args) | other_settings(args, source))
+    if not source.live:
+        unfinished.resume(way, outputs, source)
     return segment_video(way, source, outputs, None if source.live else unfinished, args.output)
 
 

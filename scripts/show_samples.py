@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dataset
 import training
-from scripts.flags import naming_flags
 from training.stages import STAGES
 from util.cli import run_main
 from util.files import atomic_path
@@ -49,19 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--output', type=Path, default='samples.png', help='image file to write')
     args = parser.parse_args(argv)
 
-    with naming_flags():
-        samples = training.open_training_set(
-            STAGES[args.stage].data,
-            size=args.crop_size,
-            static_root=args.static_root,
-            bl_root=args.bl_root,
-            yv_root=args.yv_root,
-            davis_root=args.davis_root,
-            video_roots=args.video_root,
-            synthetic_root=args.synthetic_root,
-            frames=args.clip_frames,
-            difficulty=args.difficulty,
-        )
+    samples = training.open_training_set(
+        STAGES[args.stage].data,
+        size=args.crop_size,
+        static_root=args.static_root,
+        bl_root=args.bl_root,
+        yv_root=args.yv_root,
+        davis_root=args.davis_root,
+        video_roots=args.video_root,
+        synthetic_root=args.synthetic_root,
+        frames=args.clip_frames,
+        difficulty=args.difficulty,
+    )
     rows = []
     for index in dataset.epoch_order(len(samples), seed=args.seed, epoch=0)[: args.count]:
         sample = samples[dataset.Address(args.seed, 0, int(index), args.max_skip)]

@@ -22,10 +22,6 @@ class DataError(UserError, ValueError):
     """The user's data is not what it has to be."""
 
 
-class NoTrainingDataError(DataError):
-    """A folder has nothing to train on."""
-
-
 class MissingPackageError(UserError):
     """An optional package is not installed. The message says how to install it."""
 

@@ -703,7 +703,7 @@ def test_settings_are_read_whole(segment, tmp_path):
     settings.write_text(whole[: len(whole) // 2])
     status, message = segment(tmp_path / 'out')
     assert status == 1
-    assert re.match(f'error: {settings}: no readable JSON .*use --overwrite or another --output', message)
+    assert re.match(f'error: {settings}: no readable JSON .*overwrite them or choose another place', message)
     settings.write_text(whole)
     (tmp_path / 'out' / '.settings.json.part').write_text(whole[:10])  # as a killed run leaves it
     assert segment(tmp_path / 'out')[0] == 0

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from dataset.io import DataError, read_mask, write_mask
-from inference.scoring import NothingLeftError
 from scripts.evaluate import evaluate, main
 from tests.conftest import REPOSITORY
 from util.metrics import boundary, boundary_accuracy, region_similarity, statistics
@@ -354,7 +353,7 @@ def test_what_the_network_was_given_is_not_scored(tmp_path, single):
     assert objects({}) == {'1': {'00001': 1, '00002': 0, '00003': 1}, '2': {'00002': 0, '00003': 0}}
     assert objects({'00000': [1], '00001': [1, 2]}) == {'1': {'00002': 0, '00003': 1}, '2': {'00002': 0, '00003': 0}}
     assert objects({'00002': [2], '00003': [2]}) == {'1': {'00001': 1, '00002': 0, '00003': 1}}
-    with pytest.raises(NothingLeftError, match='4 of them given to the network'):
+    with pytest.raises(DataError, match='4 of them given to the network'):
         objects({f'{number:05d}': [1, 2] for number in range(4)})
     if single:  # whatever the run called it
         settings = {'given': {'/home/me/clip.mp4': {'00002': [2], '00003': [2]}}}
@@ -367,8 +366,9 @@ def test_the_script_says_how_to_leave_something_to_score(tmp_path):
     write_video(tmp_path / 'out', [square(5, 5, 10)] * 2)
     (tmp_path / 'out' / 'settings.json').write_text(json.dumps({'given': {'v': {'00000': [1], '00001': [1]}}}))
     arguments = [*map(str, ('--results', tmp_path / 'out', '--dataset', 'folder', '--root', tmp_path / 'v'))]
-    with pytest.raises(NothingLeftError, match=r'eval_folder\.py with --first_only'):
+    with pytest.raises(DataError, match=r'eval_folder\.py with the first mask of each object alone') as error:
         main(arguments)
+    assert error.value.options == ('first_only',)
     (tmp_path / 'v' / 'Annotations' / '00001.png').unlink()  # it would not help
     with pytest.raises(DataError, match='Later frames need masks, too') as error:
         main(arguments)

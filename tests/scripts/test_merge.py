@@ -86,7 +86,7 @@ def test_continues_and_archives(runs, tmp_path, capsys):
     with zipfile.ZipFile(tmp_path / 'ab.zip') as archive:
         assert {name: archive.read(name) for name in archive.namelist()} == expected
 
-    with pytest.raises(OutputError, match=r'other settings .*; use --overwrite or another --output'):
+    with pytest.raises(OutputError, match=r'other settings .*; overwrite them or choose another place'):
         merge.main([str(a), str(tmp_path / 'both'), '--output', str(tmp_path / 'ab')])
     with pytest.raises(OutputError, match='the run reads this and would also write there'):
         merge.main([str(a), str(b), '--output', str(a), '--overwrite'])

@@ -20,7 +20,6 @@ from dataset.io import PALETTE, DataError, read_image, read_mask, write_mask
 from dataset.mask_files import GivenMask
 from inference import Ensemble, InferenceConfig, InferenceCore, continuing, ensemble, load_model, outputs
 from inference.report import Report
-from inference.scoring import NothingLeftError
 from inference.video_file import VideoReader, VideoWriter
 from model import Network
 from scripts import segment_video
@@ -314,7 +313,7 @@ def test_scoring_knows_what_the_network_was_given(run, tmp_path):
         image.save(tmp_path / 'root' / 'Annotations' / f'{number:05d}.png')
     masks = [f'{number}={FIRST}' for number in (0, 5)]
     assert run('--input', GOLDEN / 'clip', '--no_overlay', '--mask', *masks) == 0
-    with pytest.raises(NothingLeftError, match='2 of them given to the network'):
+    with pytest.raises(DataError, match='2 of them given to the network'):
         evaluate(tmp_path / 'out' / 'masks', tmp_path / 'root', dataset='folder')
 
 
@@ -589,7 +588,7 @@ def test_folders_of_before_are_replaced(run, tmp_path):
     run(*command)
     expected = tree(tmp_path / 'out')
     (tmp_path / 'out' / 'settings.json').rename(tmp_path / 'out' / 'segment_video.json')
-    with pytest.raises(DataError, match=r'has results already .*use --overwrite or another --output'):
+    with pytest.raises(DataError, match=r'has results already .*overwrite them or choose another place'):
         run(*command)
     assert run(*command, '--overwrite') == 0
     assert tree(tmp_path / 'out') == expected
@@ -670,7 +669,7 @@ def test_masks_that_are_gone_are_missed(run, tmp_path, monkeypatch):
     command = ('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay', '--size', 32)
     assert run(*command) == 130
     (tmp_path / 'out' / 'masks' / '00003.png').unlink()
-    with pytest.raises(DataError, match=r'missing: .*00003.png; use --overwrite or another --output'):
+    with pytest.raises(DataError, match=r'missing: .*00003.png; overwrite them or choose another place'):
         run(*command)
     interrupt_after(monkeypatch, 1000, times=0)
     assert run(*command, '--overwrite') == 0
