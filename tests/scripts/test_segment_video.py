@@ -493,7 +493,7 @@ def test_a_second_run_refuses_or_replaces(run, tmp_path):
     command = ('--input', clip, '--mask', FIRST, '--no_overlay')
     run(*command, '--cutouts', '--strip', 2)
     before = tree(out)
-    with pytest.raises(DataError, match='--overwrite'):
+    with pytest.raises(DataError, match='overwrite them'):
         run(*command)
     with pytest.raises(DataError, match='would also write there'):
         run('--input', clip, '--mask', out / 'masks' / '00000.png', '--no_overlay', '--overwrite')
