@@ -147,7 +147,7 @@ def test_second_run_skips_what_is_finished(evaluate, tmp_path, capsys):
 
 def test_masks_of_other_settings_are_not_taken_for_these(evaluate, tmp_path):
     _, first = evaluate(tmp_path / 'out')
-    with pytest.raises(DataError, match=r'mem_every was 5, is 2.*--overwrite'):
+    with pytest.raises(DataError, match=r'mem_every was 5, is 2.*overwrite them'):
         evaluate(tmp_path / 'out', '--mem_every', '2')
     assert tree(tmp_path / 'out') == first
     evaluate(tmp_path / 'out', '--mem_every', '2', '--overwrite')
