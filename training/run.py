@@ -184,8 +184,8 @@ def loading_errors() -> Iterator[None]:
             raise type(error)(text.rpartition(f'{type(error).__name__}: ')[2].rstrip()) from error
         if text.startswith('DataLoader worker'):
             raise LoadingProcessError(
-                f'{text} A process that loads data has died, for want of memory perhaps: fewer '
-                'of them take less. Resume the run with fewer.',
+                'a process that loads data has died, for want of memory or of shared memory perhaps. Of the latter a '
+                f'container has 64 MB unless it is started with --shm-size=8g or --ipc=host. Take fewer ({text})',
                 options=['num_workers', 'resume'],
             ) from error
         raise

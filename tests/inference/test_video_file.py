@@ -391,7 +391,7 @@ def test_without_the_package_the_error_says_what_to_install(tmp_path, monkeypatc
 def test_a_package_that_is_too_old(tmp_path, monkeypatch, version):
     monkeypatch.setattr(av, '__version__', version)
     (tmp_path / 'a.mp4').touch()
-    with pytest.raises(MissingPackageError, match=rf'17\.1 or later, found {version}, .*requirements-extras'):
+    with pytest.raises(MissingPackageError, match=rf'17\.1 or later, found {version}: .*requirements-extras'):
         VideoReader(tmp_path / 'a.mp4')
 
 

@@ -447,10 +447,10 @@ def test_wrong_flags(run, tmp_path, capsys, flags, message):
 @pytest.mark.parametrize(
     ('flags', 'message'),
     [
-        (('--stage', 0, '--static_root', 'nowhere'), 'nowhere: expected a folder.*--static_root'),
+        (('--stage', 0, '--static_root', 'nowhere'), 'nowhere: expected a folder of static images'),
         (('--stage', 0, '--static_root', '.'), 'expected image and mask pairs.*found none'),
         (('--stage', 1, '--bl_root', '.'), 'found no video to train on'),
-        (('--stage', 2, '--davis_root', '.', '--yv_root', '.'), '--davis_root or --yv_root'),
+        (('--stage', 2, '--davis_root', '.', '--yv_root', '.'), 'expected videos in .* found none to train on'),
         (('--stage', 3, '--video_root', 'nowhere'), 'nowhere: expected the folders JPEGImages'),
         (('--stage', 3, '--load_network', 'none.pth'), 'none.pth: no such checkpoint file'),
         (('--stage', 3, '--load_model', 'none.pth'), 'none.pth: no such checkpoint file'),
