@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(argv: Sequence[str] | None) -> 'Summary':
-    """What the command line asks for; ``scripts/runs.py`` calls it for rows of tables."""
+    """Segment what the command line asks for. ``scripts/runs.py`` calls this function for a row of a table."""
     parser = evaluation_parser(__doc__, size=0, dataset='davis')
     parser.add_argument(
         '--year', type=int, choices=(2016, 2017), default=2017, help='2016: every non-zero label is the one object'
@@ -24,10 +24,12 @@ def run(argv: Sequence[str] | None) -> 'Summary':
     parser.add_argument(
         '--davis_path',
         default='../DAVIS/<year>',
-        help='with trainval/ and test-dev/ (2017), or JPEGImages/ and Annotations/ (2016, for '
-        'which a 2017 folder serves, too)',
+        help='folder of the dataset: 2017 has trainval/ and test-dev/, 2016 has JPEGImages/ and Annotations/. '
+        'For --year 2016, a folder of 2017 can be used, too',
     )
-    parser.add_argument('--split', choices=('val', 'testdev'), default='val')
+    parser.add_argument(
+        '--split', choices=('val', 'testdev'), default='val', help='the videos of validation or those of test-dev'
+    )
     args = parse(parser, argv)
 
     from dataset.davis import davis

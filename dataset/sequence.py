@@ -53,7 +53,7 @@ class Video:
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The ground-truth masks of a video, in frame order; a frame's name is its file's without the suffix."""
+    """The ground-truth masks of a video, in frame order. Each file has the name of its frame, and a suffix."""
 
     name: str
     masks: tuple[Path, ...]

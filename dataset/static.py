@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 FOLDERS = ('fss', 'DUTS-TR', 'DUTS-TE', 'ecssd', 'BIG_small', 'HRSOD_small')
 REPEATS = {'BIG_small': 5, 'HRSOD_small': 5}
-"""Their annotations are of higher quality."""
+"""How often an epoch has each pair of these folders, whose annotations are of higher quality."""
 
 
 class Pair(NamedTuple):
@@ -36,10 +36,11 @@ class Pair(NamedTuple):
 
 
 def find_pairs(root: str | Path, *, cache_dir: str | Path | None = None) -> list[Pair]:
-    """All images with masks below ``root``: N.jpg + N.png in a folder of it or, as in fss/<class>, one level deeper.
+    """All images with masks below ``root``.
 
-    Pairs of a folder named in REPEATS appear that often (as references, not copies). Which of the published folders
-    are absent and which images have no mask is logged.
+    An image N.jpg has its mask N.png beside it, in ``root``, in a folder of ``root`` or, as in fss/<class>, one level
+    deeper. Pairs of a folder named in REPEATS are in the list that often. The published folders that are absent and
+    the images that have no mask are logged.
 
     Args:
         cache_dir: folder to keep decoded images and masks in, see ``read_pair``.
@@ -105,16 +106,23 @@ def read_coverage(path: str | Path) -> np.ndarray:
 def draw_pair(
     pair: Pair, rng: np.random.Generator, *, size: int, frames: int = FRAMES
 ) -> tuple[Augmentation, np.ndarray, np.ndarray]:
-    """The augmentation that ``draw_static`` draws for a pair, and the pair (``read_pair``). Raises ``DataError``."""
+    """Draw an augmentation for a pair (``draw_static``), and read image and coverage (``read_pair``).
+
+    Raises:
+        DataError: a file cannot be used.
+    """
     augmentation = draw_static(rng, *image_size(pair.image), size=size, frames=frames)
     return augmentation, *read_pair(pair, reduction=augmentation.warps[0].reduction)
 
 
 def read_pair(pair: Pair, *, reduction: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Image and coverage of the object: uint8 [H / reduction, W / reduction, 3] and, from 0 to 255, uint8 [H, W].
+    """Read the image and the coverage of the object.
 
-    With a cache, a file is decoded once for as long as its path, size and time of change are the same; every process
-    then reads the pixels, as they were decoded.
+    With a cache, a file is decoded only once, and every process reads the decoded pixels from the cache. It is decoded
+    again when its path, size or time of change differs.
+
+    Returns:
+        The image, uint8 [H / reduction, W / reduction, 3], and the coverage, uint8 [H, W] from 0 to 255.
 
     Raises:
         DataError: a file cannot be used.
@@ -140,7 +148,8 @@ def _cached(folder: str | None, path: str, decode: Callable[[str], np.ndarray], 
         with atomic_path(stored, shared=True) as temporary, open(temporary, 'wb') as file:
             np.save(file, array)
     except OSError as error:
-        # numpy's own error has no number; its words differ from file to file, and this is said once.
+        # NumPy's own error has no number, and its text names the sizes of the file. The warning needs one text for
+        # all files, since each text is logged once.
         cause = os.strerror(error.errno) if error.errno else 'the disk takes only a part of a file'
         _warn_once(f'{folder}: training goes on, but not all images can be kept decoded ({cause})')
     return array
@@ -152,7 +161,7 @@ def _warn_once(message: str) -> None:
 
 
 class StaticDataset(AddressedDataset):
-    """Clips of T views of an image, three if ``frames`` says nothing else. A sample, with K = 1 object and size S:
+    """Clips of T views of an image with one object, K = 1. T is ``frames``, S is ``size``. A sample has
 
     - rgb: float32 [T, 3, S, S], normalised for ImageNet
     - masks: uint8 [T, K, S, S], 0 or 1

@@ -64,12 +64,12 @@ def youtube(root: str | Path, *, split: str = 'valid', output_all: bool = False)
 
 
 def _first_masks(folder: Path, first_frames: dict[int, str], frames: list[str]) -> dict[int, str]:
-    """The first frame of every object: that of ``meta.json``, or the first that shows it, if that one does not."""
+    """The first frame of every object: the one that ``meta.json`` lists, or else the first one whose mask shows it."""
 
     @cache
     def labels(frame: str) -> list[int]:
         path = folder / f'{frame}.png'
-        with suppress(DataError):  # whoever comes to a frame that cannot be read complains
+        with suppress(DataError):  # a mask that cannot be read is an error when its video is segmented
             return labels_in(read_mask(path)) if path.is_file() else []
         return list(first_frames)
 
@@ -88,7 +88,10 @@ def _first_masks(folder: Path, first_frames: dict[int, str], frames: list[str]) 
 
 
 class Groups(NamedTuple):
-    """Categories that training has and has not seen, which ``meta.json`` may list; ``None``: all that are not."""
+    """The categories that training has seen and those that it has not seen, as ``meta.json`` may list them.
+
+    ``None`` stands for a list that is not there: it has all categories that the other list does not have.
+    """
 
     seen: list[str] | None
     unseen: list[str] | None
@@ -96,7 +99,7 @@ class Groups(NamedTuple):
     def of(self, category: str) -> str:
         """``'seen'`` or ``'unseen'``. Raises :class:`DataError` for a category that neither list has."""
         if self.seen is not None and self.unseen is not None and category not in [*self.seen, *self.unseen]:
-            raise DataError(f'meta.json: the category {category!r} is neither in "seen" nor in "unseen". Add it.')
+            raise DataError(f'meta.json: add the category {category!r} to "seen" or to "unseen"; it is in neither.')
         known = category in self.seen if self.seen is not None else category not in (self.unseen or ())
         return 'seen' if known else 'unseen'
 
@@ -123,7 +126,8 @@ def youtube_truth(root: str | Path, *, split: str = 'valid') -> tuple[list[Groun
     if missing:
         raise DataError(
             f'{base}: expected ground truth for every frame in meta.json, found none for {len(missing)} frames '
-            f'({missing[0]} ...). The public validation set has first frames only: hold out training videos.'
+            f'({missing[0]} ...). The public validation set has masks of the first frames only; score training videos '
+            'that were held out instead.'
         )
     groups = Groups(meta.get('seen'), meta.get('unseen'))
     return videos, None if groups == (None, None) else groups
@@ -182,7 +186,7 @@ def _read_meta(path: Path) -> tuple[list[_Listed], dict[str, Any]]:
 
 
 def _names(frames: object) -> list[str]:
-    if not isinstance(frames, list):  # a text would give its characters
+    if not isinstance(frames, list):  # a text would be taken for a list of its characters
         raise TypeError(f'"frames" is {frames!r}')
     return list(map(str, frames))
 

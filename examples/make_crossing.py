@@ -17,7 +17,7 @@ from dataset.io import list_frames, read_image, read_mask, write_mask
 FRAMES, WIDTH, HEIGHT = 40, 456, 256
 SCALE = 0.55  # of the rider
 START, END = 0.82, 0.10  # its centre, as a fraction of the width
-FLOOR = 0.92  # the lowest pixel of it, as a fraction of the height
+FLOOR = 0.92  # its lowest pixel, as a fraction of the height
 
 
 def main() -> None:

@@ -29,9 +29,10 @@ class LeastUsed:
         self._weight = torch.cat([self._weight.to(device), torch.zeros(1, device=device)])
 
     def count(self, slots: Tensor, weights: Tensor) -> None:
-        """Add the ``weights`` of a read to the ``slots`` of their positions; both have the same shape.
+        """Count the weights that positions of the memory got in a read.
 
-        The weights of a temporary frame are not kept.
+        ``slots`` has the slot of the frame that each position belongs to, in the shape of ``weights``. The weights of
+        a temporary frame are not kept.
         """
         weight = torch.zeros(len(self.protected) + 1, device=weights.device)  # a temporary frame is the last one
         weight.index_add_(0, slots.flatten(), weights.flatten())

@@ -1,4 +1,4 @@
-"""Averages the probabilities that several runs have saved, as an ensemble whose networks ran one by one."""
+"""Averages the probabilities that several runs have saved: an ensemble whose networks ran one after the other."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ from util.errors import DataError, foreign_call
 
 log = logging.getLogger(__name__)
 
-WAITING = 4  # frames that may wait; each takes memory for the sum and for one run's probabilities
+WAITING = 4  # largest number of frames merged at a time; each needs memory for a sum and for a run's probabilities
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def check_alike(results: Sequence[Result]) -> None:
 
 
 def merged_settings(results: Sequence[Result]) -> dict[str, object]:
-    """The settings of the merged result: those of every run, and once those that all runs share."""
+    """The settings of the merged result: a list of those of the runs, and beside it those of the dataset, once."""
     shared = {name: results[0].settings[name] for name in ('format', 'given') if name in results[0].settings}
     runs = [{name: value for name, value in each.settings.items() if name not in shared} for each in results]
     return {'merged': runs} | shared
@@ -183,7 +183,7 @@ def _reading(path: Path):
 
 
 def _merge_frame(paths: Sequence[Path], output: Path, binary: bool) -> None:
-    """Write the label with the largest mean for each pixel. The sum, which is computed, has its maximum there, too."""
+    """Write the label with the largest mean for each pixel, which is also the label with the largest sum."""
     total = read_probabilities(paths[0]).astype(np.float32)
     for path in paths[1:]:
         total += read_probabilities(path)

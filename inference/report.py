@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from inference.stream import Segmented
 
 FIRST = 10
-"""How many frames to look at first a report names."""
+"""The largest number of frames that a report names as those to look at first."""
 
 WIDTH, HEIGHT, MARGIN = 960, 240, 28
 """The size of the picture and of its margin, in pixels."""

@@ -1,7 +1,7 @@
 """A network as ONNX files, one for each of its functions, for where there is no PyTorch.
 
-The tensors between them are float32, with the names and shapes of ``TENSORS``. The metadata of every file say which
-network it is of and with which settings it was exported, so that files of two networks are not taken for one.
+The tensors between them are float32, with the names and shapes of ``TENSORS``. The metadata of every file name its
+network and the settings of the export, so that files of different networks are not used together.
 """
 
 import copy
@@ -27,7 +27,7 @@ TENSORS = {
     'image': ('1 3 H W', 'RGB, normalised by the mean and deviation of ImageNet; H and W are multiples of 16'),
     'masks': ('1 K H W', 'probabilities of the objects in this image'),
     'key': ('1 Ck h w', 'key of the image; h = H / 16, w = W / 16'),
-    'thin': ('1 Cv h w', "the decoder's half of its input"),
+    'thin': ('1 Cv h w', 'features of the image for the decoder, which gets them beside the readout'),
     'f16': ('1 C16 h w', 'features at stride 16'),
     'f8': ('1 C8 h8 w8', 'features at stride 8'),
     'f4': ('1 C4 h4 w4', 'features at stride 4'),
@@ -36,9 +36,9 @@ TENSORS = {
     'readout': ('1 K Cv h w', 'what the memory holds for each position of the image'),
     'logits': ('1 K H W', 'their sigmoid is the probability of each object alone'),
 }
-"""Shape and meaning of every input and output. A read may be of some rows of a key alone: ``hm`` is then not ``h``."""
+"""Shape and meaning of every input and output. ``hm`` differs from ``h`` if a read gets only some rows of a key."""
 
-CHANNELS = {'1', '3', 'Ck', 'Cv', 'C16', 'C8', 'C4'}  # what a network fixes; the rest is free
+CHANNELS = {'1', '3', 'Ck', 'Cv', 'C16', 'C8', 'C4'}  # sizes that a network fixes; all others may vary
 
 
 def encode_query(network: Network, image: Tensor) -> tuple[Tensor, ...]:
@@ -59,13 +59,14 @@ def read(
     """The read of inference (Eq. 1 to 5, supplementary F.2), as ``inference.MemoryBank`` does it, in one piece."""
     keys = memory_key.permute(1, 0, 3, 4, 2).flatten(1, 3)  # [G, N, Ck]
     affinity = similarity(keys, key.flatten(2).transpose(1, 2), metric=network.similarity)  # [G, Q, N]
-    # With shared keys a row holds the values of all objects: [1, N, K Cv], and [K, N, Cv] without.
+    # A row holds the values of all objects if they share the keys, [1, N, K Cv], or else those of one, [K, N, Cv].
     values = memory_value.unflatten(1, (1, -1) if network.shared_keys else (-1, 1))
     values = values.permute(1, 0, 4, 5, 2, 3).flatten(4).flatten(1, 3)
     if top_k is None:
         readout = affinity.softmax(dim=-1) @ values
     else:
-        # As tensors, so that the file computes them: the first frame of a small video has fewer positions than top_k.
+        # Sizes are tensors here, so that the ONNX file computes them anew: the memory of a small video may have fewer
+        # positions than top_k.
         groups, _, positions = shape_as_tensor(affinity)
         best, rows = affinity.topk(torch.minimum(positions, torch.tensor(top_k)), dim=-1)  # type: ignore[arg-type]
         rows = rows + positions * torch.arange(groups)[:, None, None]
@@ -80,7 +81,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., tuple[Tensor, ...]], tuple[str, ...], t
     'read': (read, ('memory_key', 'memory_value', 'key'), ('readout',)),
     'decode': (decode, ('readout', *Query._fields), ('logits',)),
 }
-"""What each file computes, its inputs and its outputs. It lacks the inputs that its network has no use for."""
+"""What each file computes, its inputs and its outputs. A file does not have the inputs that its network ignores."""
 
 
 def export_network(
@@ -89,8 +90,8 @@ def export_network(
     """Write ``encode_query.onnx``, ``encode_memory.onnx``, ``read.onnx`` and ``decode.onnx``: all of them or nothing.
 
     Args:
-        folder: a new one.
-        settings: for the metadata: which network this is and how it is to be used; each value is written as JSON.
+        folder: a folder that does not exist yet.
+        settings: entries of the metadata that say which network this is and how to use it. Each is written as JSON.
         top_k: memory positions that a position of the image reads; ``None``: all.
         half: weights and the computation in encoders and decoder are float16. The read is in float32, since it
             squares the keys.
@@ -176,12 +177,12 @@ def _export(
         for name in (*inputs, *outputs)
     }
     for name in outputs:
-        free[name].pop(0, None)  # of one frame
+        free[name].pop(0, None)  # every output is that of one frame
     with warnings.catch_warnings():
-        # The exporter warns of being the older one, and of sizes that it takes for constants: those of B = 1.
-        # It is the one to use: it needs a second for a network and no further package, and gives the same graphs with
-        # PyTorch 2.6 as with 2.14. The newer one (dynamo=True) needs one and a half minutes, and with 2.6 reports
-        # guards on the sizes that it ignores.
+        # This exporter warns that a newer one exists, and that it takes sizes for constants: these are the batch size,
+        # which is 1. It is the better one here: it needs a second for a network and no other package, and gives the
+        # same graphs with PyTorch 2.6 as with 2.14. The newer one (dynamo=True) needs one and a half minutes, and
+        # with 2.6 it warns of conditions on the sizes.
         warnings.simplefilter('ignore')
         torch.onnx.export(
             module,

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, either as an exception or as a request that is looked at when it suits."""
+"""Two ways to end on Ctrl-C or SIGTERM: by an exception at once, or by a request that a loop asks for between steps."""
 
 import logging
 import signal
@@ -25,7 +25,7 @@ def _stop(number: int, _frame) -> None:
 
 
 def stopped_by(error: BaseException | None) -> int:
-    """The signal behind an error, 0 for none: a library that is interrupted may raise an error of its own."""
+    """The signal that led to an error, or 0. An interrupted library may have raised an error of its own instead."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__
     return 0 if error is None else getattr(error, 'signal', signal.SIGINT)
@@ -42,7 +42,7 @@ class StopRequest:
         self.message = message
 
     def __enter__(self) -> 'StopRequest':
-        # Signals reach the main thread only, and no other one may ask for them.
+        # Only the main thread gets signals, and Python forbids other threads to set handlers for them.
         numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
         self.before = {number: signal.signal(number, self._note) for number in numbers}
         return self

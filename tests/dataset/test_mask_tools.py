@@ -1,7 +1,7 @@
 """Masks as twelve annotation tools and editors write them.
 
-Pillow, OpenCV and FFmpeg (in PyAV) write theirs themselves; those of the other tools are made by hand, after what is
-known of their formats, and say so.
+Pillow, OpenCV and FFmpeg (through PyAV) write their masks in these tests. The masks of the other tools are made by
+hand, after what is known of their formats; their names say so.
 """
 
 import io
@@ -54,7 +54,7 @@ def png8(
     bits: int = 8,
     before: tuple[tuple[bytes, bytes], ...] = (),
 ) -> bytes:
-    """A palette PNG, chunk by chunk; ``before`` are those that come before the palette."""
+    """A palette PNG, written chunk by chunk; ``before`` are the chunks that come before the palette."""
     height, width = indices.shape
     per_byte = 8 // bits
     padded = np.pad(indices, ((0, 0), (0, -width % per_byte))).reshape(height, -1, per_byte)
@@ -75,7 +75,7 @@ def png8(
 
 
 def gray_png(values: np.ndarray, bits: int) -> bytes:
-    """A grayscale PNG of 1, 2 or 4 bits, which stand for 0 to 255 evenly."""
+    """A grayscale PNG of 1, 2 or 4 bits a pixel. Its largest value stands for 255."""
     data = png8(values, [(0, 0, 0)], bits=bits)
     header, rest = data[8:33], data[33:]
     header = header[:17] + b'\0' + header[18:21]  # colour type: gray
@@ -103,7 +103,7 @@ def void_ring(mask: np.ndarray) -> np.ndarray:
     return np.where((mask == 0) & (cv2.dilate(mask, np.ones((3, 3), np.uint8)) > 0), np.uint8(255), mask)
 
 
-# CVAT's default colours of labels, sly's and others are no colours of DAVIS.
+# Colours that are not in the palette of DAVIS: CVAT's default ones of labels, and some of MATLAB's parula.
 CVAT = np.array([(0, 0, 0), (250, 50, 83), (52, 209, 183), (255, 0, 204)], np.uint8)
 PARULA = np.array([(53, 42, 135), (6, 156, 207), (249, 251, 14)], np.uint8)
 OTHER_ORDER = np.array([1, 0, 2], np.uint8)
@@ -266,7 +266,7 @@ def test_masks_of_a_tool_that_are_refused(tmp_path, name):
 
 
 def test_files_of_one_video_as_pillow_quantizes_each(tmp_path):
-    """Every frame has the palette of what it shows, most used colour first."""
+    """Pillow gives every frame a palette of its own: the colours that the frame shows, the most used one first."""
     frames = [scene(1), scene(2, 1), scene(0, 2), scene(4, 2)]
     files = []
     for number, mask in enumerate(frames):
@@ -278,7 +278,7 @@ def test_files_of_one_video_as_pillow_quantizes_each(tmp_path):
 
 
 def test_files_an_object_as_label_studio_exports_them(tmp_path):
-    """Made by hand: task-7-annotation-1-by-1-tag-cat-0.png, gray, 255 inside."""
+    """Each object has a gray file with 255 inside, made by hand and named as in an export of Label Studio."""
     files = []
     for name, mask in (('cat', scene(1)), ('dog', scene(0, 1))):
         files.append(tmp_path / f'task-7-annotation-1-by-1-tag-{name}-0.png')

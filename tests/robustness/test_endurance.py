@@ -1,4 +1,5 @@
-"""Long videos add nothing up, too little memory ends what does not fit and no more, and the same gives the same."""
+"""A long video takes no more memory than a short one, too little memory ends only the video that does not fit, and
+a run that is repeated gives the same result."""
 
 import logging
 import subprocess
@@ -35,7 +36,7 @@ THREE = ('--stage', 3, '-i', 3)  # iterations
 
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='needs /proc')
 def test_a_long_video_adds_nothing_up():
-    """In little: the whole is ``python tests/long_run.py``, which also looks at memory and speed."""
+    """A short form of ``python tests/long_run.py``, which also looks at the memory of the process and at speed."""
     taken = long_run.samples(frames=201, warm_up=60, size=32, max_memory_frames=8, events=4, count_every=20)
     found = {
         name: (before, after, limit) for name, before, after, limit in long_run.compare(taken, warm_up=60, window=60)
@@ -51,7 +52,7 @@ def test_a_long_video_adds_nothing_up():
 
 @contextmanager
 def too_little_memory(monkeypatch, *, frame: int, cores: range = range(1000)):
-    """The GPU is full at a frame of these cores, in the order in which they were made."""
+    """Make the GPU's memory end at a frame in some cores; ``cores`` counts them in the order of their first frame."""
     step, made = InferenceCore.step, []
 
     def fail(self, *args, **options):
@@ -185,7 +186,7 @@ def test_other_scripts_say_it_without_a_traceback(monkeypatch):
 
 
 def test_evaluating_twice_gives_the_same_bytes(davis_root, small_checkpoint, tmp_path, monkeypatch):
-    """Masks and probabilities: again, in a process of its own, with other numbers of threads that read and write."""
+    """Masks and probabilities are the same with other numbers of reading and writing threads, and in a new process."""
 
     def words(output, *flags):
         return [

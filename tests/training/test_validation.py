@@ -1,4 +1,4 @@
-"""train.py --evaluate_every: the scores, the best network, and that training does not notice."""
+"""Tests of train.py --evaluate_every: its scores, the best network, and that it does not change the training."""
 
 import os
 import re
@@ -75,7 +75,7 @@ def scored(monkeypatch):
 
 
 def test_scores_are_those_of_the_scripts(appearing, tmp_path):
-    """Of a folder with the same frames, where objects are annotated where they first appear."""
+    """The same scores as evaluate.py gives for a folder of these frames, with masks where objects first appear."""
     names = [(frame.name, frame.objects, frame.wanted) for frame in appearing.frames]
     objects = {'00002': (2,), '00006': (5,)}
     assert names == [(path.stem, objects.get(path.stem), i % 2 == 0) for i, path in enumerate(FRAMES) if i >= 2]
@@ -213,7 +213,7 @@ def test_the_best_is_kept_also_after_a_resume(learn, scored, monkeypatch, caplog
 
 @pytest.mark.parametrize('video', [0, 1])
 def test_a_signal_ends_an_evaluation_and_it_is_done_again(learn, monkeypatch, caplog, video):
-    """In iteration 3, which has a checkpoint for that alone, in one video or the other."""
+    """The signal comes in the evaluation after iteration 3, in one of its videos. A checkpoint was written before."""
     caplog.set_level('INFO')
     flags = ('--stage', 3, '-i', 4, '--lr', 1e-3, '--average', 0.5, *HELD, '--evaluate_every', 3)
     learn('--id', 'straight', *flags)
@@ -300,7 +300,7 @@ def test_a_video_of_ones_own_is_evaluated(learn, tmp_path, scored):
 
 
 def test_the_network_to_start_from_is_evaluated_first(learn, scored, caplog):
-    """So that a training which makes it worse shows, and does not replace it."""
+    """A training that makes the network worse does not replace it, and its scores show that it is worse."""
     assert learn('--stage', 3, '--id', 'a', '-i', 1) == 0
     scored(0.8, 0.8, 0.7, 0.7)
     start = ('--load_network', 'saves/a/a.pth', *HELD)
@@ -311,7 +311,7 @@ def test_the_network_to_start_from_is_evaluated_first(learn, scored, caplog):
 
 
 def test_what_the_start_recommends_is_kept(learn, scored, appearing):
-    """In checkpoints, a run that is continued and the finished file, and validation follows it."""
+    """The recommendation is in all checkpoints, those of a continued run too, in the finished file and in the best."""
     assert learn('--stage', 3, '--id', 'a', '-i', 1) == 0
     save_network('recommending.pth', load_network('saves/a/a.pth'), recommended={'mem_every': 2})
     flags = ('--load_network', 'recommending.pth', '--evaluate_every', 5, *HELD)
