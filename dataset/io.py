@@ -19,7 +19,7 @@ from util.files import atomic_path
 log = logging.getLogger(__name__)
 
 FRAME_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
-MAX_NAME = 240  # bytes: a file system's 255 without what is put around a name
+MAX_NAME = 240  # bytes; file systems allow 255, and the names of our files add something to a frame's name
 
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF')
 """The formats that PIL may read, whatever the suffix. PIL knows 50 more; one of them would start Ghostscript."""
@@ -27,7 +27,8 @@ FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF')
 SHOWN = 5  # names in a message
 
 MAX_PIXELS, MAX_SIDE = 2**27, 2**15 - 1
-"""Of an image: one of 16K video has 15360 x 8640, just below 2**27; OpenCV's remap takes no longer sides."""
+"""Limits of an image. A frame of 16K video has 15360 x 8640 pixels, just below 2**27, and OpenCV's remap does not take
+longer sides."""
 
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -43,15 +44,15 @@ UPRIGHT = {
 LYING = (5, 6, 7, 8)
 """Orientations that swap height and width."""
 
-# The share of the pixels along edges in labels that exist nowhere else. Over 50 masks, as they are: 0;
-# resized with interpolation, blurred, or compressed by JPEG up to quality 90: 0.117 and more.
+# The largest share of the pixels along edges that may have labels which exist only there. For 50 masks, this share was
+# 0; after resizing with interpolation, blurring, or JPEG compression up to quality 90, it was 0.117 or more.
 MAX_FRINGE = 0.1
 
-CROSS = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], np.uint8)  # the pixels beside one
+CROSS = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], np.uint8)  # the four neighbours of a pixel
 
 
 def _voc_palette() -> np.ndarray:
-    """Bits 0, 1, 2 of the label are the highest bits of R, G, B; bits 3, 4, 5 the second highest; so on."""
+    """Bits 0, 1, 2 of the label are the highest bits of R, G, B; bits 3, 4, 5 are the second highest, and so on."""
     label = np.arange(256)
     palette = np.zeros((256, 3), dtype=np.uint8)
     for bit in range(8):
@@ -64,7 +65,7 @@ PALETTE = _voc_palette()
 
 
 def image_size(path: str | Path, *, formats: tuple[str, ...] = FORMATS) -> tuple[int, int]:
-    """The size (H, W) of the image that ``read_image`` returns, from the file's header. Raises ``DataError``, too."""
+    """Read the size (H, W) of the image that ``read_image`` returns from the file's header. Raises ``DataError``."""
     with _open_file(path, formats) as image:
         # For a TIFF, some versions of Pillow give the size before turning it and others the size after it.
         if isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -82,7 +83,7 @@ def read_image(path: str | Path, *, reduction: int = 1) -> np.ndarray:
     first picture is read.
 
     Args:
-        reduction: 1, 2, 4 or 8; 1/``reduction`` of the size, rounded up, is made. A JPEG is decoded at that size,
+        reduction: 1, 2, 4 or 8. The image is read at 1/``reduction`` of its size, rounded up. For a JPEG, this is
             several times as fast.
 
     Raises:
@@ -147,15 +148,14 @@ def is_black_and_white(path: str | Path) -> bool:
 
 
 def _is_binary(values: np.ndarray) -> bool:
-    """Of gray values [H, W] or RGB [H, W, 3]."""
+    """Whether gray values [H, W] or RGB [H, W, 3] are black and white only."""
     return bool(np.isin(values, (0, 255)).all() and (values.ndim == 2 or (values == values[..., :1]).all()))
 
 
 def fit_mask(mask: np.ndarray, size_hw: tuple[int, int], path: str | Path, pixel_aspect: float = 1) -> np.ndarray:
     """Bring a mask [h, w] to its image's size (H, W) by nearest neighbour, with a warning if that changes it.
 
-    The sizes must be one picture at two scales: scaling the larger to one side of the smaller, the other side
-    fits within one pixel (rounding), or both sides differ by one pixel at most.
+    The sizes must be those of one picture at two scales. One pixel of difference is allowed, since sizes are rounded.
 
     Args:
         pixel_aspect: width of the image's pixels to their height; a mask of the image as it is shown fits, too.
@@ -217,8 +217,8 @@ def _write_png(path: str | Path, image: Image.Image) -> None:
 def list_frames(folder: str | Path, *, suffixes: tuple[str, ...] = FRAME_SUFFIXES) -> list[Path]:
     """The files of a folder that have one of the suffixes (any letter case), in frame order.
 
-    Numbers within names sort as numbers, so 2.jpg comes before 10.jpg. What else is there is named in one logged
-    line; hidden files do not count.
+    Numbers within names sort as numbers, so 2.jpg comes before 10.jpg. Other files are named in one warning. Hidden
+    files are ignored.
 
     Raises:
         DataError: the folder is missing, two files have the same stem (which one is the frame?), or a file has a name
@@ -245,7 +245,7 @@ def list_frames(folder: str | Path, *, suffixes: tuple[str, ...] = FRAME_SUFFIXE
                 'Remove one of them.'
             )
         frames[check_path(path).stem] = path
-    if frames:  # without, the folders may be what is looked for
+    if frames:  # in a folder without frames, its folders may be the videos
         others += folders
     if others:
         log.warning('%s: left out, since not %s: %s', folder, ' '.join(suffixes), some(others))
@@ -268,8 +268,8 @@ def check_name(name: str, source: str | Path) -> str:
     """Check that the name of a video or frame from a list is not a path, since output files get this name; return it.
 
     Raises:
-        DataError: it could leave the folder that it is put in, or is too long for a file. ``source``, the list's
-            file, is for the message.
+        DataError: the name could lead out of the folder, or is too long for a file. The message has ``source``, the
+            file with the list.
     """
     if not name or name.startswith('.') or '/' in name or ':' in name or not _is_plain(name):
         raise DataError(f'{source}: expected the name of a video, found {name[:80]!r}')
@@ -280,7 +280,8 @@ def check_path(path: Path) -> Path:
     """Check the path of a frame's file or a video's folder, since output files get its name; return it.
 
     Raises:
-        DataError: on another system its name would be a path, or it has line breaks, or it is too long for our files.
+        DataError: the name has a backslash, which separates folders on Windows, or a control character such as a line
+            break, or it is too long for our files.
     """
     if not _is_plain(path.stem):
         raise DataError(
@@ -306,10 +307,10 @@ def natural_key(path: str | Path) -> tuple[list[str | int], str]:
 
 
 def _read_jpeg(path: str | Path, reduction: int) -> np.ndarray | None:
-    """An upright, undamaged RGB JPEG, decoded by OpenCV: as PIL does it, but nearly twice as fast. Else ``None``."""
-    import cv2  # only where it is used, for --help does without
+    """Decode an upright, undamaged RGB JPEG by OpenCV, which is nearly twice as fast as PIL. For others, ``None``."""
+    import cv2  # here, so that --help does not wait for it
 
-    with suppress(DataError), _open_file(path, formats=('JPEG',)) as header:  # whoever comes after says what is wrong
+    with suppress(DataError), _open_file(path, formats=('JPEG',)) as header:  # PIL then says what is wrong
         if header.mode != 'RGB' or _orientation(header, path) in UPRIGHT:
             return None
         with _reading(path):
@@ -329,7 +330,7 @@ def _read_jpeg(path: str | Path, reduction: int) -> np.ndarray | None:
 
 
 def open_image(path: str | Path, *, formats: tuple[str, ...] = FORMATS, animated: bool = True) -> Image.Image:
-    """Decode a file completely, upright. Of an animation, unless refused, it is the first picture.
+    """Decode an image completely, upright. Of an animation, the first picture is returned, if ``animated`` allows it.
 
     Raises:
         DataError: it is none of these formats, is damaged or far too large, a TIFF of several pages, or an animation.
@@ -337,14 +338,14 @@ def open_image(path: str | Path, *, formats: tuple[str, ...] = FORMATS, animated
     with _open_file(path, formats) as image:
         with _reading(path, formats):
             pages = getattr(image, 'n_frames', 1)
-            image.verify()  # a PNG's checksums, at which decoding does not look: any damage could become labels
+            image.verify()  # checks a PNG's checksums, which decoding ignores; damage could become labels
         if pages > 1 and (image.format == 'TIFF' or not animated):
             raise DataError(
                 f'{path}: expected one picture, found {pages} in one file. Save the one that counts alone.'
             )
     with _open_file(path, formats) as image:
         if image.format == 'TIFF':
-            image.filename = ''  # by a name Pillow 12 maps a file into memory, and garbles one that it has to turn
+            image.filename = ''  # else Pillow 12 maps the file into memory, and garbles an image that it has to turn
         with _reading(path, formats):
             image.load()
         # Pillow itself turns a TIFF, and only that.
@@ -357,7 +358,7 @@ def open_image(path: str | Path, *, formats: tuple[str, ...] = FORMATS, animated
 
 
 def _reading(path: str | Path, formats: tuple[str, ...] = FORMATS) -> AbstractContextManager[None]:
-    """For a block with one call of an image library, whatever it raises becomes a ``DataError``.
+    """Turn any exception of the block, which calls an image library once, into a ``DataError``.
 
     Which exception a damaged file raises depends on its format and on where the damage is.
     """
@@ -470,7 +471,7 @@ def check_crisp_colours(values: np.ndarray, path: str | Path) -> None:
     if len(objects) > 255:
         raise _soft_mask(path, f'{len(objects)} colours')
     labels = np.zeros(len(colours), np.uint8)
-    labels[colours > 0] = np.arange(255, 255 - len(objects), -1)  # down, so that they do not look like labels in order
+    labels[colours > 0] = np.arange(255, 255 - len(objects), -1)  # from 255 down, unlike the labels that people give
     names = dict(zip(labels.tolist(), (f'#{colour:06x}' for colour in colours.tolist()), strict=True))
     check_crisp(labels[places].reshape(codes.shape), values, path, name=names.__getitem__, kind='colour')
 

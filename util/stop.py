@@ -1,4 +1,4 @@
-"""Two ways to end on Ctrl-C or SIGTERM: by an exception at once, or by a request that a loop asks for between steps."""
+"""Two ways to end on Ctrl-C or SIGTERM: an exception at once, or a request that a loop looks at between its steps."""
 
 import logging
 import signal

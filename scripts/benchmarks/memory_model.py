@@ -89,7 +89,7 @@ def training_steps(
 
 
 def inference_step(arch: str, case: tuple[int, int, int, int], *, amp: bool, device: torch.device) -> None:
-    """Run what :func:`inference_peak` predicts."""
+    """Do the work whose memory :func:`inference_peak` predicts."""
     with torch.inference_mode():
         memorised_frame(build_network(VARIANTS[arch]).eval().to(device), *case, amp=amp)
 

@@ -47,7 +47,7 @@ def test_a_wide_kernel_is_none():
 
 
 def test_kernel_of_large_keys_stays_finite():
-    """No kernel leaves exp(S - max) zero everywhere, whatever is far from everything."""
+    """Even a narrow kernel and keys far from the query do not make all weights exp(S - max) of a position zero."""
     keys, values, query = random_frames(3, 2, shared=True)
     bank = MemoryBank(top_k=5, kernel_sigma=0.01)
     for t in range(3):
@@ -159,7 +159,7 @@ def test_wrong_options(options, named):
 @pytest.mark.parametrize('shared', [True, False])
 @pytest.mark.parametrize('top_k', [3, None])
 def test_least_used_frame_goes_and_annotated_ones_stay(shared, top_k):
-    """Every read is like frame 4 (unprotected), so that it is used; 2 and 3 are far from it."""
+    """Every query equals the key of frame 4, which is therefore used; frames 2 and 3 are far from it."""
     keys, values, _ = random_frames(9, 2, shared=shared)
     keys[[1, 2, 3]] += 20
     bank = MemoryBank(shared_keys=shared, top_k=top_k, max_frames=4)
@@ -198,9 +198,9 @@ def test_more_annotated_frames_than_the_bound_all_stay():
     ('frames', 'places', 'top_k'), [(4, 30, 20), (9, 21, 20), (50, 24, 5), (5, 12, 1), (7, 20, 20)]
 )
 def test_two_step_selection_is_the_one_step_one(frames, places, top_k):
-    """In the last case the memory has no more places than are to be chosen, and one step does it."""
+    """In the last case, a frame has no more places than are to be chosen, so that a single step chooses them."""
     torch.manual_seed(0)
-    # Few different values a row and one place that has all the large ones: what a wrong shortcut would miss.
+    # A row has few different values, and a single place has all the large ones. A wrong shortcut would miss some.
     similarity = torch.randn(2, 6, frames, places).mul(4).round()
     similarity[0, 0, :, 3] += 100
     similarity = similarity.flatten(2)

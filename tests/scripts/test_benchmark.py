@@ -1,4 +1,4 @@
-"""What the benchmark rests on: its baseline is the paper's network, and it counts what it says."""
+"""Tests of the benchmarks: the baseline is the paper's network, and operations, bytes and memory are counted right."""
 
 import json
 import re
@@ -69,7 +69,7 @@ def test_work():
 
 
 def test_allocations():
-    x = torch.ones(2**18)  # 1 MiB, there before
+    x = torch.ones(2**18)  # 1 MiB, which is not counted
     with Allocations() as allocations:
         y = x + 1
         z = (y * 2).view(2, -1)
@@ -173,7 +173,7 @@ def test_loader(one_thread, capsys, tmp_path):
 
 
 def test_confidence_of_a_network_and_what_corrections_do(roots, small_checkpoint, capsys):
-    """Every frame corrected is a J of 1; the order of the frames is that of confidence, of time or of J."""
+    """J is 1 when every frame is corrected, in whichever order: that of confidence, of time or of J."""
     davis = roots['davis_root'] / '2017' / 'trainval'
     folders = ['--images', davis / 'JPEGImages' / '480p', '--annotations', davis / 'Annotations' / '480p']
     flags = [*folders, '--video', 'bear', '--model', small_checkpoint, '--size', 64, '--device', 'cpu']

@@ -21,7 +21,7 @@ from tests.conftest import make_small_network, tree
 
 @pytest.fixture(scope='module')
 def networks(tmp_path_factory, small_checkpoint):
-    """Two that disagree about the third of all pixels."""
+    """Two networks that disagree about a third of all pixels."""
     other = tmp_path_factory.mktemp('other') / 'other.pth'
     network = make_small_network(key_dim=8)
     save_network(other, network)
@@ -58,7 +58,7 @@ def test_equals_the_ensemble_of_one_process(runs, tmp_path, flags):
         found, expected = read_mask(tmp_path / 'ab' / name), read_mask(both / name)
         assert not np.array_equal(read_mask(a / name), expected) or name.endswith('/00000.png')
         top = np.sort(read_probabilities((both / 'probabilities' / name).with_suffix('.npz')), axis=0)[-2:]
-        assert np.abs(top[1] - top[0])[found != expected].max(initial=0) < 1e-3  # only where two are equal
+        assert np.abs(top[1] - top[0])[found != expected].max(initial=0) < 1e-3  # nearly a tie
         different, pixels = different + np.count_nonzero(found != expected), pixels + found.size
     assert different < 5e-3 * pixels
 
