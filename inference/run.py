@@ -46,7 +46,7 @@ class Summary:
     """The result of a run in numbers."""
 
     videos: int = 0  # videos that were segmented
-    frames: int = 0
+    frames: int = 0  # frames of these videos; one that both passes segment counts once
     propagation: float = 0.0  # seconds without reading and writing, as the paper measures
     wall_clock: float = 0.0  # seconds
     skipped: int = 0  # videos that were finished before
@@ -179,7 +179,7 @@ def run_dataset(
             if not way.core.objects:
                 log.warning('%s: nothing was segmented, because its annotation shows no object', source.name)
             summary.videos += 1
-            summary.frames += way.passed
+            summary.frames += len(way.finished)
             summary.propagation += stopwatch.seconds()
     if stop.signal:
         raise Stopped(stop.signal)

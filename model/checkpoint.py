@@ -74,7 +74,10 @@ def load_network(
 def read_checkpoint(path: str | Path) -> dict:
     """The content of a checkpoint file, on the CPU; nothing in it is executed (``weights_only``)."""
     if not Path(path).is_file():
-        raise CheckpointError(f'{path}: no such checkpoint file')
+        raise CheckpointError(
+            f'{path}: no such checkpoint file. weights/stcn_light.pth is part of the repository; "python '
+            'scripts/download.py weights" puts the published networks into saves/.'
+        )
     unreadable = f'{path}: unreadable; truncated, or not a PyTorch checkpoint'
     with foreign_call(CheckpointError, unreadable):
         other = _other_content(path)

@@ -254,7 +254,7 @@ def segment_video(
     device = way.core.device
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
-    failed, start = False, time.perf_counter()
+    failed, start, finished_before = False, time.perf_counter(), len(way.finished)
     with StopRequest(STOPPING) as stop, outputs, Progress(way.steps, done=way.passed) as progress:
         try:
             segment_on(way, source, outputs, unfinished, stop=stop, progress=progress)
@@ -264,9 +264,8 @@ def segment_video(
             log.error('error at frame %d: %s', way.next_frame, error)
     seconds = time.perf_counter() - start
     frames = len(way.finished)
-    both = f', and in both directions {progress.count}' if progress.count > frames else ''
     print(
-        f'frames: {frames}{both}\nFPS (wall clock): {(progress.count - progress.done) / seconds:.2f}\n'
+        f'frames: {frames}\nFPS (wall clock): {(frames - finished_before) / seconds:.2f}\n'
         f'peak memory: {peak_memory(device) / 2**20:.0f} MiB\noutput: {folder}'
     )
     if stop.signal:

@@ -268,7 +268,10 @@ def test_command_line(davis_root, tmp_path):
         check=False,
     )
     assert result.returncode == 1
-    assert result.stderr.strip() == f'error: {tmp_path / "none.pth"}: no such checkpoint file'
+    message = result.stderr.strip()
+    assert '\n' not in message
+    assert message.startswith(f'error: {tmp_path / "none.pth"}: no such checkpoint file. weights/stcn_light.pth is ')
+    assert 'scripts/download.py weights' in message
     assert not (tmp_path / 'out').exists()
 
 

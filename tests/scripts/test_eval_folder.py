@@ -130,12 +130,13 @@ def run(small_checkpoint, tmp_path):
     return run
 
 
-def test_directions(run, folder_root, caplog):
+def test_directions(run, folder_root, caplog, capsys):
     """In "dog" frames 9 and 11 of 8 to 12 have masks, in "cat" the first frame has one."""
     caplog.set_level('INFO')
     found = {direction: run(folder_root, direction, '--direction', direction) for direction in DIRECTIONS}
     assert '1 frames before the first mask of their video stay empty' in caplog.text
     assert '5 frames after the last mask of their video stay empty' in caplog.text
+    assert capsys.readouterr().out.count('frames: 10\n') == len(DIRECTIONS)  # none counts twice
     forward, backward, both = found.values()
     names = [f'cat/{number}.png' for number in range(5)] + [f'dog/frame{number}.png' for number in range(8, 13)]
     assert {*forward} == {*names} - {'dog/frame8.png'}

@@ -118,6 +118,13 @@ def server(small_checkpoint, tmp_path_factory) -> Iterator[Server]:
 
 
 @needs_gradio
+def test_the_documented_keys_are_those_of_the_page():
+    from scripts.web_page import KEYS
+
+    assert KEYS in (REPOSITORY / 'docs' / 'page.md').read_text()
+
+
+@needs_gradio
 def test_only_the_page_is_served(server):
     assert server.status('') == 200
     private = [REPOSITORY / 'README.md', server.log, Path('/etc/passwd'), Path('README.md')]
