@@ -64,7 +64,8 @@ def davis_videos(root: str | Path, *, year: int, split: str) -> tuple[Path, list
     base = next((folder for folder in candidates if (folder / IMAGES).is_dir()), None)
     if base is None:
         raise DataError(
-            f'{root}: no DAVIS {year} {split}; expected {candidates[0] / IMAGES} or {candidates[1] / IMAGES}'
+            f'{root}: no DAVIS {year} {split}; expected {candidates[0] / IMAGES} or {candidates[1] / IMAGES}. '
+            'docs/data.md says how to get it.'
         )
     if year == 2016:
         names = [name for name in DAVIS_2016_VAL if (base / IMAGES / name).is_dir()]

@@ -5,6 +5,7 @@ Everything here speaks numpy: an image is uint8 [H, W, 3] RGB, a mask uint8 [H, 
 
 import logging
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -369,6 +370,8 @@ def _reading(path: str | Path, formats: tuple[str, ...] = FORMATS) -> AbstractCo
 @contextmanager
 def _open_file(path: str | Path, formats: tuple[str, ...] = FORMATS) -> Iterator[ImageFile.ImageFile]:
     """Open an image: its header is read and checked, and no memory is allocated for the pixels yet."""
+    if not os.path.exists(path):
+        raise DataError(f'{path}: expected an image, found no such file. Check the path.')
     with _reading(path, formats):
         image = Image.open(path, formats=formats)
     with image:

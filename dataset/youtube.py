@@ -35,7 +35,7 @@ def youtube(root: str | Path, *, split: str = 'valid', output_all: bool = False)
         if not folder.is_dir():
             raise DataError(
                 f'{folder}: missing; YouTubeVOS needs the annotations and meta.json in {base} and the '
-                f'frames of the all-frames download in {images}'
+                f'frames of the all-frames download in {images}. docs/data.md says how to get them.'
             )
     videos = []
     for name, first_frames, listed, _ in _read_meta(base / 'meta.json')[0]:
