@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A run may continue with others of these, but not unnoticed: they change what comes out.
+# These flags change the result. A run may continue with other values of them, and a warning says so.
 RECIPE = (
     'batch_size',
     'iterations',
@@ -52,7 +52,7 @@ RECIPE = (
     'no_amp',
     'amp_dtype',
 )
-SESSION = ('resume', 'debug', 'device')  # not kept for the next one
+SESSION = ('resume', 'debug', 'device')  # flags that a run does not keep when it is resumed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.load_network and args.load_model:
         parser.error('--load_network begins a stage, --load_model continues one: expected only one of them')
-    # What training has is imported when it is used, from here on: it needs torch, which --help does not wait for.
+    # From here on the modules of ``training`` are imported when they are used: --help must not wait for torch.
     with training.processes(args.device) as device:
         run = training.Run.named(args.id)
         args, checkpoint = training.decided_once(begin, parser, argv, args, run)
@@ -121,7 +121,7 @@ def begin(
 
 
 def stage_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Stage:
-    """The stage with what the flags change of it; ends the program on flags that cannot be."""
+    """The stage with the changes that the flags make. Flags that do not go together end the program."""
     if args.stage is None:
         parser.error('--stage is needed: 0, 1, 2 or 3')
     if args.arch not in (None, *VARIANTS):
@@ -131,7 +131,7 @@ def stage_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Stage
     if args.video_root and STAGES[args.stage].data != 'main':
         parser.error(f'--video_root: expected --stage 2 or 3, which train on real videos, found {args.stage}')
     if not args.video_root and (args.video_list or args.video_repeat != 1):
-        parser.error('--video_list and --video_repeat: expected --video_root, which they are about')
+        parser.error('--video_list and --video_repeat: expected --video_root, whose videos they are about')
     if args.evaluate_every and not args.hold_aside:
         parser.error('--evaluate_every: expected videos to evaluate, --hold_aside VIDEO ..., found none')
     names = ('batch_size', 'iterations', 'steps', 'lr', 'gamma', 'warmup', 'bootstrap')

@@ -25,7 +25,7 @@ class HeldAside(Video):
     size: tuple[int, int]
     """(H, W) of its frames."""
     void: bool
-    """Whether label 255 marks pixels that do not count: if the video has other labels. Else it is an object."""
+    """Whether label 255 marks pixels that do not count. It does if the video has other labels; else it is an object."""
 
     def read_truth(self, frame: Frame) -> np.ndarray:
         """uint8 [H, W], the labels of an annotated frame. Raises ``DataError``."""
@@ -86,7 +86,7 @@ def open_video(images: Path, masks: Path) -> HeldAside:
         frames = [_without_void(frame) for frame in frames]
     if size is None or not scored:
         raise DataError(
-            f'{masks}: expected annotations to score, of frames in {images} after the first that shows an object, '
+            f'{masks}: expected annotations to score, for frames in {images} after the first one with an object, '
             'found none'
         )
     return HeldAside(images.name, images.name, tuple(frames), truth=annotations, size=size, void=void)

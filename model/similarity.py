@@ -1,6 +1,6 @@
 """The similarities of keys that a memory read can use (Eq. 5 and Table 1), by name.
 
-Without torch, so that a command line knows their names, too.
+This file does not import torch, so that a command line can check the names without waiting for it.
 """
 
 import math
@@ -14,8 +14,8 @@ class Dot:
     """The scaled dot product of STM: ``S(k_M, k_Q) = k_M . k_Q / sqrt(Ck)``.
 
     Every similarity here is computed as ``scale(Ck) k_M . k_Q + bias(k_M)``. A term that depends on ``k_Q`` alone is
-    left out, since it is the same for the whole memory and the softmax over the memory cancels it. Where query
-    positions are compared instead, ``bias(k_Q)`` counts and ``bias(k_M)`` is left out.
+    left out, since it is the same for the whole memory and the softmax over the memory cancels it. Where the query
+    positions are compared for one memory position, ``bias(k_Q)`` counts and ``bias(k_M)`` is left out.
     """
 
     def scale(self, dim: int) -> float:
