@@ -25,7 +25,7 @@ class HeldAside(Video):
     size: tuple[int, int]
     """(H, W) of its frames."""
     void: bool
-    """Whether label 255 marks pixels that do not count. It does if the video has other labels; else it is an object."""
+    """Whether label 255 marks pixels that do not count. It does if the video has other labels."""
 
     def read_truth(self, frame: Frame) -> np.ndarray:
         """uint8 [H, W], the labels of an annotated frame. Raises ``DataError``."""

@@ -1,4 +1,4 @@
-"""What several test files compare with and build their files from."""
+"""Helpers that several test files share: comparisons, a reference for the memory read, and archives."""
 
 import io
 import json
@@ -21,10 +21,10 @@ def assert_close(found, expected, tolerance=1e-4):
 
 
 def assert_same_objects(prob, expected):
-    """Each object's probability ``prob [1, 3, H, W]``, and what aggregation makes of all three.
+    """Compare the probabilities of three objects, ``prob [1, 3, H, W]``, and their aggregation with published ones.
 
-    It takes ``p / (1 - p)``, which multiplies the rounding of a probability near 1 by thousands. So it is compared
-    strictly where it is given the published probabilities, and loosely where it is given ours.
+    The aggregation computes ``p / (1 - p)``, which multiplies the rounding error of a probability near 1 by thousands.
+    The tolerance is therefore small for the aggregation of the published probabilities, and larger for that of ours.
     """
     assert_close(prob[0, :, ::2, ::2], expected['object_prob'])
     given = torch.from_numpy(expected['object_prob']).transpose(0, 1)
@@ -39,7 +39,7 @@ def normalised(frame):
 
 
 def unpadded_pixels(prob):
-    """Every second pixel of 112 x 192, from (0, 0) -> those within the frame, which begins at (1, 5)."""
+    """Drop the padding from every second pixel of 112 x 192, counted from (0, 0); the frame begins at (1, 5)."""
     return prob[..., 1:56, 3:94].astype(np.float32)
 
 
@@ -92,7 +92,7 @@ def zip_with(*members: tuple[str, bytes], mode: int = 0, **changes) -> bytes:
 
 
 def tar_with(*members: dict) -> bytes:
-    """Header by header, as tarfile would not write some of them."""
+    """A tar, written header by header, since tarfile would refuse to write some of these members."""
     data = b''
     for member in members:
         info = tarfile.TarInfo(member['name'])
@@ -105,7 +105,7 @@ def tar_with(*members: dict) -> bytes:
 
 
 def hostile_source(folder: Path, content: bytes, suffix: str) -> Source:
-    """An archive in ``folder/inside``, and files beside that are none of its business."""
+    """An archive in ``folder/inside``, and in ``folder/outside`` a file that it must not touch."""
     (folder / 'outside').mkdir()
     (folder / 'outside' / 'precious').write_bytes(b'precious')
     target = folder / 'inside'

@@ -1,11 +1,11 @@
-"""A video of many thousand frames through everything that a run is made of: nothing may add up.
+"""Segments a video of many thousand frames and checks that memory, files, threads and time a frame do not grow.
 
     python tests/long_run.py --frames 20000
 
-Frames are decoded ahead, segmented with a bounded memory and written behind, as ``inference.run`` does it. Three
-objects appear in the warm-up; from then on each leaves (it is annotated as empty) and comes back (its mask is given
-again), in turns. The first thousand frames after the warm-up are compared with the last thousand; the exit status is
-1 if anything has grown or slowed down.
+Frames are read ahead, segmented with a bounded memory, and written in the background, as ``inference.run`` does it.
+Three objects appear in the warm-up. After it they take turns to leave (an object is annotated as empty) and to come
+back (its mask is given again). The first thousand frames after the warm-up are compared with the last thousand; the
+exit status is 1 if anything has grown or slowed down.
 """
 
 import argparse
@@ -34,12 +34,12 @@ from tests.conftest import FRAMES, GOLDEN
 from tests.tiny import TINY
 
 LABELS = (1, 2, 3)
-EVERY = 10  # frames from one look at the process to the next
-COUNT_EVERY = 250  # and from one count of its tensors, which takes a tenth of a second
-SLACK = 4 * 2**20  # bytes by which the process may grow: the heap's own fragments
-POOLS = READERS + WRITERS - 2  # threads that a pool starts only once it is late
-PENDING = 2 * READ_AHEAD + Masks.behind  # tensors on their way, more or fewer of them
-SLOWER = 1.25  # times as much CPU a frame; other work on the machine has its share in that
+EVERY = 10  # frames between two samples of the process
+COUNT_EVERY = 250  # frames between two counts of its tensors; a count takes a tenth of a second
+SLACK = 4 * 2**20  # bytes by which the process may grow, since the heap gets fragmented
+POOLS = READERS + WRITERS - 2  # threads that may be added, since a pool starts some only under load
+PENDING = 2 * READ_AHEAD + Masks.behind  # tensors that may be added, since more or fewer frames wait
+SLOWER = 1.25  # how many times more CPU a frame may take; other work on the machine makes it vary
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Sample:
     resident: int  # bytes
     files: int  # open descriptors
     threads: int
-    tensors: int  # that Python knows of, when they were last counted
+    tensors: int  # live tensors at the last count
     memory_frames: int
     memory_bytes: int  # of the memory bank, reserved space included
     cpu: float  # seconds, of all threads

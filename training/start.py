@@ -24,7 +24,7 @@ def processes(device_name: str | None) -> Iterator[torch.device]:
 
 
 def decided_once(decide: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-    """Call ``decide`` in the first process alone, which looks at the run's folder; return its result in all."""
+    """Call ``decide``, which looks at the run's folder, in the first process only. Return its result in all."""
     return broadcast(decide(*args, **options) if rank() == 0 else None)
 
 

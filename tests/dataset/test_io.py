@@ -89,7 +89,7 @@ def test_jpegs_are_read_as_pil_reads_them(tmp_path):
 @pytest.mark.parametrize('reduction', [2, 4, 8])
 @pytest.mark.parametrize('name', ['a.jpg', 'turned.jpg', 'gray.jpg', 'a.png'])
 def test_reduced_images(tmp_path, name, reduction):
-    """1 / reduction of the size, rounded up, whatever the format: means of blocks, or nearly."""
+    """Every format is read at 1 / reduction of its size, rounded up. The pixels are, nearly, means of blocks."""
     with Image.open(GOLDEN / 'clip' / '00000.png') as image:
         photo = image.convert('L' if name == 'gray.jpg' else 'RGB').resize((151, 99))
     exif = Image.Exif()
@@ -221,7 +221,7 @@ def test_exact_colours_outside_the_palette_are_not_blamed_on_anti_aliasing(tmp_p
 
 
 def test_chequered_labels_are_refused_and_lines_are_not(tmp_path, ellipse):
-    """Dithering makes two labels of one; a line may be only a pixel wide, and at any angle."""
+    """Dithering mixes two labels in a chequered pattern. A line one pixel wide, at any angle, looks similar to it."""
     rows, columns = np.indices(ellipse.shape)
     with pytest.raises(DataError, match='chequered'):
         read_mask(save(np.where(ellipse > 0, 1 + (rows + columns) % 2, 0).astype(np.uint8), tmp_path / 'a.png'))

@@ -1,4 +1,4 @@
-"""Masks that users bring: what counts as what, and what is refused."""
+"""Masks that users bring: how each form of mask is read, and which forms are refused."""
 
 import io
 import logging
@@ -23,7 +23,7 @@ CASES = Path('/work/shared/cases')
 
 
 def scene(*labels: int) -> np.ndarray:
-    """uint8 [H, W]: an ellipse of each label, side by side on background, higher up the earlier."""
+    """uint8 [H, W]: an ellipse of each label on background, from left to right, each one lower than the one before."""
     mask = np.zeros((H, W), np.uint8)
     for place, label in enumerate(labels):
         cv2.ellipse(mask, (10 + 19 * place, 16 + 4 * place), (8, 12), 0, 0, 360, label, -1)
@@ -31,7 +31,7 @@ def scene(*labels: int) -> np.ndarray:
 
 
 def indexed(labels: np.ndarray, *colours: tuple[int, int, int]) -> Image.Image:
-    """A palette image; PALETTE, if no colours are given."""
+    """A palette image of these colours, by default those of PALETTE."""
     image = Image.fromarray(labels)
     image.putpalette(np.array(colours or PALETTE, np.uint8).tobytes())
     return image
@@ -129,7 +129,7 @@ def test_a_palette_in_another_order_is_the_picture_that_a_viewer_shows(save, cap
 
 
 def test_an_index_of_two_colours_makes_all_palettes_pictures(save, caplog):
-    """As an optimiser leaves them, that stores each file with the colours that it has."""
+    """A program that makes PNGs smaller may store each file with a palette of only the colours that it shows."""
     first, second, both = scene(1), scene(2), scene(1, 2)
     files = [
         save(indexed(both, BLACK, (128, 0, 0), (0, 128, 0)), '0.png'),
@@ -456,7 +456,7 @@ def test_colours_that_nothing_explains_beside_labels_are_refused(save, other):
     with pytest.raises(DataError, match='which colour is which label') as error:
         read(save(image, '0.png'), colours)
     assert '0.png' in str(error.value)
-    if other == 'one object':  # so is one colour
+    if other == 'one object':  # a single colour stands for this object
         first, second = read(save(image, '0.png'), save(painted(scene(1), BLACK, RED), '1.png'))
         equal(first, second)
 
@@ -610,7 +610,7 @@ def test_a_frame_without_an_object_is_a_warning(save, caplog):
 
 
 def test_one_file_an_object(save, caplog):
-    """Each in a form of its own; what lies further behind is covered."""
+    """Each file has a form of its own. Where masks overlap, the later file is in front."""
     left, right = scene(1), scene(0, 1)
     front = np.zeros((H, W), np.uint8)
     front[10:20, 5:40] = 1

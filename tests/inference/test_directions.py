@@ -1,4 +1,4 @@
-"""Backwards is forwards over the reversed video; both ways each frame has what the passes know of it."""
+"""The backward pass equals a forward pass over the reversed video, and ``both`` combines the results of two passes."""
 
 from fractions import Fraction
 from types import SimpleNamespace
@@ -96,7 +96,7 @@ def test_one_mask_in_the_middle(run, tmp_path):
 
 
 def test_objects_that_appear_and_corrections_in_between(run, tmp_path):
-    """Each object is where the pass is that knows it; one that both know lies between them."""
+    """An object that one pass knows has its mask from that pass; one that both know has a mask between the two."""
     clip = link(tmp_path / 'clip', FRAMES)
     masks = [
         (2, GOLDEN / 'appearing' / '00000.png'),
@@ -142,7 +142,7 @@ def test_the_blend_by_hand():
 
 
 def test_an_object_of_one_pass_keeps_its_mask():
-    """However far its annotation is, the pass that has not met it yet does not count as background."""
+    """The pass that does not know the object yet takes it for background, which must not reduce its probability."""
     found = blend(9, known([1], [0.6, 0.4]), known([2], [0.0, 0.0]), Annotations({0: (1,), 10: (2,)}))
     torch.testing.assert_close(found.prob[1, 0], torch.tensor([0.6, 0.4]))
 
