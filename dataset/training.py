@@ -28,18 +28,23 @@ def open_training_set(
     frames: int = FRAMES,
     difficulty: str = 'plain',
 ) -> AddressedDataset:
-    """``'static'``: stage 0; ``'bl30k'``: stage 1; ``'main'``: DAVIS, YouTubeVOS and one's own videos, stages 2 and 3.
+    """Open a training set. Only the folders that it needs are looked at.
 
-    Frames are ``size`` x ``size``. Only the roots that the set needs are looked at. With ``synthetic_root``, a folder
-    of image and mask pairs, clips composed of these stand in for BL30K, and for half of the clips of ``'main'``,
-    whose other half gets some of their objects pasted in. ``video_roots``, ``video_list``, ``video_repeat`` and
-    ``hold_aside`` concern ``'main'``, see ``find_main``; ``crop_scale`` (default: the paper's) concerns all videos,
-    ``cache_dir`` all image and mask pairs. Clips have ``frames`` frames; ``difficulty``, a name in ``DIFFICULTIES``,
-    says how the cut-outs in them move.
+    Args:
+        name: ``'static'`` for stage 0, ``'bl30k'`` for stage 1, or ``'main'`` for stages 2 and 3: DAVIS, YouTubeVOS
+            and the user's own videos.
+        size: height and width of the frames in pixels.
+        synthetic_root: a folder of image and mask pairs, from which clips are composed. They replace BL30K, and half
+            of the clips of ``'main'``; objects of these pairs are pasted into the other half.
+        video_roots, video_list, video_repeat, hold_aside: for ``'main'``, see ``find_main``.
+        crop_scale: for videos; by default that of the paper.
+        cache_dir: for image and mask pairs, see ``find_pairs``.
+        frames: the number of frames of a clip.
+        difficulty: a name in ``DIFFICULTIES``, which says how objects in composed clips move.
 
     Raises:
-        DataError: there is nothing to train on, or not what was asked for by name.
-        KeyError: an unknown name.
+        DataError: there is nothing to train on, or a video that was named is not there.
+        KeyError: there is no set of this name.
     """
     if name == 'static':
         return StaticDataset(find_pairs(static_root, cache_dir=cache_dir), size=size, frames=frames)

@@ -16,7 +16,7 @@ from util.errors import foreign_call
 log = logging.getLogger(__name__)
 
 IMAGE_RATE = Fraction(25)  # frames a second of a clip of images
-MAX_RATE = 240  # frames that count as one second at least, so that the number of frames is limited, too
+MAX_RATE = 240  # this many frames count as a second or more, so that a limit of seconds also limits the frames
 MAX_PIXELS = 4096 * 2304  # largest area of a frame in pixels
 STORE_FACTOR = 10  # frames on disk may take this many times the largest upload
 JPEG_QUALITY = 95

@@ -62,7 +62,7 @@ def test_identities_survive_a_crossing():
 
 @needs_weights
 def test_the_hub_loads_a_checkout(tmp_path):
-    """As from anywhere else: the working directory is not the checkout."""
+    """torch.hub.load also works where the working directory is not the checkout."""
     program = (
         'import sys, torch\n'
         'core = torch.hub.load(sys.argv[1], "stcn_light", source="local", mem_every=3, trust_repo=True)\n'
@@ -79,7 +79,7 @@ def test_the_hub_loads_a_checkout(tmp_path):
 @needs_weights
 @pytest.mark.parametrize('before', ['', 'import dataset.mine, model, util'], ids=['found later', 'imported before'])
 def test_the_hub_loads_a_checkout_beside_packages_of_the_same_names(tmp_path, before):
-    """A package, a module and a folder without __init__.py of the program; they stay its own, and the core works."""
+    """The program has a package, a module and a folder of these names. It imports its own ones, and the core works."""
     (tmp_path / 'dataset').mkdir()
     (tmp_path / 'dataset' / '__init__.py').touch()
     (tmp_path / 'dataset' / 'mine.py').write_text('name = "my data"')

@@ -1,4 +1,4 @@
-"""STM against the published numbers, and what every variant must do: train, and come back from its own content."""
+"""STM gives the published numbers, and every variant can be trained, saved and loaded."""
 
 import dataclasses
 import json
@@ -89,7 +89,7 @@ def test_memory_of_the_first_frame(network, clip, first_mask):
 
 
 def test_padding_is_black_and_holds_no_object(network, clip, first_mask, monkeypatch):
-    """As the published network pads; it was not trained with anything else there."""
+    """The published network pads in this way, and other padding was not in its training."""
     seen = []
     encode_memory = network.encode_memory
 
@@ -113,7 +113,7 @@ def test_padding_is_black_and_holds_no_object(network, clip, first_mask, monkeyp
 
 @torch.inference_mode()
 def test_normalisation_of_a_file_is_honoured(network):
-    """The published network: (x - mean) / std of x in [0, 1]; ours is given ImageNet's normalisation of x."""
+    """A file's mean and deviation are for images in [0, 1], but our network gets images normalised for ImageNet."""
     torch.manual_seed(0)
     x = torch.rand(1, 3, 32, 32)
     mean, std = (torch.tensor(each)[:, None, None] for each in (IMAGE_MEAN, IMAGE_STD))
@@ -196,7 +196,7 @@ def test_batch_norm_of_the_aspp_is_frozen_and_keeps_the_scale():
 
 @torch.inference_mode()
 def test_stage_0_knows_no_other_objects(tmp_path):
-    """Widened with zeros, it answers as before."""
+    """With zeros as the weights for the other objects, a widened network gives the same masks as before."""
     network = small('stm', **RESNET18, single_object=True).eval()
     save_network(tmp_path / 's0.pth', network)
     assert load_network(tmp_path / 's0.pth', widen=None).config == network.config
