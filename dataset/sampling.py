@@ -62,7 +62,7 @@ class AddressSampler(Sampler[list[Address]]):
 
     The samples form one endless stream, epoch after epoch; iteration i takes the positions from i * batch_size on,
     whatever the number of processes and accumulation steps. An iteration is ``accumulation`` consecutive lists of
-    equal length. One pass over the sampler is all that is left of the training, so that workers never restart.
+    equal length. One pass over the sampler goes to the end of the training, so that workers never restart.
 
     Args:
         size: samples in the dataset.

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])  # of ImageNet's RGB
-ROWS = 16  # of positions that read the memory at a time: the similarities of a large frame may take gigabytes
+ROWS = 16  # rows of positions that read the memory at a time; all similarities of a large frame may take gigabytes
 
 
 class Network:
@@ -43,7 +43,7 @@ class Network:
                 raise ValueError(f'{path}: is not {name} of the same network and settings as the other files')
 
     def __getattr__(self, function: str) -> Callable[..., dict[str, np.ndarray]]:
-        """A function takes tensors by name, more than it needs if one likes, and returns its outputs by name."""
+        """The function of this name. It takes tensors by name, ignores those it does not need, and returns a dict."""
         session = self.sessions[function]
         inputs, outputs = ([each.name for each in group] for group in (session.get_inputs(), session.get_outputs()))
         return lambda **given: dict(zip(outputs, session.run(outputs, {n: given[n] for n in inputs}), strict=True))
@@ -149,7 +149,7 @@ def resize(array: np.ndarray, shape: tuple[int, int], *, cubic: bool = False) ->
     """``[C, H, W]`` at another size, bilinear or bicubic (a = -0.75), one axis after the other."""
     for axis in (axis for axis in (1, 2) if array.shape[axis] != shape[axis - 1]):
         old, new, result = array.shape[axis], shape[axis - 1], np.float32(0)
-        point = (np.arange(new) + 0.5) * old / new - 0.5  # of each new pixel, between old ones
+        point = (np.arange(new) + 0.5) * old / new - 0.5  # where each new pixel lies between the old ones
         for offset in (-1, 0, 1, 2) if cubic else (0, 1):
             neighbour = np.floor(point).astype(int) + offset
             d = np.abs(point - neighbour)

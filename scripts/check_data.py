@@ -281,6 +281,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for job in jobs:
         pairs[job.dataset] += job.size
     print('\n'.join(table(pairs, problems, list(dict.fromkeys(name for name, *_ in chosen)))))
+    if not problems:
+        print('no problems found')
     if args.json:
         report = {'pairs': pairs, 'problems': [problem._asdict() for problem in problems]}
         with atomic_path(args.json) as temporary:

@@ -1,4 +1,4 @@
-// The keys of the page, which press its buttons, and the bar of frames, on which a click goes to a frame.
+// The keys of the page. They press its buttons and move its sliders.
 () => {
   const find = selector => document.querySelector(selector);
   const press = id => find(`#${id}`)?.click();
@@ -7,11 +7,11 @@
     const range = find(`#${id} input[type=range]`);
     if (!range || range.disabled) return;
     const before = range.value;
-    range.value = change(+before, +range.max);  // which keeps it between its bounds
+    range.value = change(+before, +range.max);  // the browser keeps the value between its bounds
     if (range.value !== before) range.dispatchEvent(new Event('input', {bubbles: true}));
   };
 
-  // What the editor holds, if somebody painted: before, it may still be loading its layer, and look empty.
+  // The editor counts as drawn on only after a stroke. Before, it may still be loading its layer, and look empty.
   const strokeToUndo = () => {
     const undo = find('#editor button[aria-label="Undo"]');
     return undo && !undo.disabled ? undo : null;

@@ -1,5 +1,5 @@
-"""Every evaluation script: the same masks whatever happens to a run (again, on two processes, killed halfway); the
-flags that say what segments together, and the presets of the paper's rows."""
+"""Every evaluation script gives the same masks when it is run again, on two processes, or after a kill. Flags select
+the networks and sizes of an ensemble, and presets the rows of the paper's tables."""
 
 import os
 import re
@@ -147,7 +147,7 @@ def test_wrong_flags(parse, capsys, words, message):
 
 @pytest.mark.parametrize('name', PRESETS)
 def test_presets_are_flags(parse, name):
-    """What is printed, typed, gives the same run."""
+    """The flags that are printed for a preset give the same run when they are typed."""
     dataset = PRESETS[name].dataset
     args, flags = vars(parse('--preset', name, dataset=dataset)), PRESETS[name].flags
     assert {flag: args[flag] for flag in flags} == flags

@@ -1,5 +1,5 @@
-"""Numbers stay numbers: keys of 1e4, probabilities of exactly 0 and 1, saturated logits; in every precision, with
-gradients."""
+"""Results and gradients are finite in every precision, with keys of 1e4, probabilities of exactly 0 and 1, and
+saturated logits."""
 
 import itertools
 import math
@@ -66,7 +66,7 @@ def test_the_read_of_training_and_its_gradients(kind, dtype, metric, own_keys):
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('objects', [1, 2, 50])
 def test_aggregation_of_certain_probabilities(dtype, objects):
-    """0 and 1 in all combinations, next to what is nearly that and to one half; the gradient is that of numbers."""
+    """0 and 1 together, beside values near them and one half, give a finite gradient."""
     values = torch.tensor([0, 1, 1e-8, 1 - 1e-7, 0.5, 0.9], dtype=dtype)
     generator = torch.Generator().manual_seed(0)
     mixed = values[torch.randint(len(values), (1, objects, 20, 20), generator=generator)]
@@ -99,7 +99,7 @@ def test_aggregation_of_certain_probabilities_says_what_they_say():
 @pytest.mark.parametrize('fraction', [1.0, 0.575, 0.15, 0.001])
 @pytest.mark.parametrize('targets', ['background', 'objects', 'mixed', 'wrong'])
 def test_the_loss_of_saturated_logits(dtype, fraction, targets):
-    """Logits of +-1e4, as sure as can be: of nothing, of everything, of the truth and of the contrary."""
+    """Logits of +-1e4 are sure that all is background, that all is objects, of the truth, or of wrong labels."""
     generator = torch.Generator().manual_seed(0)
     truth = torch.randint(3, (3, 16, 16), generator=generator)
     target = {'background': torch.zeros_like(truth), 'objects': 1 + truth % 2}.get(targets, truth)

@@ -811,14 +811,15 @@ def findings(folder: Path, *flags) -> tuple[int, list[tuple]]:
 @pytest.mark.parametrize('flags', [('--num_workers', 1), ('--num_workers', 2, '--quick')])
 def test_check_finds_nothing_in_clean_trees(tmp_path, training_roots, capsys, flags):
     assert findings(tmp_path, *training_roots, *flags) == (0, [])
-    table = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in table[1:]] == [
+    _, *table, last = capsys.readouterr().out.splitlines()
+    assert last == 'no problems found'
+    assert [line.split()[:2] for line in table] == [
         ['static', '6'],
         ['BL30K', '8'],
         ['YouTubeVOS', '8'],
         ['DAVIS', '8'],
     ]
-    assert all(set(line.split()[2:]) == {'0'} for line in table[1:])
+    assert all(set(line.split()[2:]) == {'0'} for line in table)
 
 
 def cut(path: Path) -> None:

@@ -27,7 +27,7 @@ FILES = ('decode.onnx', 'encode_memory.onnx', 'encode_query.onnx', 'read.onnx')
 SMALL = {'key_dim': 16, 'value_dim': 32}
 CONFIGS = {
     'stcn': STCNConfig('resnet18', 'resnet18', decoder_widths=(32, 16), **SMALL),
-    # Here the features fused are as many as the values, as in stcn_light.
+    # As in stcn_light, the fused features have as many channels as the values.
     'light': STCNConfig('mobilenet_v2', 'mobilenet_v2', key_dim=16, value_dim=192, decoder_widths=(32, 16)),
     'aspp': STCNConfig('resnet18', 'resnet18', decoder_widths=(32, 16), aspp_dim=32, fusion_attention=False, **SMALL),
     'dot': STCNConfig('resnet18', 'resnet18', decoder_widths=(32, 16), similarity='dot', **SMALL),
