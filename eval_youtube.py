@@ -16,12 +16,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(argv: Sequence[str] | None) -> 'Summary':
-    """What the command line asks for; ``scripts/runs.py`` calls it for rows of tables."""
+    """Segment what the command line asks for. ``scripts/runs.py`` calls this function for a row of a table."""
     parser = evaluation_parser(__doc__, size=480, dataset='youtube')
     parser.add_argument(
-        '--yv_path', default='../YouTube', help='with SPLIT/ and all_frames/SPLIT_all_frames/; 2018: ../YouTube2018'
+        '--yv_path',
+        default='../YouTube',
+        help='folder of the dataset, which has SPLIT/ and all_frames/SPLIT_all_frames/; for 2018: ../YouTube2018',
     )
-    parser.add_argument('--split', choices=('valid', 'test'), default='valid')
+    parser.add_argument(
+        '--split', choices=('valid', 'test'), default='valid', help='the videos of validation or those of the test'
+    )
     parser.add_argument(
         '--output_all', action='store_true', help='write every frame, not only those that the server asks for'
     )

@@ -31,7 +31,7 @@ class GivenMask:
 class FrameMasks(Generic[Key]):
     """The mask files of one frame."""
 
-    frame: Key  # as the caller has it
+    frame: Key  # the index or the name of the frame
     files: tuple[Path, ...]
     objects: tuple[int, ...] | None = None
     """The object that each file shows. None: there is one file, with the labels of all objects."""
@@ -138,7 +138,8 @@ def _frame_of(path: Path, names: Sequence[str] | None) -> int:
         return place
     if path.stem in places:
         return 0
-    # 00004_mask.png of 00004.jpg; 4.png, too, and 00004.png of a video file.
+    # These names may mean a frame without being its name: 00004_mask.png or 4.png for 00004.jpg, and 00004.png for a
+    # frame of a video file.
     words = re.findall('[^_.-]+', path.stem)
     meant = [place for name, place in places.items() if name in words]
     if not meant and path.stem.isdecimal():

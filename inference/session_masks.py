@@ -133,7 +133,7 @@ def _unzip(path: Path, folder: Path, limit: int) -> Record | None:
         several = len({name.parent for name, _ in masks}) > 1
         for name, entry in masks:
             if several and not name.parent.name:
-                raise DataError(f'{path.name}: expected one folder of masks, or one an object, found both')
+                raise DataError(f'{path.name}: expected one folder of masks, or one for each object, found both')
             place = target / check_name(name.parent.name, path.name) if several else target
             place.mkdir(exist_ok=True)
             file = place / check_name(name.name, path.name)

@@ -36,7 +36,8 @@ RECOMMENDED: dict[str, tuple[type[int], int]] = {
     'top': (int, 0),
     'size': (int, 0),
 }
-"""What a checkpoint may recommend, its type and least value. 0: no period, all positions, frames as they are."""
+"""What a checkpoint may recommend, its type and its least value. 0 is as in the flags: memorise annotated frames only,
+read all positions, keep the size of the frames."""
 
 OTHER_FILES = {
     b'\x1f\x8b': 'a file packed by gzip. Unpack it with gunzip; inside may be the checkpoint, or a web page.',
@@ -62,11 +63,14 @@ def load_network(
     device: torch.device | str = 'cpu',
     widen: Literal['zeros', 'orthogonal'] | None = 'zeros',
 ) -> Network:
-    """The network of a checkpoint file, in eval mode; of a training checkpoint with averaged weights, these.
+    """Load the network of a checkpoint file, in eval mode. From a training checkpoint, averaged weights are preferred.
 
-    A single-object (stage 0) network gets an input channel for the other objects' masks: ``widen``
-    says with which weights; ``'zeros'`` for inference, ``'orthogonal'`` for training on, ``None`` to
-    leave it single-object. Raises :class:`CheckpointError`.
+    A single-object (stage 0) network gets an input channel for the masks of the other objects. ``widen`` says which
+    weights this channel gets: ``'zeros'`` for inference, ``'orthogonal'`` to train on; with ``None``, the network
+    stays single-object.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or not that of a known network.
     """
     return network_from_checkpoint(read_checkpoint(path), path, device=device, widen=widen)
 
@@ -88,7 +92,7 @@ def read_checkpoint(path: str | Path) -> dict:
             warnings.simplefilter('ignore')  # about pickles of other programs, which are refused anyway
             content = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        # What PyTorch says is how to load such a file all the same.
+        # PyTorch's own message would tell the user how to load such a file in spite of the danger.
         or_damage = '' if zipfile.is_zipfile(path) else ', or a damaged file'
         raise CheckpointError(
             f'{path}: expected a checkpoint, found objects other than tensors{or_damage}. These are not loaded: they '
@@ -96,7 +100,7 @@ def read_checkpoint(path: str | Path) -> dict:
         ) from error
     except MemoryError:
         raise
-    except Exception as error:  # depends on where in its zip directory, its pickle or its tensors the damage is
+    except Exception as error:  # which one, depends on the place of the damage: zip directory, pickle or tensors
         cause = cause_of(error).partition('. ')[0]  # the rest is advice that does not help here
         raise CheckpointError(f'{unreadable} ({cause})') from error
     with foreign_call(CheckpointError, unreadable):

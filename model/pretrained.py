@@ -52,7 +52,7 @@ def _download(name: str) -> dict[str, Tensor]:
             return weights.get_state_dict(progress=False, check_hash=True, map_location='cpu', weights_only=True)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f'{place}: ImageNet weights of {name} could not be had: {error}. Put the file {weights.url} there, or '
+            f'{place}: ImageNet weights of {name} could not be loaded: {error}. Put the file {weights.url} there, or '
             "give it as a file of backbone weights; 'none' in place of a file starts from random weights.",
             options=['backbone_weights'],
         ) from error

@@ -16,7 +16,7 @@ from util.stop import stop_on_sigterm, stopped_by
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows a flag's default where it says something."""
+    """Shows the default of a flag, unless it is None or False."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if isinstance(action.default, list):
@@ -78,10 +78,10 @@ def run_main(main) -> None:
 
     Ctrl-C and SIGTERM end it with 130 and 143.
     """
-    # For OpenMP, which reads it when torch is imported: threads without work would spin, and take the cores from other
-    # processes.
+    # OpenMP reads this when torch is imported. Without it, threads that have no work would spin, and take the cores
+    # from other processes.
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-    # Older launchers, torch.distributed.launch among them, also give as a flag what they say in LOCAL_RANK.
+    # Older launchers, such as torch.distributed.launch, give LOCAL_RANK also as a flag, which is removed here.
     words = '\0'.join(['', *sys.argv[1:]])
     sys.argv[1:] = re.sub(r'\0--local[-_]rank[=\0]\d+(?=\0|$)', '', words).split('\0')[1:]
     # What a Mac's GPU cannot do is then computed on the CPU. PyTorch reads this when it is imported, in main().
@@ -101,8 +101,8 @@ def run_main(main) -> None:
         if lacks_shared_memory(error):
             sys.exit(
                 'error: too little shared memory for the processes that load data. A container has 64 MB unless it is '
-                'started with --shm-size=8g or --ipc=host; --num_workers 0 takes none, and 1 none in scripts without '
-                f'training ({cause_of(error)})'
+                'started with --shm-size=8g or --ipc=host. With --num_workers 0 none is needed; nor is it with 1, in '
+                f'scripts that do not train ({cause_of(error)})'
             )
         if not is_for_the_user(error):
             raise

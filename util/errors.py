@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """Something that the user can mend. The message: which file or value, what was expected, found, what to do.
+    """An error that the user can mend. Its message names the file or value, what was expected and found, what to do.
 
     Args:
         options: names of the options that the advice is about. Scripts, where options are flags, add them.
@@ -28,9 +28,9 @@ class MissingPackageError(UserError):
 
 @contextmanager
 def foreign_call(kind: type[UserError], before: str, after: str = '') -> Iterator[None]:
-    """For a block with one call of a library: whatever it raises becomes a ``kind``.
+    """Turn any exception of the block, which calls a library once, into an error of the class ``kind``.
 
-    The message is ``before``, the cause in brackets, ``after``. An error of too little memory stays what it is.
+    The message is ``before``, the cause in brackets, ``after``. A ``MemoryError`` is not changed.
     """
     try:
         yield
@@ -52,10 +52,11 @@ def is_for_the_user(error: BaseException) -> bool:
 
 
 def lacks_shared_memory(error: BaseException) -> bool:
-    """Whether a process that loads data could not hand on what it loaded; PyTorch says so only in words."""
+    """Whether a process that loads data lacked shared memory. PyTorch has no exception for it, only messages."""
     text = str(error)
     if isinstance(error, OSError) and error.filename is None:
-        # The locks of processes lie there, too; what is wrong with one says no more than "read-only" or "no space".
+        # The locks of processes are in shared memory, too. If one cannot be made, the message does not say so, only
+        # "read-only" or "no space".
         raised_in = [Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__)]
         if raised_in and raised_in[-1].parts[-2:] == ('multiprocessing', 'synchronize.py'):
             return True

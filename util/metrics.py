@@ -28,7 +28,7 @@ def boundary_accuracy(truth: np.ndarray, result: np.ndarray, *, tolerance: float
     Args:
         truth, result: bool masks [H, W].
     """
-    import cv2  # only where it is used, for --help does without
+    import cv2  # here, so that --help does not wait for it
 
     radius = math.ceil(tolerance * np.linalg.norm(truth.shape))
     # Only boundary pixels are dilated and only boundary pixels are looked up: the box around both is enough.
@@ -59,7 +59,7 @@ def boundary(mask: np.ndarray) -> np.ndarray:
 
 
 VOID = 255
-"""Beside other labels of a video's ground truth: pixels that belong to nothing and do not count, as in VOC."""
+"""The label of pixels that do not count, as in VOC. If a video's ground truth has no other label, it is an object."""
 
 MEASURES = {'J': region_similarity, 'F': boundary_accuracy}
 
@@ -67,7 +67,7 @@ MEASURES = {'J': region_similarity, 'F': boundary_accuracy}
 def score_frame(scores: Scores, name: str, truth: np.ndarray, result: np.ndarray, *, counts: bool = True) -> None:
     """Add the next frame of a video to its scores: J and F of each object that the ground truth has shown before.
 
-    The objects that this frame shows for the first time are given in it: they are added without a value.
+    An object that this frame shows for the first time is added without a value, since its mask is given there.
 
     Args:
         name: of the frame.

@@ -1,4 +1,4 @@
-"""The place of this process among those that torchrun starts. Without torch, so that a command line knows it, too."""
+"""The place of this process among those that torchrun starts. Does not import torch, so that command lines can ask."""
 
 import os
 

@@ -198,7 +198,7 @@ def test_frames_that_are_said_and_cannot_be(tmp_path):
 
 
 def test_frames_without_names(tmp_path):
-    """Those of a video file or a camera: a number has to be said, but for a single file."""
+    """Frames of a video file or a camera have no names, so that several masks need numbers; a single one does not."""
     touch(tmp_path, 'm/00000.png', 'm/00001.png')
     first, second = tmp_path / 'm/00000.png', tmp_path / 'm/00001.png'
     assert places(match_masks([given(second)], None)) == {0: '00001.png'}
@@ -303,7 +303,7 @@ def found_labels(video) -> dict[str, list[int]]:
 
 
 def test_masks_of_a_folder_are_judged_as_a_users(root, caplog):
-    """Each video for itself: white on red would be no label in the DAVIS colours."""
+    """The masks of each video are judged together, as those of a user: white and red are not colours of DAVIS."""
     colours = np.array([(0, 0, 0), (255, 255, 255), (255, 0, 0)], np.uint8)
     write(root / 'Annotations/bear/0.png', colours[labels(1)])
     write(root / 'Annotations/bear/2.tif', colours[labels(2, 1)])

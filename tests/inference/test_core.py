@@ -62,7 +62,7 @@ def run(network, images, masks, *, wanted=None, objects=None, **options):
 
 
 def run_whole(network, images, masks, *, mem_every, top_k=20):
-    """The same from the definition: the whole video at hand, one object at a time, memory listed anew each frame."""
+    """The same, written from the definition: one object at a time, with a new list of its memory for each frame."""
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     H, W = images[0].shape[1:]
     top, left = (-H % 16) // 2, (-W % 16) // 2
@@ -127,7 +127,7 @@ def later(first_mask):
 )
 @torch.inference_mode()
 def test_another_core_goes_on(small_network, clip, later, toy, options):
-    """After any frame, bit for bit; what it has to know stands a detour through a file."""
+    """After each frame, a new core continues bit for bit from the state, which is saved to a file and loaded."""
     network = PerObjectKeys() if toy else small_network
     expected, _ = run(network, clip, later, size=64, **options)
     core = InferenceCore(network, size=64, **options)
@@ -228,7 +228,7 @@ def test_object_without_pixels_that_is_listed_joins(small_network, clip, first_m
 
 
 def test_object_that_vanishes_is_kept(small_network, clip, first_mask):
-    """Corrected to nothing, it may come back: its channel stays, and the others go on."""
+    """An object that a correction removes from a frame may come back, so its channel stays."""
     correction = {0: first_mask, 2: torch.zeros_like(first_mask)}
     probs, core = run(small_network, clip[:6], correction, objects={2: [2]})
     assert core.objects == [1, 2, 3]
@@ -327,7 +327,7 @@ def test_object_that_leaves_takes_its_memory_with_it(small_network, clip, later,
     assert [len(prob) for prob in kept] == [2, 2, 2, 3, 2, 4, 4, 4, 4]
     expected, _ = run(network, clip[:9], later, mem_every=1)
     assert all(torch.equal(kept[t], expected[t]) for t in range(4))
-    # What was annotated is what is shown, whoever left; and the frames that follow are this network's own.
+    # An annotated frame has the annotated mask, also after an object left; later frames have no reference here.
     assert torch.equal(core.to_labels(kept[5]) == 200, later[5] == 200)
     assert all(prob.isfinite().all() for prob in kept)
 
@@ -339,7 +339,7 @@ def test_confidence(small_network, clip, later):
         sure = core.confidence(prob)
         assert list(sure) == core.objects
         assert all(0 < value <= 1 for value in sure.values())
-        if t in later:  # what was given is known; what was not is not
+        if t in later:  # the core is sure of exactly the objects whose masks are given
             given = set(later[t].unique().tolist())
             assert {label for label, value in sure.items() if value > 0.999} == given - {0}
 
@@ -407,7 +407,7 @@ def test_kernel_reaches_the_memory(small_network, clip, first_mask):
 
 
 def test_compiled_network_is_the_same(clip, first_mask, monkeypatch):
-    """With a backend that runs the captured graphs as they are: what a compiler makes of them is torch's concern."""
+    """The backend runs the captured graphs as they are, since testing the compiler itself is left to torch."""
     monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend='eager'))
     masks = {0: first_mask.where(first_mask < 3, 0), 2: first_mask}
     expected, _ = run(make_small_network(), clip[:4], masks, mem_every=2)

@@ -117,7 +117,7 @@ def record(**changes) -> bytes:
         ({'a.png': 'MASK', f'{NAMES[1]}.png': 'MASK'}, 'found no frame for a.png'),
         ({f'{NAMES[1]}.png': 'MASK', f'{NAMES[1]}.gif': 'MASK'}, 'expected one file a frame'),
         ({f'a/{NAMES[1]}.png': 'MASK', f'b/a/{NAMES[1]}.png': 'MASK'}, f'two masks are called {NAMES[1]}.png'),
-        ({f'a/{NAMES[1]}.png': 'MASK', f'{NAMES[2]}.png': 'MASK'}, 'or one an object, found both'),
+        ({f'a/{NAMES[1]}.png': 'MASK', f'{NAMES[2]}.png': 'MASK'}, 'or one for each object, found both'),
         ({f'{NAMES[1]}.png': b'no image'}, rf'^{NAMES[1]}.png: expected an image, cannot read it'),
         ({f'{NAMES[1]}.png': 'EMPTY'}, 'expected a mask that shows an object'),
         ({f'{NAMES[1]}.png': 'OTHER'}, 'aspect ratio'),

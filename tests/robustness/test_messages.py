@@ -171,7 +171,7 @@ def test_too_little_shared_memory(monkeypatch, error):
         raise error
 
     message = ended(main)
-    assert re.search(r'--shm-size=\w+ or --ipc=host; --num_workers 0', message)
+    assert re.search(r'--shm-size=\w+ or --ipc=host\. With --num_workers 0', message)
     assert len(message.splitlines()) == 1
 
 
