@@ -51,7 +51,7 @@ class STCN(Network):
         self.key_encoder = build_backbone(
             config.key_backbone, layers=('res2', 'layer2', 'layer3'), weights=weights.get(config.key_backbone)
         )
-        # All that reads the features of stride 16 reads the ASPP's instead.
+        # Where features at stride 16 are used, those after the ASPP are meant.
         self.aspp: nn.Module = nn.Identity()
         if config.aspp_dim is not None:
             self.aspp = ASPP(key16, config.aspp_dim)
@@ -62,7 +62,7 @@ class STCN(Network):
             biased=True,
             weights=weights.get(config.value_backbone),
         )
-        # Inside the value encoder, for that is where the published layout has it.
+        # The fusion is a part of the value encoder, as in the published layout.
         fuser = FeatureFusion(value16, key16, config.value_dim, attention=config.fusion_attention)
         self.value_encoder.add_module('fuser', fuser)
         self.key_proj = KeyProjection(key16, config.key_dim)

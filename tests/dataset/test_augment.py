@@ -107,7 +107,7 @@ def test_moments_of_random_affine(rng):
 
 @pytest.mark.parametrize('size', [(480, 854), (480, 480), (600, 300)])
 def test_random_resized_crop_is_torchvisions(rng, size):
-    """Means and deviations of position and size agree; where nothing fits, so do the fallbacks."""
+    """Position and size have the same means and deviations, and where no box fits, the same box is taken."""
     options = {'scale': (0.36, 1.0), 'ratio': (0.75, 1.25)}
     ours = np.array([augment.random_resized_crop(rng, *size, **options) for _ in range(DRAWS)])
     torch.manual_seed(0)
@@ -125,7 +125,7 @@ def test_random_resized_crop_is_torchvisions(rng, size):
 
 
 def angle_and_shear(matrix):
-    """Of a flip and a scaling of the axes, then a shear along x, then a rotation; in degrees."""
+    """The angle and the shear, in degrees, of a matrix that flips and scales the axes, shears along x, and rotates."""
     across, down = matrix[:2, 0] * np.sign(np.linalg.det(matrix)), matrix[:2, 1]
     angle = np.arctan2(across[1], across[0])
     x, y = affine_about((0, 0), angle=-np.degrees(angle))[:2, :2] @ down
@@ -211,7 +211,7 @@ def draw_bl30k(rng, height, width, *, size):
     ],
 )
 def test_share_of_filled_pixels(rng, monkeypatch, draw, height, width, composed, sequence):
-    """The figures in docs/paper.md: of one resampling, and of transforms one after the other."""
+    """The figures of docs/paper.md for a single resampling, and for transforms that are applied one by one."""
     affine, drawn, size = augment.random_affine, [], 384
     monkeypatch.setattr(augment, 'random_affine', lambda *a, **o: drawn.append(affine(*a, **o)) or drawn[-1])
     y, x = np.mgrid[4:size:8, 4:size:8].reshape(2, -1)
@@ -228,7 +228,8 @@ def test_share_of_filled_pixels(rng, monkeypatch, draw, height, width, composed,
             look = frame if warp.spline is None else np.vstack([warp.spline[y, x].T, frame[2:]])
             source = np.linalg.inv(warp.matrix) @ look
             known = inside(source, height, width)
-            # Between the transforms: the spline sees the crop; the affine map the zoomed image, or the resized crop.
+            # One by one, each transform sees only the result of the one before: the spline sees the crop, and the
+            # affine map sees the zoomed image (static) or the resized crop (video).
             kept = known & inside(look, size, size)
             if draw is augment.draw_static:
                 kept &= inside(drawn[0] @ source, height, width)
@@ -269,7 +270,7 @@ def test_interpolated_spline_is_accurate(rng):
 
 
 def test_displacements_of_the_control_points(rng, monkeypatch):
-    """Sigma is 0.02 of the size, the points are uniform, and the map is off by as much at each of them."""
+    """Points are uniform, displacements have a sigma of 0.02 of the size, and the map moves each point by its own."""
     drawn, size = [], 96
 
     def spy(points, displacements, size):
@@ -306,7 +307,7 @@ def test_image_mask_and_labels_are_aligned(rng):
         frame, mask, labels = warp.image(image)[..., 1], warp.mask(board), warp.labels(board // 255)
         inside = warp.mask(np.full_like(board, 255))
         inside = cv2.erode(inside.astype(np.uint8), np.ones((3, 3)), borderValue=1) > 0
-        clear = inside & (np.abs(frame - 127.5) > 2)  # one and three channels are rounded apart
+        clear = inside & (np.abs(frame - 127.5) > 2)  # OpenCV rounds one channel and three channels differently
         assert clear.mean() > 0.9 * inside.mean()
         np.testing.assert_array_equal(mask[clear], frame[clear] > 127)
         pure = inside & ((frame == 0) | (frame == 255))

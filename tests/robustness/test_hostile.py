@@ -67,7 +67,7 @@ class Command:
 
 
 class Setter:
-    """As above, but when its state is set."""
+    """Runs a command when its state is set."""
 
     def __init__(self, command: str):
         self.state = Command(command)
@@ -124,7 +124,7 @@ PAYLOADS: dict[str, Callable[[Path, str], object]] = {
 
 @pytest.fixture
 def harm(tmp_path) -> Iterator[tuple[Path, str]]:
-    """What a payload would make, and the command that makes it; afterwards it is not there."""
+    """A file, and the command by which a payload would make it. At the end of the test, the file must not exist."""
     marker = tmp_path / 'harm'
     yield marker, f'touch {marker}'
     assert not marker.exists()
@@ -202,7 +202,7 @@ def test_no_loader_runs_code(tmp_path, harm, davis_root, youtube_root, monkeypat
 
 
 def test_there_is_no_other_loader():
-    """Who unpickles asks for weights only; nothing evaluates text or starts shells."""
+    """Every call that unpickles does so with ``weights_only``, and no code evaluates text or starts shells."""
     for path in REPOSITORY.rglob('*.py'):
         if 'tests' in path.relative_to(REPOSITORY).parts:
             continue
@@ -345,7 +345,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize('name', HOSTILE)
 def test_hostile_archive(tmp_path, name):
-    """It is refused for what it is, and nothing but the archive is anywhere."""
+    """The archive is refused with the right reason, and nothing was written or changed."""
     make, reason = HOSTILE[name]
     source = hostile_source(tmp_path, make(), Path(name).suffix)
     before = everything(tmp_path)
@@ -416,7 +416,7 @@ def test_only_servers_are_asked(tmp_path):
 
 
 def test_a_stream_without_an_end_leaves_room(tmp_path, monkeypatch):
-    """A server that does not say how much it sends may not fill the disk. (Here it ends, or a mistake would.)"""
+    """A server that does not say how much it sends must not fill the disk. (This one stops after 64 MB.)"""
     free = iter([10 * 10**9, 5 * 10**9] + 1000 * [10**9])
     monkeypatch.setattr('shutil.disk_usage', lambda path: type('usage', (), {'free': next(free)}))
 
@@ -766,7 +766,7 @@ def test_uploads_stay_where_they_belong(server, tmp_path):
 
 @needs_gradio
 def test_only_what_was_uploaded_is_opened(server, tmp_path):
-    """The page moves the file that it is given: it had better be one that came in this way."""
+    """The page moves the file that it is asked to open, so it must be one that was uploaded to this page."""
     page, clip = Page(server), upload_of(tmp_path)
     [uploaded] = page.upload(clip)
     other = Path(uploaded).parent / '..' / '..' / '..' / 'log'
