@@ -99,7 +99,9 @@ class Groups(NamedTuple):
     def of(self, category: str) -> str:
         """``'seen'`` or ``'unseen'``. Raises :class:`DataError` for a category that neither list has."""
         if self.seen is not None and self.unseen is not None and category not in [*self.seen, *self.unseen]:
-            raise DataError(f'meta.json: add the category {category!r} to "seen" or to "unseen"; it is in neither.')
+            raise DataError(
+                f'meta.json: the category {category!r} is neither in "seen" nor in "unseen". Add it to one of them.'
+            )
         known = category in self.seen if self.seen is not None else category not in (self.unseen or ())
         return 'seen' if known else 'unseen'
 

@@ -1,4 +1,4 @@
-"""Ensembles of cores: means of what their cores say one by one, whatever the networks, sizes, flips and failures."""
+"""An ensemble gives the mean of what its cores give alone, with any networks, sizes and flips, also after failures."""
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ def test_flip_of_a_mirrored_video_is_the_plain_run(small_network, clip, masks):
 
 @pytest.mark.parametrize('size', [48, 35])
 def test_the_resized_frame_is_mirrored(small_network, clip, masks, size):
-    """Not the other way round: of a mirrored mask other pixels are the nearest ones."""
+    """Mirroring comes after resizing: resizing a mirrored mask would choose other pixels as the nearest ones."""
     shape = (size, size * 182 // 110)
     frames = [F.interpolate(image[None] / 255, shape, mode='bicubic')[0] for image in clip]
     small = {
@@ -91,7 +91,7 @@ def test_a_network_twice_is_itself(small_network, clip, masks):
 
 @pytest.mark.parametrize('options', [{}, {'include_last': True, 'top_k': None}, {'max_memory_frames': 2}])
 def test_sizes_flips_and_networks_are_averaged(small_network, other_network, small_stm, clip, masks, options):
-    """Different similarities, widths, keys a frame and keys an object: each equals its own run."""
+    """Each member equals its own run, also if similarities, widths and the number of keys differ between them."""
     members = [
         Member(small_network),
         Member(small_network, size=48),

@@ -1,4 +1,4 @@
-"""One line each for what users type, download or start: what was found, where, and what to do."""
+"""What users type, download or start in a wrong way gives one line: what was found, where, and what to do."""
 
 import gzip
 import logging
@@ -33,7 +33,7 @@ from util.ranks import rank
 
 
 def ended(main) -> str:
-    """What a script says that ends with an error."""
+    """The message of a script that ends with an error."""
     with pytest.raises(SystemExit) as end:
         run_main(main)
     assert end.value.code not in (0, None)
@@ -62,7 +62,7 @@ def test_no_gpu(name, small_checkpoint):
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason='this computer is a Mac')
 @pytest.mark.parametrize(('fallback', 'said'), [('1', 'is computed on the CPU'), ('0', 'is an error, unless PYTORCH')])
 def test_the_default_on_a_mac(fallback, said, monkeypatch, caplog):
-    """Which device is asked for; PyTorch has none of this kind here."""
+    """The device that is asked for is mps, as the error shows, since this PyTorch does not have it."""
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
     monkeypatch.setenv('PYTORCH_ENABLE_MPS_FALLBACK', fallback)
@@ -164,7 +164,7 @@ def free_port() -> int:
     ],
 )
 def test_too_little_shared_memory(monkeypatch, error):
-    """In the words of three versions of PyTorch."""
+    """The errors are those of three versions of PyTorch."""
     monkeypatch.delenv('STCN_TRACEBACK', raising=False)
 
     def main():
@@ -176,7 +176,7 @@ def test_too_little_shared_memory(monkeypatch, error):
 
 
 def test_no_shared_memory_for_locks(monkeypatch):
-    """Of a read-only or full /dev/shm a process's first lock says no more than the number of the error."""
+    """If /dev/shm is read-only or full, a process fails at its first lock, with nothing but an error number."""
     monkeypatch.delenv('STCN_TRACEBACK', raising=False)
 
     where = Path(synchronize.__file__)

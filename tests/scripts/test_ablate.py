@@ -96,7 +96,7 @@ def test_a_replaced_file_is_measured_again(davis_root, small_checkpoint, tmp_pat
     assert not finished_before()
     assert asked[-1][-1] == '--overwrite'
     assert finished_before()
-    # What was measured before the hash was kept: the masks' settings say it.
+    # Results of older versions lack the networks' hash, which is then taken from the settings of the masks.
     kept = json.loads((tmp_path / 'row.json').read_text())
     del kept['network']
     (tmp_path / 'row.json').write_text(json.dumps(kept))

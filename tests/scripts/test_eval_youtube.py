@@ -249,7 +249,7 @@ def test_incomplete_roots(youtube_root, damage, message):
 
 @pytest.mark.parametrize('listed', ['00000', '00004', '00010', '00014'])
 def test_an_object_begins_where_its_mask_is(youtube_root, caplog, listed):
-    """Whether ``meta.json`` says a frame whose mask does not show it, or one without a mask, before or after."""
+    """``meta.json`` may list a frame whose mask does not show the object, or one without a mask, earlier or later."""
     expected = [(frame.name, frame.objects) for frame in youtube(youtube_root)[0].frames if frame.mask]
     label, first = next((label, first) for label, first in APPEARING.items() if first)
     path = youtube_root / 'valid' / 'meta.json'

@@ -63,7 +63,7 @@ def run(small_checkpoint, tmp_path, monkeypatch):
 
 @pytest.fixture(scope='module')
 def network(small_checkpoint) -> Network:
-    """As the script makes it ready; with batch norm not folded, some pixels at the edges are another object's."""
+    """The network, made ready as the script does it: without folding batch norm, some pixels at edges would differ."""
     return load_model(small_checkpoint, device='cpu')
 
 
@@ -126,7 +126,7 @@ def test_no_report_over_a_file_that_is_somebody_elses(run, tmp_path, name):
 
 
 def test_a_report_says_how_sure_the_network_is(run, tmp_path, network):
-    """Of every frame and object what the core says, and first of all frames the least sure one; a picture of it."""
+    """The report has the confidence of all frames and objects and begins with the least sure frame; a plot shows it."""
     flags = ('--input', GOLDEN / 'clip', '--mask', f'0={FIRST}', f'6={FIRST}', '--no_overlay', '--report')
     assert run(*flags) == 0
     found = json.loads((tmp_path / 'out' / 'report.json').read_text())
@@ -256,7 +256,7 @@ def test_wrong_masks_are_errors_before_anything_is_computed(run, tmp_path, caplo
 
 @pytest.mark.parametrize('aspect', [Fraction(16, 11), Fraction(8, 9)])
 def test_pixels_that_are_no_squares(run, tmp_path, aspect):
-    """The overlay has them, too, and a mask may have the size of what a player shows."""
+    """The overlay has pixels of the same shape, and a mask may have the size at which a player shows the video."""
     pytest.importorskip('av')
     path, shown = tmp_path / 'dv.mp4', round(W * aspect)
     with VideoWriter(path, W, H, time_base=1 / Fraction(25), frame_rate=Fraction(25), pixel_aspect=aspect) as writer:
@@ -377,7 +377,7 @@ def test_the_memory_is_bounded(run, spied_cores):
 
 
 def interrupt_after(monkeypatch, frames: int, times: int) -> None:
-    """Ctrl-C, so many times, while the frame after these is computed."""
+    """Press Ctrl-C ``times`` times while the frame after the first ``frames`` ones is computed."""
 
     class Interrupted(InferenceCore):
         def step(self, *args, **options):
@@ -608,7 +608,7 @@ def test_several_networks_sizes_and_flips(run, tmp_path, video, small_checkpoint
 
 
 def same_video(path: Path, other: Path) -> bool:
-    """As far as x264 goes: on a busy machine it does not encode the same twice."""
+    """Whether two videos are nearly the same. On a busy machine, x264 does not encode frames equally twice."""
     (images, times), (others, expected) = (zip(*VideoReader(each), strict=True) for each in (path, other))
     pairs = zip(images, others, strict=True)
     return times == expected and all(np.abs(np.subtract(*pair, dtype=int)).mean() < 2 for pair in pairs)
@@ -627,7 +627,7 @@ CONTINUED = {
 
 @pytest.mark.parametrize(('name', 'times'), [*((name, 2) for name in CONTINUED), ('both', 1)])
 def test_a_run_goes_on_where_it_was_interrupted(run, tmp_path, video, monkeypatch, name, times):
-    """After Ctrl-C once or twice, as if nothing had been."""
+    """After one Ctrl-C or two, the continued run has the same results as one without interruption."""
     flags, interruptions = CONTINUED[name]
     pending, begun, step = list(interruptions), [], Ensemble.step
 
