@@ -1,4 +1,4 @@
-"""Networks, clips and small dataset roots that several tests use; and no network for any of them."""
+"""Networks, clips and small dataset roots that several tests use. No test can reach the internet."""
 
 import json
 import os

@@ -55,11 +55,14 @@ class TrainingState:
         return network_from_checkpoint(self.content(), 'this training', device=device, widen=None)
 
     def restore(self, content: dict, path: str | Path) -> None:
-        """Optimizer, scaler, iteration and average of a training checkpoint, ours or the release's.
+        """Take over optimizer, scaler, iteration and average from a training checkpoint, ours or the release's.
 
-        Moments go to the parameters by position; rates and decay stay as they are here. The release's
-        files have no scaler: it finds its scale again. Without an average in the file, one that is wanted begins
-        with the weights there. Raises ``CheckpointError``.
+        The optimizer's moments are assigned to the parameters by position; rates and decay are not taken over. A file
+        of the release has no scaler, so that the scaler has to find its scale again. If the file has no average and
+        one is wanted, it begins with the file's weights.
+
+        Raises:
+            CheckpointError: something in the file is missing or does not fit the network.
         """
         iteration = content.get('iteration', content.get('it'))
         if not isinstance(iteration, int) or iteration < 0 or 'optimizer' not in content:
@@ -103,7 +106,7 @@ class TrainingState:
 
 
 def _check_moments(moments: dict, index: int, parameter: Tensor) -> None:
-    """Before Adam takes them as they are, and fails at the first step."""
+    """Check the moments of a parameter, since Adam would accept wrong ones and fail at the first step."""
     float(moments['step'])
     for name in ('exp_avg', 'exp_avg_sq'):
         if moments[name].shape != parameter.shape or not moments[name].is_floating_point():
@@ -128,9 +131,9 @@ def initial_network(
         arch: a name in ``VARIANTS``; ``None`` for that of the file, or ``'stcn'``.
         single_object: as stage 0 trains it.
         similarity: ``'l2'`` or ``'dot'``; ``None`` for that of the variant, or of the file without ``arch``.
-        checkpoint: what was read of a training checkpoint, and from where.
-        weights: a file to start from, instead; its averaged weights, if it has some. A stage 0 network is widened
-            where that is not wanted.
+        checkpoint: the content of a training checkpoint to continue, and its path.
+        weights: instead of it, a file to start from. Its averaged weights are taken if it has some. A network of
+            stage 0 is widened for other stages.
         backbone_files: ImageNet weights for a new network; ``['none']`` for random ones, ``None`` for torchvision's.
 
     Raises:
@@ -182,7 +185,7 @@ def initial_state(
         amp_dtype: of mixed precision; float16 needs a gradient scaler.
         average: decay of the average of the weights; ``None`` for no average.
         compiled: compile encoders and decoder with ``torch.compile``.
-        checkpoint: what was read of a training checkpoint, and from where.
+        checkpoint: the content of a training checkpoint to continue, and its path.
     """
     network.to(device).to(memory_format=torch.channels_last)
     state = TrainingState(

@@ -103,7 +103,7 @@ def test_flags_mean_the_same_in_every_script(parse, module):
 
 @pytest.mark.parametrize('module', [*SEGMENTING, *PARTLY])
 def test_all_flags_of_inference_come_from_the_table(module):
-    """The help says the same of a flag in every script, and none has one of its own under such a name."""
+    """A flag has the same help in every script, and no script has another flag of the same name."""
     command = [sys.executable, '-m', module, '--help']
     text = ' '.join(subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.split())
     for name in PARTLY.get(module, FLAGS):
@@ -236,7 +236,7 @@ def test_files_without_recommendations_stay_as_they_are(small_network, tmp_path)
 
 
 def test_folders_of_before_go_on(folder_root, small_network, small_checkpoint, tmp_path):
-    """As the version before this file's wrote them, of one network and of an ensemble: with direct convolutions."""
+    """A run continues folders of an earlier version, which used direct convolutions: of a network and an ensemble."""
     args = argparse.Namespace(model=[str(small_checkpoint)], compile=False)
     plain = {'top': 20, 'mem_every': 5, 'include_last': False, 'max_memory_frames': None, 'size': 32, 'amp': False}
     several = plain | {'top': 0, 'mem_every': 0, 'size': [32, 48], 'kernel_sigma': [0, 7], 'flip': True}

@@ -53,8 +53,8 @@ pytestmark = pytest.mark.usefixtures('one_thread')
 
 @contextmanager
 def signals_as_in_a_terminal():
-    """A shell's background ignores Ctrl-C; and a script that was ended leaves its handlers. What nobody takes note of
-    is not to end the tests."""
+    """Set the handlers of a terminal: a shell's background job ignores Ctrl-C, and a script that ended leaves its
+    handlers. A signal that no script handles must not end the tests."""
 
     def unnoticed(number, frame):
         raise AssertionError(f'signal {number} ends the process on the spot')
@@ -103,7 +103,7 @@ def fill(folder: Path, *, leave: int) -> Path:
 
 @contextmanager
 def files_up_to(size: int):
-    """No larger file can be written: the portable disk that is full."""
+    """Limit the size of files, which simulates a full disk on every system."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -287,7 +287,7 @@ def test_the_disk_gets_full_while_evaluating(segment, disk, tmp_path):
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """Whoever comes as far as the network has refused too late."""
+    """Fail if a script loads the network, since it should have refused before."""
 
     def fail(*args, **options):
         raise AssertionError('the network runs')
@@ -431,7 +431,7 @@ def test_a_signal_ends_an_evaluation_after_the_frame_and_finished_videos_are_kep
 
 @pytest.mark.parametrize('number', SIGNALS)
 def test_a_signal_before_and_after_the_network_runs(number, segment, tmp_path, monkeypatch):
-    """While weights are loaded, and while the archive is written: the one before stays, nothing else."""
+    """The signal comes while weights are loaded, or while the archive is written. An older archive stays as it is."""
 
     def signalled(*args, **options):
         os.kill(os.getpid(), number)
@@ -447,7 +447,7 @@ def test_a_signal_before_and_after_the_network_runs(number, segment, tmp_path, m
         patch.setattr(zipfile.ZipFile, 'writestr', signalled)
         assert segment(tmp_path / 'out')[0] == SIGNALS[number]
         assert (tmp_path / 'out.zip').read_bytes() == b'of an earlier run'
-        # Its masks are deleted at once, so it goes with them.
+        # --overwrite deletes the masks at once, and the archive of these masks with them.
         assert segment(tmp_path / 'out', '--overwrite')[0] == SIGNALS[number]
     assert sorted(path.name for path in tmp_path.iterdir()) == ['out']
     assert not list(tmp_path.rglob('.*'))
@@ -456,7 +456,7 @@ def test_a_signal_before_and_after_the_network_runs(number, segment, tmp_path, m
 
 
 def test_a_signal_counts_even_where_a_library_stumbles_over_it(segment, tmp_path, monkeypatch):
-    """torch's mode stacks did, and a checkpoint that cannot be read is an error of ours."""
+    """A signal may make torch or our reading of checkpoints raise another error, which must not hide the signal."""
 
     def stumble(*args, **options):
         try:
@@ -607,7 +607,7 @@ def test_no_room_for_curves(disk):
 
 
 def test_a_loader_process_that_dies(learn, tmp_path, monkeypatch):
-    """As the system does it where memory ends."""
+    """The process is killed as the system does it when memory runs out."""
     main = os.getpid()
 
     def die(*args, **options):
@@ -696,7 +696,7 @@ def test_converting_goes_on_where_the_disk_was_full(run, roots, disk, tmp_path):
 
 
 def test_settings_are_read_whole(segment, tmp_path):
-    """Half of them, as no run of ours leaves them, are not taken for settings."""
+    """Half a file, which our runs never leave, is not taken for settings."""
     assert segment(tmp_path / 'out')[0] == 0
     settings = tmp_path / 'out' / 'settings.json'
     whole = settings.read_text()

@@ -126,7 +126,7 @@ def test_no_report_over_a_file_that_is_somebody_elses(run, tmp_path, name):
 
 
 def test_a_report_says_how_sure_the_network_is(run, tmp_path, network):
-    """The report has the confidence of all frames and objects and begins with the least sure frame; a plot shows it."""
+    """The report has the confidence of each frame and object and begins with the least sure frame; a plot shows it."""
     flags = ('--input', GOLDEN / 'clip', '--mask', f'0={FIRST}', f'6={FIRST}', '--no_overlay', '--report')
     assert run(*flags) == 0
     found = json.loads((tmp_path / 'out' / 'report.json').read_text())
