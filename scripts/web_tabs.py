@@ -57,8 +57,8 @@ class Tab:
     def show(self, frame: int) -> dict:
         """Give the editor a frame, with its present mask as the layer to paint on.
 
-        They are passed as files, which gradio copies. An image gradio would write itself, perhaps again while the
-        browser reads the file of an equal one.
+        They are passed as files, which gradio copies. If they were passed as images, gradio would write the files, and
+        could write one again while the browser reads it, since equal images have the same file.
         """
         self.frame, self.shown, self.brushes = frame, self.session.labels(frame), {self.label}
         files = {}
@@ -127,7 +127,8 @@ class Tab:
         """Stop a propagation, and delete all files."""
         self.closed = True
         self.stop.set()
-        # A propagation ends after its current frame. If its browser is gone it does not run on, and never lets go.
+        # A propagation ends after its current frame and releases the lock. If its browser is gone, gradio no longer
+        # runs it, and it never releases the lock; therefore the timeout.
         self.busy.acquire(timeout=5)
         self.session.close()
 

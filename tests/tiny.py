@@ -1,6 +1,6 @@
 """``python tests/tiny.py SCRIPT FLAGS``: a script with the variant ``tiny``, for tests that need a process of its own.
 
-STCN_TEST_SAVE_OFTEN: what a segmentation goes on from is kept five times a second.
+STCN_TEST_SAVE_OFTEN: the state of a segmentation is saved five times a second.
 STCN_TEST_DIE_AT: the iteration at which the process is killed, unless torchrun has restarted it.
 """
 
@@ -22,7 +22,7 @@ hardest_fraction = loop.hardest_fraction
 
 
 def training_flags(roots: dict[str, Path]) -> list[str]:
-    """Of train.py, on the trees of ``tests.trees.make_roots``."""
+    """The flags of train.py for the trees of ``tests.trees.make_roots``."""
     places = [part for name, root in roots.items() for part in (f'--{name}', str(root))]
     return ['--arch', 'tiny', '--backbone_weights', 'none', '--crop_size', '48', '-b', '2', '--device', 'cpu', *places]
 

@@ -76,7 +76,7 @@ class Run:
         """The checkpoint to start from, and its path: the newest one of a run that continues; else ``file``, if given.
 
         Raises:
-            CheckpointError: there is a run in the folder that is not to go on, or the file is unusable.
+            CheckpointError: the folder holds a run and ``resume`` is false, or the file is unusable.
         """
         if self.continues(resume=resume):
             if newest := self.newest():
@@ -134,7 +134,7 @@ class Run:
         return str(path)
 
     def keep_best(self, network: Network, evaluation: dict) -> None:
-        """Write the best network so far to ``best.pth``, with the evaluation that says so under ``evaluation``.
+        """Write the best network so far to ``best.pth``, with its evaluation under ``evaluation``.
 
         The evaluation scripts load it as any network. The evaluation has the ``iteration``, the ``size`` at which the
         network worked, ``J``, ``F`` and ``J&F`` in [0, 1] over all objects, and the same for each of the ``videos``.
@@ -184,8 +184,9 @@ def loading_errors() -> Iterator[None]:
             raise type(error)(text.rpartition(f'{type(error).__name__}: ')[2].rstrip()) from error
         if text.startswith('DataLoader worker'):
             raise LoadingProcessError(
-                'a process that loads data has died, for want of memory or of shared memory perhaps. Of the latter a '
-                f'container has 64 MB unless it is started with --shm-size=8g or --ipc=host. Take fewer ({text})',
+                'a process that loads data has died, perhaps because memory or shared memory ran out. A container has 64 '
+                'MB of shared memory unless it is started with --shm-size=8g or --ipc=host. Resume the run with fewer such '
+                f'processes, which need less ({text})',
                 options=['num_workers', 'resume'],
             ) from error
         raise

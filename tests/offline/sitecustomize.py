@@ -1,4 +1,4 @@
-"""Keeps every Python that finds this module first to this machine: the tests' own (tests/conftest.py).
+"""Lets a Python process connect to this machine only. The tests put this module on the path (tests/conftest.py).
 
 Each attempt is also added to the file that STCN_TEST_NETWORK_LOG names: a library may swallow the error. Those of
 the tests of this module are not noted; they use addresses that are reserved for documentation.

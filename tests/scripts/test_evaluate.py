@@ -277,7 +277,7 @@ def ring(mask: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize('dataset', ['davis2017', 'youtube', 'folder'])
 def test_void_pixels_do_not_count(tmp_path, dataset):
-    """Neither does the result lose anything without them, nor with them, whatever it takes them for."""
+    """The score is the same if a result has no object at void pixels, has one there, or copies label 255."""
     mask = square(5, 5, 10) + square(20, 30, 12, label=2)
     frames = [mask, mask, ring(mask), ring(mask), ring(mask)]
     root = tmp_path / 'root'
@@ -337,7 +337,7 @@ def test_own_ground_truth_is_read_as_the_masks_of_a_user(tmp_path):
 
 @pytest.mark.parametrize('single', [False, True])
 def test_what_the_network_was_given_is_not_scored(tmp_path, single):
-    """Its own masks would come back, with a score of 100."""
+    """Masks that were given to the network come out unchanged, and would get a score of 100."""
     first, second = square(5, 5, 10), square(20, 30, 12, label=2)
     nothing = np.zeros_like(first)
     truth = tmp_path / 'v' / 'Annotations' / ('' if single else 'v')
