@@ -198,11 +198,15 @@ def encode_objects(
     *,
     object_chunk: int | None = None,
 ) -> Iterator[Tensor]:
-    """Features of a frame's objects at stride 16, ``[B, k, C, h, w]`` for each k = ``object_chunk`` of them.
+    """Features of a frame's objects at stride 16, as a list with ``[B, k, C, h, w]`` for each chunk of k objects.
 
-    The first convolution is linear, so its output is a sum. ``of_frame [B, C, H/2, W/2]`` is the part that all objects
-    share; ``mask_weight [C, 1, 7, 7]`` (of a MobileNet 3, 3) are its weights for an object's own mask.
-    ``masks [B, K, H, W]``; ``object_chunk`` bounds how many are encoded at a time, ``None``: all.
+    The first convolution is linear, so its output is a sum of a part that all objects share and one of each object.
+
+    Args:
+        of_frame: [B, C, H/2, W/2], the part that all objects share.
+        mask_weight: [C, 1, 7, 7], for a MobileNet [C, 1, 3, 3]: the weights for an object's own mask.
+        masks: [B, K, H, W].
+        object_chunk: the largest number of objects in a chunk; ``None`` for all of them.
     """
     conv = backbone.input_conv
     for part in [masks] if object_chunk is None else masks.split(object_chunk, dim=1):

@@ -64,7 +64,7 @@ def train(
     with StopRequest() as stop:
         stopping = False
         if validation and validation.due(state.iteration, last=state.iteration == stage.iterations):
-            stopping = validation.run(state, run, report, stop)  # an earlier process may not have come to it
+            stopping = validation.run(state, run, report, stop)  # an earlier process may have been killed before this
         while state.iteration < stage.iterations and not stopping:
             rate = stage.rate(state.iteration)
             fraction = hardest_fraction(state.iteration, *stage.bootstrap)

@@ -87,7 +87,7 @@ def test_without_a_free_label_a_cut_out_only_distracts():
 
 
 def test_video_clips_get_a_second_object(roots, pairs):
-    """Half of the clips; the others are what they are without cut-outs, but for the draw that decides."""
+    """Half of the clips get one. Apart from the random number that decides it, the others are as without cut-outs."""
     dataset = VideoDataset(find_davis(roots['davis_root']), size=SIZE, cut_outs=CutOuts(pairs))
     plain = VideoDataset(find_davis(roots['davis_root']), size=SIZE)
     different = [

@@ -39,7 +39,7 @@ from tests.tiny import TINY
 from tests.trees import write, write_pair
 from training.state import TrainingState
 
-# By its definition, what an EXIF orientation makes of the stored pixels.
+# How each EXIF orientation, by its definition, turns the stored pixels.
 SHOWN = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -231,7 +231,7 @@ SPOILERS = {
 )
 def test_no_spoiled_mask_brings_phantom_objects(spoiler, kind, labels, amount, seed):
     """Refused, or read as if nothing had happened to its labels."""
-    # JPEG rounds gray levels that are nearly black to others, whole blocks of them: no edge is left to tell by.
+    # JPEG changes whole blocks of nearly black gray levels, so that there is no edge by which this could be noticed.
     assume((spoiler, kind) != ('JPEG', 'gray') or max(labels) >= 16)
     rng = np.random.default_rng(seed)
     image = Image.new('L', (90, 70))
@@ -405,7 +405,7 @@ def test_odd_files(name, tmp_path):
 
 @pytest.mark.parametrize('mode', ['L', 'RGB'])
 def test_an_orientation_in_xmp_counts_for_all_jpegs_or_none(mode, tmp_path):
-    """OpenCV, which decodes those in colour, does not look there; nor does an old Pillow."""
+    """OpenCV, which decodes JPEGs in colour, ignores an orientation in XMP, and so does an old Pillow."""
     image = Image.fromarray(ramp(6, 9)).convert(mode)
     image.save(tmp_path / 'a.jpg', xmp=b'<x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="6"></x:xmpmeta>')
     with Image.open(tmp_path / 'a.jpg') as opened:

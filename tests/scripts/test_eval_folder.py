@@ -32,7 +32,7 @@ def mose_root(tmp_path):
 def lvos_root(tmp_path):
     """A video with frames from 1 on, whose objects appear one after the other, each with a mask at its first frame.
 
-    The later masks also show the objects of before, elsewhere; the list of first frames lies beside.
+    The later masks also show the earlier objects, at wrong places; ``valid_meta.json`` lists the first frames.
     """
     root = tmp_path / 'LVOS' / 'valid'
     meta = {}

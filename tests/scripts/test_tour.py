@@ -1,4 +1,4 @@
-"""The notebook: it runs from the top, and what is committed of its outputs is small and is what it gives."""
+"""The notebook runs from the top, and its committed outputs are small and equal to those of a run."""
 
 import re
 
