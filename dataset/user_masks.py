@@ -1,4 +1,4 @@
-"""Masks that a user brings, written by any tool: decides for a whole video what in them is which object.
+"""Reads masks that a user brings, written by any tool. Which pixels are which object is decided for a whole video.
 
 The masks of benchmarks are label maps, which :func:`dataset.io.read_mask` takes as they are. The masks of a user may
 have a palette in any order, or the colours of some tool, or there may be one file for each object. One file alone
@@ -160,7 +160,7 @@ class _Kind(Enum):
 
 @dataclass(frozen=True, eq=False)
 class _Picture:
-    """A decoded file; or what is kept of it, which is each code once."""
+    """A decoded file. Of a file that is not needed at the moment, only the codes that occur in it are kept."""
 
     path: Path
     kind: _Kind

@@ -122,7 +122,7 @@ def find_bl30k(root: str | Path) -> list[TrainingVideo]:
 def find_own(roots: Iterable[str | Path], *, video_list: str | Path | None = None) -> list[TrainingVideo]:
     """Videos of one's own, ``root``/{JPEGImages,Annotations}/<video>, whatever their names.
 
-    Of each, the stride is what ``annotation_stride`` finds; it is logged.
+    The stride of each video is found by ``annotation_stride``, and logged.
 
     Args:
         video_list: a text file that names the videos to take, one a line; all of them if it is not given.
@@ -189,7 +189,7 @@ def find_main(
 ) -> list[TrainingVideo]:
     """DAVIS, five times, YouTubeVOS, and videos of one's own, ``video_repeat`` times.
 
-    What is there of DAVIS and YouTubeVOS is used; a root ``'none'`` is not looked for, and a folder that is one of
+    DAVIS or YouTubeVOS may be absent. A data set with the root ``'none'`` is not used, and a folder that is one of
     ``video_roots`` is not read twice. The videos that are named in ``hold_aside`` are left out, wherever they are. See
     ``find_own`` for ``video_roots`` and ``video_list``.
 
@@ -367,7 +367,7 @@ class VideoDataset(AddressedDataset):
         crop_scale: the area of the random crop as a fraction of the frame's.
         discard_tiny: see ``choose_objects``.
         cut_outs: pasted over half of the clips, as further objects that touch and occlude.
-        frames: of a clip; a video that has fewer is walked through forth and back.
+        frames: the number of frames of a clip. From a video that has fewer, they are taken forwards and backwards.
     """
 
     def __init__(

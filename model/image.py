@@ -1,6 +1,6 @@
 """What an image must be for the networks: normalised by ImageNet's statistics, with sides that the stride divides.
 
-Without torch, so that the data sets can use it, too.
+This file does not import torch, so that the data sets can use it without torch.
 """
 
 from typing import TYPE_CHECKING, TypeVar
