@@ -51,7 +51,8 @@ def find_pairs(root: str | Path, *, cache_dir: str | Path | None = None) -> list
     root = Path(root)
     if not root.is_dir():
         raise DataError(
-            f'{root}: expected a folder of static images, found none', options=['static_root', 'synthetic_root']
+            f'{root}: expected a folder of static images, found none. docs/data.md says how to get them',
+            options=['static_root', 'synthetic_root'],
         )
     pairs = _pairs_of(root)
     folders = _subfolders(root)

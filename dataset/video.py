@@ -221,7 +221,8 @@ def find_main(
         places = [Path(davis_root) / DAVIS_FOLDER, Path(yv_root) / YOUTUBE_FOLDER, *video_roots]
         raise DataError(
             f'expected videos in {" or ".join(map(str, places))}, found none to train on'
-            f'{" but those held aside" if hold_aside else ""}; videos of any name are read from folders of your own',
+            f'{" but those held aside" if hold_aside else ""}; videos of any name are read from folders of your own. '
+            'docs/data.md says how to get the data sets',
             options=['davis_root', 'yv_root', 'video_root'],
         )
     if own:

@@ -184,9 +184,9 @@ def loading_errors() -> Iterator[None]:
             raise type(error)(text.rpartition(f'{type(error).__name__}: ')[2].rstrip()) from error
         if text.startswith('DataLoader worker'):
             raise LoadingProcessError(
-                'a process that loads data has died, perhaps because memory or shared memory ran out. A container has 64 '
-                'MB of shared memory unless it is started with --shm-size=8g or --ipc=host. Resume the run with fewer such '
-                f'processes, which need less ({text})',
+                'a process that loads data has died, perhaps because memory or shared memory ran out. A container has '
+                '64 MB of shared memory unless it is started with --shm-size=8g or --ipc=host. Resume the run with '
+                f'fewer such processes, which need less ({text})',
                 options=['num_workers', 'resume'],
             ) from error
         raise

@@ -618,8 +618,8 @@ def test_a_loader_process_that_dies(learn, tmp_path, monkeypatch):
     status, message = learn(tmp_path, '--num_workers', 1)
     assert status == 1
     assert re.fullmatch(
-        r'error: DataLoader worker \(pid.* \d+\) .*(Killed|exited).* A process that loads data has '
-        r'died.*\(--num_workers, --resume\)',
+        r'error: a process that loads data has died.*'
+        r'\(DataLoader worker \(pid.* \d+\) .*(Killed|exited).*\) \(--num_workers, --resume\)',
         message,
     )
 
