@@ -60,6 +60,7 @@ def lacks_shared_memory(error: BaseException) -> bool:
         raised_in = [Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__)]
         if raised_in and raised_in[-1].parts[-2:] == ('multiprocessing', 'synchronize.py'):
             return True
+    of_torch = ('out of shared memory', 'shared memory(shm)', 'shared memory object')
     return isinstance(error, RuntimeError | OSError) and (
-        'shared memory' in text or ('</torch_' in text and 'No space left' in text)
+        any(words in text for words in of_torch) or ('</torch_' in text and 'No space left' in text)
     )
