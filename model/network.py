@@ -108,11 +108,11 @@ class Network(nn.Module, ABC):
         """
         fold_batch_norm(self)
         if self.device.type == 'cpu':
-            self.to(memory_format=torch.channels_last)
-            replace_blocks(self)
             if not exact:
                 self.exact = False
                 replace_convolutions(self, self.every_frame)
+            self.to(memory_format=torch.channels_last)  # after that: a copy of weights that go would leave gaps
+            replace_blocks(self)
         return self
 
     def compile_(self) -> 'Network':

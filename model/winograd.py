@@ -153,12 +153,19 @@ def replace_convolutions(module: nn.Module, names: Collection[str]) -> None:
 
     Those with many weights are replaced in the children ``names`` alone.
     """
-    for path, child in list(module.named_modules()):
-        if not isinstance(child, nn.Conv2d) or not fits(child):
-            continue
-        if path.split('.')[0] in names or child.in_channels * child.out_channels < SMALL:
-            parent, _, name = path.rpartition('.')
-            setattr(module.get_submodule(parent), name, WinogradConv2d(child))
+    found = [
+        (path, child)
+        for path, child in module.named_modules()
+        if isinstance(child, nn.Conv2d)
+        and fits(child)
+        and (path.split('.')[0] in names or child.in_channels * child.out_channels < SMALL)
+    ]
+    # The largest first: the memory that its weights leave has room for the new weights of smaller ones.
+    found.sort(key=lambda pair: pair[1].weight.numel())
+    while found:
+        path, child = found.pop()
+        parent, _, name = path.rpartition('.')
+        setattr(module.get_submodule(parent), name, WinogradConv2d(child))
 
 
 @torch.compiler.disable
