@@ -3,9 +3,11 @@
 import io
 import json
 import math
+import socket
 import stat
 import tarfile
 import zipfile
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +62,33 @@ def dense_read(keys, values, query, top_k, metric='l2', sigma=None):
         threshold = E.topk(min(top_k, len(E)), dim=0).values[-1]
         E = E.masked_fill(E < threshold, 0)
     return (values @ (E / E.sum(0))).unflatten(1, query.shape[1:]).float()
+
+
+def free_port() -> int:
+    with socket.socket() as test:
+        test.bind(('127.0.0.1', 0))
+        return test.getsockname()[1]
+
+
+class Here:
+    """In place of a ``ProcessPoolExecutor``: calls in this process, which need not start an interpreter."""
+
+    def __init__(self, *args, **options):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def submit(self, function, *args):
+        future = Future()
+        try:
+            future.set_result(function(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
 
 def change_meta(root, change):

@@ -1,5 +1,6 @@
 """Tools that the benchmarks share: the measured case, networks, filled memories, and timing."""
 
+import functools
 import platform
 import statistics
 import time
@@ -105,8 +106,12 @@ def peaks(calls: dict[str, Callable[[], object]], device: torch.device) -> dict[
     return found
 
 
+@functools.cache
 def rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """Measure the machine: multiply-adds a second of a matrix product, bytes a second that a copy reads and writes."""
+    """Measure the machine: multiply-adds a second of a matrix product, bytes a second that a copy reads and writes.
+
+    Once in a process, whatever is measured there.
+    """
     a, b = (torch.randn(2048, 2048, device=device, dtype=dtype) for _ in range(2))
     source = torch.randn(2**26, device=device)
     target = torch.empty_like(source)

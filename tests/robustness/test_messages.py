@@ -24,7 +24,7 @@ from inference.stream import propagate
 from model import CheckpointError
 from scripts import web
 from tests.conftest import REPOSITORY
-from tests.helpers import make_zip
+from tests.helpers import free_port, make_zip
 from training.run import LoadingProcessError
 from util.cli import run_main
 from util.distributed import choose_device
@@ -141,12 +141,6 @@ def test_the_launcher_of_the_release(tmp_path):
     )
     assert 'Annotations: expected ground truth' in done.stderr
     assert 'unrecognized' not in done.stderr
-
-
-def free_port() -> int:
-    with socket.socket() as test:
-        test.bind(('127.0.0.1', 0))
-        return test.getsockname()[1]
 
 
 # Shared memory

@@ -13,6 +13,7 @@ from inference.run import Summary
 from model import save_network
 from scripts import ablate, runs
 from tests.conftest import REPOSITORY, make_small_network
+from tests.helpers import Here
 from util.cli import sha256
 
 
@@ -34,6 +35,7 @@ def grid(davis_root, small_checkpoint, tmp_path):
 
 def test_a_grid_and_its_continuation(grid, tmp_path, monkeypatch):
     pytest.importorskip('matplotlib')
+    monkeypatch.setattr(runs, 'ProcessPoolExecutor', Here)
     rows = grid('--schedules', 'first', '--top', 0, '--flags', '--device', 'cpu')
     assert [(row['network'], row['memory'], row['top-k']) for row in rows] == [
         ('STCN, L2', 'first', 'all'),
@@ -123,6 +125,7 @@ def test_rows_have_the_scores_of_the_evaluation(grid, tmp_path, monkeypatch):
 
 
 def test_a_run_that_fails_ends_the_grid(grid, tmp_path, davis_root):
+    """It has a process of its own, whose summary comes back."""
     pytest.importorskip('matplotlib')
     frame = next(davis_root.rglob('JPEGImages/480p/dog/00001.png'))
     frame.write_bytes(frame.read_bytes()[:100])

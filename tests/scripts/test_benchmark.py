@@ -10,13 +10,12 @@ import torch
 from torch.nn import functional as F
 
 from inference.core import InferenceCore
-from model import VARIANTS
+from model import VARIANTS, STCNConfig
 from scripts.benchmarks import confidence, loader, measures, memory, memory_model, speed, training_step
 from scripts.benchmarks.baseline import ConcatenatedMemory, StraightforwardSTCN
 from scripts.benchmarks.roofline import Allocations, Work
 from tests.conftest import golden, state_dict
-from tests.helpers import assert_close, assert_same_objects, normalised, unpadded_pixels
-from tests.tiny import TINY
+from tests.helpers import Here, assert_close, assert_same_objects, normalised, unpadded_pixels
 from tests.trees import make_roots
 from util.errors import MissingPackageError
 
@@ -81,13 +80,15 @@ def test_allocations():
 
 
 def test_memory_model_grows_with_the_memory(monkeypatch):
-    monkeypatch.setitem(VARIANTS, 'tiny', TINY)
-    one, two = (memory_model.inference_peak('tiny', 64, 96, 2, frames) for frames in (50, 100))
-    added = 50 * 4 * 6 * 4 * (2 * TINY.value_dim + TINY.key_dim + 1)
+    config = STCNConfig('resnet18', 'resnet18', key_dim=16, value_dim=32, decoder_widths=(32, 16))
+    monkeypatch.setitem(VARIANTS, 'small', config)
+    one, two = (memory_model.inference_peak('small', 64, 96, 2, frames) for frames in (20, 40))
+    added = 20 * 4 * 6 * 4 * (2 * config.value_dim + config.key_dim + 1)
     assert two - one == pytest.approx(added, rel=0.1)
-    assert memory_model.inference_peak('tiny', 64, 96, 2, 100, amp=True) < two
+    assert memory_model.inference_peak('small', 64, 96, 2, 40, amp=True) < two
     kept, again = (
-        memory_model.training_peak(3, 2, arch='tiny', crop_size=64, recompute=recompute) for recompute in (False, True)
+        memory_model.training_peak(3, 2, arch='small', crop_size=64, recompute=recompute)
+        for recompute in (False, True)
     )
     assert again < kept
 
@@ -112,7 +113,9 @@ def test_gpu_takes_what_the_model_says(capsys):
         ['--measure', 'video', '--arch', 'stm_light', '--top', '0', '--include_last', '--video_frames', '6'],
     ],
 )
-def test_measurements(tmp_path, capsys, small_checkpoint, flags):
+def test_measurements(tmp_path, capsys, small_checkpoint, monkeypatch, flags):
+    if '--arch' in flags:  # one of the two that measure videos does so in processes of their own
+        monkeypatch.setattr(measures, 'ProcessPoolExecutor', Here)
     if 'growth' in flags:
         pytest.importorskip('matplotlib')
     arch = [] if '--arch' in flags else ['--arch', 'stcn_light']

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,8 +15,9 @@ from dataset.davis import DAVIS_2016_VAL, davis, davis_videos
 from dataset.io import PALETTE, DataError, read_mask, write_binary_mask, write_mask
 from inference import InferenceCore, outputs
 from inference.run import run_dataset
+from model import CheckpointError
 from scripts.evaluate import evaluate as score
-from tests.conftest import REPOSITORY, tree
+from tests.conftest import tree
 from util.cli import sha256
 
 
@@ -249,28 +249,13 @@ def test_2016_has_20_videos(davis_root, caplog):
         davis_videos(davis_root, year=2016, split='testdev')
 
 
-def test_command_line(davis_root, tmp_path):
-    """As a user meets it: an error is a line, not a traceback."""
-    result = subprocess.run(
-        [
-            sys.executable,
-            'eval_davis.py',
-            '--davis_path',
-            davis_root,
-            '--model',
-            tmp_path / 'none.pth',
-            '--output',
-            tmp_path / 'out',
-        ],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 1
-    message = result.stderr.strip()
+def test_a_missing_checkpoint(davis_root, tmp_path):
+    words = ['--davis_path', davis_root, '--model', tmp_path / 'none.pth', '--output', tmp_path / 'out']
+    with pytest.raises(CheckpointError) as error:
+        eval_davis.main([*map(str, words)])
+    message = str(error.value)
     assert '\n' not in message
-    assert message.startswith(f'error: {tmp_path / "none.pth"}: no such checkpoint file. weights/stcn_light.pth is ')
+    assert message.startswith(f'{tmp_path / "none.pth"}: no such checkpoint file. weights/stcn_light.pth is ')
     assert 'scripts/download.py weights' in message
     assert not (tmp_path / 'out').exists()
 

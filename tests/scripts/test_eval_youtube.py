@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import time
 import zipfile
 from pathlib import Path
@@ -20,38 +18,21 @@ from dataset.youtube import youtube
 from inference import InferenceConfig
 from inference.outputs import Probabilities
 from inference.run import share
+from scripts import eval_folder
 from scripts.evaluate import evaluate as score
-from tests.conftest import APPEARING, REPOSITORY, tree
+from tests.conftest import APPEARING, tree
 from tests.helpers import change_meta
 
 SIZE = 96  # works faster than 480
 
 
 @pytest.fixture
-def command(youtube_root, small_checkpoint):
-    """The script's command line, for a process of its own."""
-    return lambda output, *flags, size=('--size', str(SIZE)): [
-        sys.executable,
-        'eval_youtube.py',
-        '--model',
-        small_checkpoint,
-        '--device',
-        'cpu',
-        '--yv_path',
-        youtube_root,
-        *size,
-        '--output',
-        output,
-        *flags,
-    ]
-
-
-@pytest.fixture
-def evaluate(command):
+def evaluate(youtube_root, small_checkpoint):
     """Runs the script in this process and returns the output folder's files."""
 
-    def evaluate(output, *flags, **options):
-        assert eval_youtube.main([str(word) for word in command(output, *flags, **options)[2:]]) == 0
+    def evaluate(output, *flags, size=('--size', SIZE)):
+        words = ['--model', small_checkpoint, '--device', 'cpu', '--yv_path', youtube_root, *size, '--output', output]
+        assert eval_youtube.main([*map(str, words), *flags]) == 0
         return tree(output)
 
     return evaluate
@@ -273,33 +254,22 @@ def test_an_object_that_no_mask_shows(youtube_root, caplog):
     assert 'no mask shows object 77, which meta.json lists from 00000 on' in caplog.text
 
 
-def run_folder(root, output, checkpoint, *flags):
-    return subprocess.run(
-        [
-            sys.executable,
-            'scripts/eval_folder.py',
-            '--model',
-            checkpoint,
-            '--device',
-            'cpu',
-            '--root',
-            root,
-            '--output',
-            output,
-            '--size',
-            str(SIZE),
-            *flags,
-        ],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.fixture
+def run_folder(small_checkpoint, capsys, caplog):
+    """scripts/eval_folder.py in this process; returns the exit status, what it printed, and what it logged."""
+    caplog.set_level('INFO')
+
+    def run_folder(root, output, *flags):
+        caplog.clear()
+        words = ['--model', small_checkpoint, '--device', 'cpu', '--root', root, '--output', output, '--size', SIZE]
+        status = eval_folder.main([*map(str, words), *flags])
+        return status, capsys.readouterr().out, caplog.text
+
+    return run_folder
 
 
-def test_folder(folder_root, small_checkpoint, tmp_path):
-    result = run_folder(folder_root, tmp_path / 'out', small_checkpoint)
-    assert result.returncode == 0, result.stderr
+def test_folder(folder_root, run_folder, tmp_path):
+    assert run_folder(folder_root, tmp_path / 'out')[0] == 0
     files = tree(tmp_path / 'out')
     assert names(files) == (
         [f'cat/{number}.png' for number in range(5)] + sorted(f'dog/frame{number}.png' for number in range(9, 13))
@@ -310,12 +280,11 @@ def test_folder(folder_root, small_checkpoint, tmp_path):
     assert (corrected[72:88, 104:178] == 255).mean() > 0.95
     assert (corrected[24:56, 34:76] == 2).mean() > 0.95
 
-    result = run_folder(folder_root, tmp_path / 'out', small_checkpoint)
-    assert '0 segmented, 2 finished before' in result.stdout
+    assert '0 segmented, 2 finished before' in run_folder(folder_root, tmp_path / 'out')[1]
     assert tree(tmp_path / 'out') == files
 
 
-def test_folder_of_one_video(folder_root, small_checkpoint, tmp_path):
+def test_folder_of_one_video(folder_root, tmp_path):
     single = tmp_path / 'holiday'
     shutil.copytree(folder_root / 'JPEGImages/cat', single / 'JPEGImages')
     shutil.copytree(folder_root / 'Annotations/cat', single / 'Annotations')
@@ -323,25 +292,23 @@ def test_folder_of_one_video(folder_root, small_checkpoint, tmp_path):
     assert (video.name, len(video.frames)) == ('holiday', 5)
 
 
-def test_a_failing_video_is_reported_and_the_rest_goes_on(folder_root, small_checkpoint, tmp_path):
+def test_a_failing_video_is_reported_and_the_rest_goes_on(folder_root, run_folder, tmp_path):
     Image.new('RGB', (90, 50)).save(folder_root / 'JPEGImages/cat/3.jpeg')
-    result = run_folder(folder_root, tmp_path / 'out', small_checkpoint, '--zip')
-    assert result.returncode == 1
-    assert '1 segmented, 0 finished before, 1 failed' in result.stdout
+    status, printed, _ = run_folder(folder_root, tmp_path / 'out', '--zip')
+    assert status == 1
+    assert '1 segmented, 0 finished before, 1 failed' in printed
     assert (
-        f'failed: cat: {folder_root}/JPEGImages/cat/3.jpeg: image: expected the size of the frames before'
-        in result.stdout
+        f'failed: cat: {folder_root}/JPEGImages/cat/3.jpeg: image: expected the size of the frames before' in printed
     )
     assert len(list((tmp_path / 'out/dog').iterdir())) == 4
     assert not (tmp_path / 'out.zip').exists()
 
 
-def test_given_masks_are_in_the_settings_and_not_scored(folder_root, small_checkpoint, tmp_path):
+def test_given_masks_are_in_the_settings_and_not_scored(folder_root, run_folder, tmp_path):
     """The dog's second mask corrects object 2 and adds another one."""
     out = tmp_path / 'out'
     for flags, second in (((), [2, 255]), (('--first_only', '--overwrite'), [255])):
-        result = run_folder(folder_root, out, small_checkpoint, *flags)
-        assert 'the masks of 3 of 10 frames' in result.stderr
+        assert 'the masks of 3 of 10 frames' in run_folder(folder_root, out, *flags)[2]
         given = json.loads((out / 'settings.json').read_text())['given']
         assert given == {'cat': {'0': [1, 2, 3]}, 'dog': {'frame9': [2], 'frame11': second}}
         if not flags:
@@ -350,18 +317,17 @@ def test_given_masks_are_in_the_settings_and_not_scored(folder_root, small_check
     assert score(out, folder_root, dataset='folder')['sequences'].keys() == {'dog'}
 
 
-def test_masks_of_another_size(folder_root, small_checkpoint, tmp_path):
+def test_masks_of_another_size(folder_root, run_folder, tmp_path):
     """One pixel narrower: resized with a warning. Another shape: an error that names the file."""
     path = folder_root / 'Annotations/cat/0.png'
     mask = Image.open(path)
     mask.resize((181, 110), Image.Resampling.NEAREST).save(path)
-    result = run_folder(folder_root, tmp_path / 'out', small_checkpoint)
-    assert result.returncode == 0
-    assert f'{path}: the mask is 181 x 110' in result.stderr
+    status, _, logged = run_folder(folder_root, tmp_path / 'out')
+    assert status == 0
+    assert f'{path}: the mask is 181 x 110' in logged
     mask.resize((110, 110), Image.Resampling.NEAREST).save(path)
-    result = run_folder(folder_root, tmp_path / 'out', small_checkpoint, '--overwrite')
-    assert result.returncode == 1
-    assert f"{path}: expected a mask of its image's aspect ratio" in result.stderr
+    with pytest.raises(DataError, match=f"{path}: expected a mask of its image's aspect ratio"):
+        run_folder(folder_root, tmp_path / 'out', '--overwrite')
 
 
 @pytest.mark.parametrize(

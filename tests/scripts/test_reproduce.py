@@ -10,11 +10,16 @@ from model import CheckpointError
 from scripts import reproduce, runs
 from scripts.presets import PRESETS
 from tests.conftest import REPOSITORY
+from tests.helpers import Here
 
 
 @pytest.fixture
-def tables(davis_root, youtube_root, small_checkpoint, tmp_path, capsys):
-    """Runs the script in this process, with the weights that are named; returns the status and the printed rows."""
+def tables(davis_root, youtube_root, small_checkpoint, tmp_path, capsys, monkeypatch):
+    """Runs the script in this process, with the weights that are named; returns the status and the printed rows.
+
+    Its rows, too; tests/scripts/test_ablate.py has one in a process of its own.
+    """
+    monkeypatch.setattr(runs, 'ProcessPoolExecutor', Here)
     saves = tmp_path / 'saves'
     saves.mkdir()
 
