@@ -47,6 +47,11 @@ def pytest_configure(config: pytest.Config) -> None:
     runpy.run_path(str(guard / 'sitecustomize.py'))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests begin first: else one process would end with them, while the others have nothing left to do."""
+    items.sort(key=lambda item: item.get_closest_marker('long') is None)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, 'workerinput'):
         return

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 
+import av
 import numpy as np
 import torch
 from PIL import Image
@@ -37,7 +38,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from dataset.video import read_split
 from inference import continuing
 from inference.outputs import UNFINISHED
-from inference.video_file import VideoReader
 from model import VARIANTS, CheckpointError, build_network, save_network
 from model.checkpoint import read_checkpoint
 from tests.tiny import SAVE_OFTEN, training_flags
@@ -50,7 +50,9 @@ ENVIRONMENT = os.environ | {'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1', 'STC
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 LIMIT = 300  # seconds that a run may take
 SLOW = 0.1  # seconds that a file is half written; a checkpoint five times as long
-FRESH = 1 / 6  # share of the runs that start an interpreter of their own
+Kind = tuple[bool, bool]  # of a run: whether it starts an interpreter of its own, and whether it writes slowly
+SHARES: dict[Kind, float] = {(False, False): 5 / 12, (False, True): 5 / 12, (True, False): 1 / 6}
+QUICK: dict[Kind, float] = {(False, False): 1}
 
 # How a run ends that a signal ends, before and after it can take note of it.
 STATUSES = {
@@ -211,7 +213,7 @@ def kill_until_finished(
     *,
     lengths: dict[tuple[bool, bool], float],
     rng: random.Random,
-    fresh_share: float,
+    shares: dict[Kind, float],
     look: Callable[[], set[str]],
 ) -> None:
     """Start a run, kill it at a random moment of its length, again and again until one comes through.
@@ -222,8 +224,7 @@ def kill_until_finished(
     """
     before: set[str] = set()
     for attempt in itertools.count():
-        fresh = rng.random() < fresh_share
-        slow = not fresh and rng.random() < 0.5
+        [(fresh, slow)] = rng.choices(list(shares), shares.values())
         [number] = rng.choices(SIGNALS, (2, 1, 1))
         moment = rng.uniform(0, lengths[fresh, slow])
         begin = time.monotonic()
@@ -266,7 +267,7 @@ def kill_until_finished(
 # Evaluation and segmentation
 
 
-def kill_evaluation(folder: Path, *, kills: int, rng: random.Random, fresh_share: float = FRESH) -> Tally:
+def kill_evaluation(folder: Path, *, kills: int, rng: random.Random, shares: dict[Kind, float] = SHARES) -> Tally:
     """Three videos of five frames, with probabilities and archive."""
     make_davis(folder / 'DAVIS', 'cat', 'dog', 'goat', frames=5)
     script = str(REPOSITORY / 'eval_davis.py')
@@ -279,10 +280,10 @@ def kill_evaluation(folder: Path, *, kills: int, rng: random.Random, fresh_share
         '--save_probs',
         '--zip',
     ]
-    return kill_masks(Tally('evaluation'), script, flags, folder, kills=kills, rng=rng, fresh_share=fresh_share)
+    return kill_masks(Tally('evaluation'), script, flags, folder, kills=kills, rng=rng, shares=shares)
 
 
-def kill_segmentation(folder: Path, *, kills: int, rng: random.Random, fresh_share: float = FRESH) -> Tally:
+def kill_segmentation(folder: Path, *, kills: int, rng: random.Random, shares: dict[Kind, float] = SHARES) -> Tally:
     """A folder of 24 frames, both ways from two masks, with more memory frames than may stay, cut-outs and overlay."""
     write_video(folder / 'frames', folder / 'masks', 'clip', frames=24, labels=(1, 2))
     script = str(REPOSITORY / 'scripts' / 'segment_video.py')
@@ -301,7 +302,7 @@ def kill_segmentation(folder: Path, *, kills: int, rng: random.Random, fresh_sha
         '4',
         '--cutouts',
     ]
-    return kill_masks(Tally('segmentation'), script, flags, folder, kills=kills, rng=rng, fresh_share=fresh_share)
+    return kill_masks(Tally('segmentation'), script, flags, folder, kills=kills, rng=rng, shares=shares)
 
 
 def tiny_network(folder: Path) -> list[str]:
@@ -320,12 +321,11 @@ def kill_masks(
     *,
     kills: int,
     rng: random.Random,
-    fresh_share: float,
+    shares: dict[Kind, float],
 ) -> Tally:
     """Runs that write masks. All that has its own name is whole, but an overlay grows until the run is finished."""
     lengths, expected = {}, None
-    modes = ((True, False),) if fresh_share == 1 else ((False, False), (False, True), (True, False))
-    for fresh, slow in modes:
+    for fresh, slow in shares:
         run = folder / f'undisturbed_{fresh:d}{slow:d}'
         run.mkdir()
         lengths[fresh, slow] = undisturbed(script, flags, run, fresh=fresh, slow=slow)
@@ -350,9 +350,7 @@ def kill_masks(
                 tally.differences.append(f'{run.name}: {len(parts)} temporary files: {sorted(parts)}')
             return parts
 
-        kill_until_finished(
-            tally, kills, script, flags, run, lengths=lengths, rng=rng, fresh_share=fresh_share, look=look
-        )
+        kill_until_finished(tally, kills, script, flags, run, lengths=lengths, rng=rng, shares=shares, look=look)
         found = files(run)
         if found != expected:
             names = [name for name in {*expected, *found} if expected.get(name) != found.get(name)]
@@ -365,13 +363,14 @@ def files(folder: Path) -> dict[str, bytes]:
 
     On a busy machine x264 does not encode the same twice.
     """
-    return {
-        str(path.relative_to(folder)): str([pts for _, pts in VideoReader(path)]).encode()
-        if path.suffix == '.mp4'
-        else path.read_bytes()
-        for path in folder.rglob('*')
-        if path.is_file() and path.name != 'log'
-    }
+    found = {}
+    for path in folder.rglob('*'):
+        if path.suffix == '.mp4':
+            with av.open(str(path)) as video:  # not decoded: the threads of that would not live in a forked process
+                found[str(path.relative_to(folder))] = str([packet.pts for packet in video.demux(video=0)]).encode()
+        elif path.is_file() and path.name != 'log':
+            found[str(path.relative_to(folder))] = path.read_bytes()
+    return found
 
 
 # Training
@@ -382,7 +381,7 @@ def kill_training(
     *,
     kills: int,
     rng: random.Random,
-    fresh_share: float = FRESH,
+    shares: dict[Kind, float] = SHARES,
     iterations: int = 12,
 ) -> Tally:
     """Stage 3 with two workers on six samples, two an iteration, and a checkpoint every other one: epochs end often,
@@ -442,8 +441,7 @@ def kill_training(
         return parts
 
     lengths = {}
-    modes = ((True, False),) if fresh_share == 1 else ((False, False), (False, True), (True, False))
-    for fresh, slow in modes:
+    for fresh, slow in shares:
         run = folder / f'undisturbed_{fresh:d}{slow:d}'
         run.mkdir()
         lengths[fresh, slow] = undisturbed(script, command, run, fresh=fresh, slow=slow)
@@ -460,7 +458,7 @@ def kill_training(
             run,
             lengths=lengths,
             rng=rng,
-            fresh_share=fresh_share,
+            shares=shares,
             look=lambda run=run: look(run),
         )
         found = sorted(re.sub(r'.*tfevents.*', 'events', path.name) for path in (run / 'saves' / 'run').iterdir())
@@ -512,6 +510,7 @@ def main() -> int:
     parser.add_argument('--segmentation', type=int, default=40, help='kills of segmentations; default: %(default)s')
     parser.add_argument('--training', type=int, default=40, help='kills of trainings; default: %(default)s')
     parser.add_argument('--seed', type=int, default=0, help='of signals and moments; default: %(default)s')
+    parser.add_argument('--quick', action='store_true', help='only forked runs that write as fast as they can')
     args = parser.parse_args()
     # What the forked runs need is imported here, once; threads that a fork would lose are not started.
     torch.set_num_threads(1)
@@ -521,6 +520,7 @@ def main() -> int:
     VARIANTS['tiny'] = TINY_CONFIG
 
     begin, rng, tallies = time.monotonic(), random.Random(args.seed), []
+    shares = QUICK if args.quick else SHARES
     for kill, kills in (
         (kill_evaluation, args.evaluation),
         (kill_segmentation, args.segmentation),
@@ -528,7 +528,7 @@ def main() -> int:
     ):
         if kills:
             with tempfile.TemporaryDirectory() as folder:
-                tallies.append(kill(Path(folder), kills=kills, rng=rng))
+                tallies.append(kill(Path(folder), kills=kills, rng=rng, shares=shares))
                 print(tallies[-1].kind, 'done', file=sys.stderr, flush=True)
     print(HEADER)
     for tally in tallies:

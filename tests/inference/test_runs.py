@@ -1,11 +1,9 @@
 """Every evaluation script gives the same masks when it is run again, on two processes, or after a kill. Flags select
 the networks and sizes of an ensemble, and presets the rows of the paper's tables."""
 
-import os
 import re
 import runpy
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -19,7 +17,9 @@ from model import save_network
 from scripts import evaluation
 from scripts.flags import inference_config
 from scripts.presets import PRESETS, flags_text
+from tests import forks
 from tests.conftest import REPOSITORY, make_small_network, tree
+from tests.helpers import free_port
 from util import cli
 
 
@@ -40,22 +40,6 @@ def script(request, small_checkpoint):
     else:
         words = ['scripts/eval_folder.py', '--root', request.getfixturevalue('folder_root')]
     return [*words, '--model', small_checkpoint, '--device', 'cpu', '--size', '96', '--zip']
-
-
-def start(script, output, *launcher):
-    return subprocess.Popen(
-        [sys.executable, *launcher, *script, '--output', output],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process):
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return output
 
 
 @pytest.fixture
@@ -79,17 +63,23 @@ def test_same_masks(script, run_here, tmp_path):
     assert '0 segmented, 2 finished before, 0 failed' in run_here(tmp_path / 'out')
     assert tree(tmp_path / 'out') == expected
 
-    launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
-    assert finish(start(script, tmp_path / 'two', *launcher)).count('2 segmented, 0 finished before, 0 failed') == 1
+    log = tmp_path / 'log'
+    address = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': free_port(), 'WORLD_SIZE': 2}
+    words = [*script, '--output', tmp_path / 'two']
+    processes = [forks.start(words, log, RANK=rank, LOCAL_RANK=rank, **address) for rank in range(2)]
+    for process in processes:
+        process.join(300)
+        assert process.exitcode == 0, log.read_text()
+    assert log.read_text().count('2 segmented, 0 finished before, 0 failed') == 1
     assert tree(tmp_path / 'two') == expected
     assert (tmp_path / 'two.zip').read_bytes() == archive
 
-    process = start(script, tmp_path / 'killed')
+    process = forks.start([*script, '--output', tmp_path / 'killed'], log)
     while not list((tmp_path / 'killed').rglob('*.png')):
-        assert process.poll() is None, process.stderr.read()
+        assert process.is_alive(), log.read_text()
         time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.kill()
+    process.join(60)
     assert not (tmp_path / 'killed.zip').exists()
     run_here(tmp_path / 'killed')
     assert tree(tmp_path / 'killed') == expected

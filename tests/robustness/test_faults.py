@@ -502,6 +502,18 @@ def test_the_shell_sees_what_ended_an_evaluation(network, tmp_path):
     assert not list((tmp_path / 'out').rglob('.*'))
 
 
+@pytest.mark.long
+def test_killed_runs_end_as_undisturbed_ones():
+    """Segmentations both ways, and trainings bit for bit at every checkpoint. Without --quick there is more of it."""
+    kills = ['--evaluation', '0', '--segmentation', '1', '--training', '3', '--quick']
+    done = subprocess.run(
+        [sys.executable, 'tests/kill_runs.py', *kills], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert '| segmentation | 1 |' in done.stdout
+    assert '| training | 3 |' in done.stdout
+
+
 def test_a_second_signal_does_not_wait():
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)

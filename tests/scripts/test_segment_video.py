@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -26,7 +25,6 @@ from scripts import segment_video
 from scripts.evaluate import evaluate
 from scripts.segment_video import given_mask
 from tests.conftest import FRAMES, GOLDEN, REPOSITORY, tree
-from tests.kill_runs import kill_segmentation
 from util.errors import MissingPackageError
 
 FIRST = GOLDEN / 'first_mask.png'
@@ -717,11 +715,3 @@ def test_directions(run, tmp_path, video, caplog, direction, empty):
 def test_a_camera_goes_forwards(run, video):
     with pytest.raises(DataError, match='forwards only'):
         run('--input', f'camera:{video}', '--mask', FIRST, '--direction', 'both')
-
-
-def test_killed_and_continued_is_as_uninterrupted(tmp_path):
-    """Both ways; python tests/kill_runs.py does it more often."""
-    tally = kill_segmentation(tmp_path, kills=1, rng=random.Random(3), fresh_share=1)
-    assert tally.signals.total() == 1
-    assert tally.finished > 0
-    assert not tally.differences

@@ -15,6 +15,7 @@ def scores(notebook) -> dict[tuple[str, str], float]:
     return {(what, name): float(J) for what, name, J in re.findall(r'^(.*?)  +(\w+) +([\d.]+)$', text, re.MULTILINE)}
 
 
+@pytest.mark.long
 @needs_weights
 def test_the_tour_runs():
     nbformat, nbclient = pytest.importorskip('nbformat'), pytest.importorskip('nbclient')

@@ -24,6 +24,8 @@ from scripts.web_paint import COLOURS, SHOWN_ALPHA, labels_of, layer_of
 from tests.conftest import REPOSITORY
 from tests.web_server import PATIENCE, SWAN, Server, needs_gradio, until, zip_of_frames
 
+pytestmark = pytest.mark.long
+
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 ARGUMENTS = [
     '--no-sandbox',
