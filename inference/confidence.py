@@ -23,7 +23,7 @@ def expected_iou(prob: Tensor) -> Tensor:
     This measure was chosen among some sixty on videos held aside; see docs/benchmarks.md.
     """
     K, (H, W) = len(prob) - 1, prob.shape[1:]
-    labels = prob.argmax(dim=0).cpu().numpy()
+    labels = prob.max(dim=0).indices.cpu().numpy()
     inside = np.zeros((K, H, W), bool)
     largest = np.zeros((K, H, W), bool)
     for k in range(K):

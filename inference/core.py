@@ -70,7 +70,8 @@ class Schedule:
 
 def most_probable(prob: Tensor, objects: Sequence[int]) -> Tensor:
     """The label of the most probable channel: ``prob [1 + K, H, W]``, the background first, ``-> [H, W]`` uint8."""
-    return torch.tensor([0, *objects], dtype=torch.uint8, device=prob.device)[prob.argmax(dim=0)]
+    most = prob.max(dim=0).indices  # the same as argmax, which takes ten times as long on a CPU
+    return torch.tensor([0, *objects], dtype=torch.uint8, device=prob.device)[most]
 
 
 class Core(ABC):

@@ -35,6 +35,6 @@ class Decoder(nn.Module):
         x = self.compress(readout.flatten(0, 1), thin)
         x = self.up_16_8(f8, x)
         x = self.up_8_4(f4, x)
-        logits = self.pred(F.relu(x))
+        logits = self.pred(F.relu(x, inplace=True))
         logits = F.interpolate(logits, scale_factor=4, mode='bilinear', align_corners=False)
         return logits.unflatten(0, (len(readout), -1)).squeeze(2)

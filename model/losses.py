@@ -68,7 +68,8 @@ def intersection_and_union(probabilities: Tensor, target: Tensor) -> Tensor:
         target: int64 [B, T, H, W].
     """
     objects = torch.arange(1, probabilities.shape[2], device=target.device)[:, None, None, None, None]
-    predicted, actual = probabilities.argmax(dim=2) == objects, target == objects
+    most = probabilities.max(dim=2).indices  # the same as argmax, which takes ten times as long on a CPU
+    predicted, actual = most == objects, target == objects
     return torch.stack([predicted & actual, predicted | actual]).sum(dim=(2, 3, 4, 5))
 
 

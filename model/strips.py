@@ -17,14 +17,14 @@ STRIP = 2**19
 
 
 class InStrips(nn.Module):
-    """An ``InvertedResidual`` with an expansion, whose batch norm is folded: ``[B, I, h, w] -> [B, O, h, w]``."""
+    """An ``InvertedResidual`` whose batch norm is folded: ``[B, I, h, w] -> [B, O, h, w]``."""
 
     def __init__(self, block: InvertedResidual):
         super().__init__()
         self.block = block
 
     def forward(self, x: Tensor) -> Tensor:
-        expand, (depthwise, _, activation), project, _ = self.block.conv
+        *expand, (depthwise, _, activation), project, _ = self.block.conv  # the first block does not expand
         B, _, H, W = x.shape
         if B * H * W * depthwise.in_channels < LARGE:
             return self.block(x)
@@ -35,8 +35,11 @@ class InStrips(nn.Module):
         for top in range(0, height, rows):
             bottom = min(top + rows, height)
             first, last = top * stride - reach, (bottom - 1) * stride + reach + 1
-            strip = expand(x[:, :, max(first, 0) : min(last, H)])
-            strip = F.pad(strip, (0, 0, max(-first, 0), max(last - H, 0)))
+            strip = x[:, :, max(first, 0) : min(last, H)]
+            for layer in expand:
+                strip = layer(strip)
+            if first < 0 or last > H:  # padding by nothing would copy it, too
+                strip = F.pad(strip, (0, 0, max(-first, 0), max(last - H, 0)))
             strip = F.conv2d(
                 strip,
                 depthwise.weight,
@@ -54,5 +57,5 @@ def replace_blocks(module: nn.Module) -> None:
     """Let each block below ``module`` compute in strips, where it is large, in place."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, InvertedResidual) and len(child.conv) == 4:
+            if isinstance(child, InvertedResidual):
                 setattr(parent, name, InStrips(child))
