@@ -56,7 +56,7 @@ class Unfinished:
             OutputError: masks of finished frames are missing.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not self._record.exists():
+        if not self.begun:
             return
         self._restore(way, outputs)
         frames = enumerate(islice(source.forwards(), way.finished.stop))
@@ -64,6 +64,11 @@ class Unfinished:
         if missing := [str(path) for path in files if not path.exists()]:
             raise replaceable(f'expected the masks of an unfinished run, but these are missing: {some(missing)}')
         log.info('%s: continuing at frame %d, where an earlier run ended', self.folder.parent, way.next_frame)
+
+    @property
+    def begun(self) -> bool:
+        """Whether an earlier run left a state."""
+        return self._record.exists()
 
     def remove(self) -> None:
         """Delete the state: the segmentation is finished."""

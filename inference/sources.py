@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -222,6 +223,25 @@ class UserSource(Source):
     def frame_name(self, number: int) -> str:
         """The name of a frame's output files, without a suffix."""
         return self.names[number] if self.names is not None else f'{number:05d}'
+
+    def annotated_frames(self, limit: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The frames that have a mask with an object, and their masks: uint8 [H, W, 3] and [H, W].
+
+        If there are more than ``limit``, those at even distances are taken. A video file is read up to the last one.
+
+        Raises:
+            DataError: a frame or a mask cannot be read.
+        """
+        numbers = sorted(self.annotations())
+        numbers = numbers[:: max(1, math.ceil(len(numbers) / limit))]
+        for number, frame in enumerate(itertools.islice(self, numbers[-1] + 1 if numbers else 0)):
+            # The frames of a video file come one after the other, so none can be left out.
+            if number in numbers or self.readers == 1:
+                picture = frame.read()
+                if picture is None:
+                    return
+                if number in numbers and picture.mask is not None:
+                    yield picture.image, picture.mask
 
     def _upcoming(
         self, number: int, read: Callable[[], tuple[np.ndarray, int] | None], *, last: bool, origin: str

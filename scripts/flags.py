@@ -2,11 +2,13 @@
 
 import argparse
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dataset.mask_files import GivenMask
 from inference.config import LIGHT_WEIGHTS, InferenceConfig, recommendation, recommended_config
 from scripts.presets import flags_text
 from util.cli import cores, not_negative, period, positive, sha256, sigma
@@ -185,16 +187,20 @@ def load_networks(args: argparse.Namespace) -> list['Network']:
     """Load the networks of ``--model`` on ``--device``. A file that is named twice is loaded once."""
     import torch
 
-    from inference import load_model
+    from model import load_network
     from util.distributed import choose_device
 
     device = choose_device(args.device)
     if device.type == 'cpu':
         torch.set_num_threads(args.num_threads or cores())
-    networks = {path: load_model(path, device=device, exact=args.exact) for path in model_files(args)}
-    if args.compile:
-        networks = {path: network.compile_() for path, network in networks.items()}
+    networks = {path: make_ready(load_network(path, device=device), args) for path in model_files(args)}
     return [networks[path] for path in model_files(args)]
+
+
+def make_ready(network: 'Network', args: argparse.Namespace) -> 'Network':
+    """Make a network faster for inference, as the flags ask for. It can then not be trained or saved."""
+    network.optimize_(exact=args.exact)
+    return network.compile_() if args.compile else network
 
 
 def network_settings(args: argparse.Namespace) -> dict[str, object]:
@@ -206,3 +212,14 @@ def network_hashes(files: Sequence[str | Path]) -> str | list[str]:
     """The hashes of checkpoint files as ``settings.json`` holds them: a single one, or a list."""
     hashes = [sha256(path) for path in files]
     return hashes[0] if len(hashes) == 1 else hashes
+
+
+def given_mask(text: str) -> GivenMask:
+    """Parse ``[FRAME[:LABEL]=]FILE[,FILE...]`` for argparse. An existing file with a comma in its name is one FILE."""
+    frame, label, names = re.fullmatch(r'(?:(\d+)(?::(\d+))?=)?(.+)', text, re.DOTALL).groups()
+    files = [names] if Path(names).exists() else names.split(',')
+    return GivenMask(
+        tuple(map(Path, files)),
+        frame=None if frame is None else int(frame),
+        label=None if label is None else int(label),
+    )

@@ -9,6 +9,7 @@ OUTPUT/masks/FRAME.png   palette PNGs with the labels; FRAME: the name of the im
 OUTPUT/overlay.mp4       the video with the objects tinted, with its timestamps and its audio
 OUTPUT/cutouts/LABEL/    with --cutouts: each object alone on a transparent background, FRAME.png
 OUTPUT/strip.png         with --strip N: N frames side by side
+OUTPUT/adapted.pth       with --adapt: the network that was trained further on the frames that have a mask
 OUTPUT/report.json       with --report: how sure the network is of each object in each frame, and which frames to look
                          at first and perhaps correct with a further --mask; report.png shows this over time
 
@@ -23,7 +24,6 @@ those of an uninterrupted run.
 
 import argparse
 import logging
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -34,15 +34,17 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset.io import FRAME_SUFFIXES
-from dataset.mask_files import GivenMask
 from inference.outputs import UNFINISHED, Cutouts, Masks, Outputs, Pictures, Strip, claim
 from inference.report import Report
 from inference.sources import DIRECTIONS, UserSource, open_source
 from inference.video_file import VideoWriter
+from scripts.adapting import ADAPTED, adapted_network, add_adapt_flag, check_adapt
 from scripts.flags import (
     add_inference_flags,
+    given_mask,
     inference_config,
     load_networks,
+    model_files,
     network_settings,
     parse_flags,
 )
@@ -63,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = open_source(args.input, fps=args.fps)
     source.annotate(args.mask)
     check_direction(args.direction, source)
+    check_adapt(args, source)
     outputs = outputs_of(args, source)
     networks = load_networks(args)
 
@@ -71,10 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from inference.directions import Propagation
 
     config = inference_config(args, networks)
-    make_core = partial(Ensemble.of, networks, config, object_chunk=args.object_chunk, num_frames=source.frames)
+    make_core = partial(Ensemble.of, config=config, object_chunk=args.object_chunk, num_frames=source.frames)
     unfinished = Unfinished(args.output)
-    way = Propagation(make_core, source, args.direction, unfinished.waiting)
+    way = Propagation(partial(make_core, networks), source, args.direction, unfinished.waiting)
     claim_output(args, source, outputs, config.settings() | network_settings(args) | other_settings(args, source))
+    if args.adapt:
+        networks = [adapted_network(args, source, unfinished)]
+        way = Propagation(partial(make_core, networks), source, args.direction, unfinished.waiting)
     if not source.live:
         unfinished.resume(way, outputs, source)
     return segment_video(way, source, outputs, None if source.live else unfinished, args.output)
@@ -127,6 +133,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help='also write OUTPUT/report.json and OUTPUT/report.png: how sure the network is of each object over time, '
         'and the frames to look at first',
     )
+    add_adapt_flag(parser)
     add('--fps', type=frame_rate, default='25', help='frames a second of the overlay if the input is a folder')
     add_inference_flags(parser, model=None, size=[480], max_memory_frames=64)
     add(
@@ -139,17 +146,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 class Help(HelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keeps the line breaks of the description."""
-
-
-def given_mask(text: str) -> GivenMask:
-    """Parse ``[FRAME[:LABEL]=]FILE[,FILE...]`` for argparse. An existing file with a comma in its name is one FILE."""
-    frame, label, names = re.fullmatch(r'(?:(\d+)(?::(\d+))?=)?(.+)', text, re.DOTALL).groups()
-    files = [names] if Path(names).exists() else names.split(',')
-    return GivenMask(
-        tuple(map(Path, files)),
-        frame=None if frame is None else int(frame),
-        label=None if label is None else int(label),
-    )
 
 
 def outputs_of(args: argparse.Namespace, source: UserSource) -> Outputs:
@@ -217,6 +213,8 @@ def other_settings(args: argparse.Namespace, source: UserSource) -> dict[str, ob
     settings: dict[str, object] = {'input': args.input, 'mask': masks, 'given': {args.input: given}}
     if args.direction != 'forward':
         settings['direction'] = args.direction
+    if args.adapt:
+        settings['adapt'] = args.adapt
     # A run can only be continued with the same outputs, since its earlier frames must have them, too.
     return settings | {name: True for name in ('cutouts', 'report') if getattr(args, name)}
 
@@ -224,17 +222,17 @@ def other_settings(args: argparse.Namespace, source: UserSource) -> dict[str, ob
 def claim_output(args: argparse.Namespace, source: UserSource, outputs: Outputs, settings: dict) -> None:
     """Take the output folder for this run, whatever kinds of results an earlier run wrote there."""
     masks, cutouts = args.output / 'masks', args.output / 'cutouts'
-    strip, *report = (args.output / name for name in ('strip.png', 'report.json', 'report.png'))
+    strip, *others = (args.output / name for name in ('strip.png', 'report.json', 'report.png', ADAPTED))
     overlay = outputs.pictures.video.path if outputs.pictures.video else args.output / 'overlay.mp4'
     claim(
         args.output,
         settings,
-        places=[masks, cutouts, strip, overlay, *report],
-        inputs=[Path(args.input), *source.masks.files],
+        places=[masks, cutouts, strip, overlay, *others],
+        inputs=[Path(args.input), *source.masks.files, *map(Path, model_files(args))],
         files=lambda: [
             *masks.glob('*.png'),
             *cutouts.glob('*/*.png'),
-            *(path for path in (strip, overlay, *report) if path.exists()),
+            *(path for path in (strip, overlay, *others) if path.exists()),
             *(args.output / UNFINISHED).glob('**/*.*'),
         ],
         overwrite=args.overwrite,

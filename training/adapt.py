@@ -76,7 +76,8 @@ class Adapting:
 
     def steps(self, seconds: float) -> Iterator[float]:
         """Train for ``seconds``, one iteration a step. Yields the share of the time that is spent, below 1."""
-        network, dataset, losses = self.network, self.dataset, []
+        network, dataset = self.network, self.dataset
+        losses: list[float] = []
         device = network.device
         if device.type == 'cpu':
             network.to(memory_format=torch.channels_last)  # a fifth faster

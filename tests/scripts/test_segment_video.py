@@ -1,11 +1,13 @@
 """scripts/segment_video.py on real folders and video files, against the core driven by hand."""
 
+import itertools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
@@ -19,13 +21,15 @@ from dataset.io import PALETTE, DataError, read_image, read_mask, write_mask
 from dataset.mask_files import GivenMask
 from inference import Ensemble, InferenceConfig, InferenceCore, continuing, ensemble, load_model, outputs
 from inference.report import Report
+from inference.sources import open_source
 from inference.video_file import VideoReader, VideoWriter
 from model import Network
 from scripts import segment_video
 from scripts.evaluate import evaluate
 from scripts.segment_video import given_mask
 from tests.conftest import FRAMES, GOLDEN, REPOSITORY, tree
-from util.errors import MissingPackageError
+from training import adapt
+from util.errors import MissingPackageError, UserError
 
 FIRST = GOLDEN / 'first_mask.png'
 COUNT, H, W = 12, 110, 182
@@ -660,6 +664,124 @@ def test_a_run_goes_on_where_it_was_interrupted(run, tmp_path, video, monkeypatc
     assert {file for file in found if found[file] != expected[file]} <= {'overlay.mp4'}
     with pytest.raises(DataError, match='has results already'):
         run(*command)
+
+
+@pytest.fixture
+def adapting(monkeypatch) -> list[int]:
+    """Makes adapting fast: a second is one iteration on a small clip, which changes the weights much.
+
+    The number of objects of each clip so far.
+    """
+    counter, clips, loss = itertools.count(), [], adapt.clip_loss_of
+    monkeypatch.setattr(time, 'process_time', lambda: float(next(counter)))
+    monkeypatch.setattr(adapt, 'CROP_SIZE', 64)
+    monkeypatch.setattr(adapt, 'LEARNING_RATE', 1e-2)
+
+    def noted(network, sample):
+        clips.append(int(sample['selector'].sum()))
+        return loss(network, sample)
+
+    monkeypatch.setattr(adapt, 'clip_loss_of', noted)
+    return clips
+
+
+LATER = GOLDEN / 'appearing' / '00004.png'  # object 5 alone
+ADAPT = ('--mask', f'1={FIRST}', f'8={LATER}', '--size', 48, '--no_overlay')
+
+
+def test_a_network_adapts_to_the_frames_that_have_a_mask(run, tmp_path, video, small_checkpoint, adapting):
+    before = small_checkpoint.read_bytes()
+    flags = ('--input', video, *ADAPT, '--direction', 'both')
+    assert run(*flags, '--adapt', 6, output=tmp_path / 'out') == 0
+    assert len(adapting) == 5
+    assert set(adapting) == {1, 2}  # objects of the later mask, and of the first one
+    assert small_checkpoint.read_bytes() == before
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == {'masks', 'settings.json', 'adapted.pth'}
+    assert json.loads((tmp_path / 'out' / 'settings.json').read_text())['adapt'] == 6
+    # The masks are those of the adapted network, which is a checkpoint like others.
+    assert run(*flags, '--model', tmp_path / 'out' / 'adapted.pth', output=tmp_path / 'expected') == 0
+    assert run(*flags, output=tmp_path / 'without') == 0
+    adapted, expected, without = (tree(tmp_path / name / 'masks') for name in ('out', 'expected', 'without'))
+    assert adapted == expected
+    assert sum(adapted[name] != without[name] for name in adapted) > COUNT / 2
+    with pytest.raises(DataError, match='has results already'):
+        run(*flags, '--adapt', 6)
+    with pytest.raises(DataError, match='would also write there'):
+        run(*flags, '--model', tmp_path / 'out' / 'adapted.pth', '--overwrite')
+    assert run(*flags, '--overwrite') == 0
+    assert not (tmp_path / 'out' / 'adapted.pth').exists()
+
+
+def test_a_run_that_is_killed_while_its_network_adapts_leaves_nothing_of_it(run, tmp_path, adapting, monkeypatch):
+    flags = ('--input', GOLDEN / 'clip', *ADAPT, '--adapt', 6)
+    loss = adapt.clip_loss_of
+
+    def killed(network, sample):
+        if len(adapting) == 2:
+            raise KeyboardInterrupt
+        return loss(network, sample)
+
+    def killed_while_writing(content, path):
+        Path(path).write_bytes(b'half')
+        raise KeyboardInterrupt
+
+    for module, name, function in ((adapt, 'clip_loss_of', killed), (torch, 'save', killed_while_writing)):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, function)
+            with pytest.raises(KeyboardInterrupt):
+                run(*flags)
+        assert list(tree(tmp_path / 'out')) == ['settings.json']
+    adapting.clear()
+    assert run(*flags) == 0
+    assert len(adapting) == 5
+
+
+def test_a_continued_run_has_the_same_adapted_network(run, tmp_path, adapting, monkeypatch):
+    monkeypatch.setattr(continuing, 'SAVE_SECONDS', 0)
+    monkeypatch.setattr(continuing, 'SHARE', 0)
+    out, whole = tmp_path / 'out', tmp_path / 'whole'
+    flags = ('--input', GOLDEN / 'clip', *ADAPT, '--direction', 'both')
+    interrupt_after(monkeypatch, 6, times=1)
+    assert run(*flags, '--adapt', 6) == 130
+    interrupt_after(monkeypatch, 1000, times=0)
+    assert len(adapting) == 5
+    for other, message in ((('--adapt', 7), 'adapt was 6, is 7'), ((), 'adapt was 6, is None')):
+        with pytest.raises(DataError, match=f'holds masks of other settings .*{message}'):
+            run(*flags, *other)
+    weights = (out / 'adapted.pth').rename(tmp_path / 'adapted.pth')
+    with pytest.raises(
+        DataError, match='expected the adapted network of an unfinished run, found none; overwrite them'
+    ):
+        run(*flags, '--adapt', 6)
+    shutil.copy(weights, out / 'adapted.pth')
+    # A run that found this network before its first frame, and that nothing interrupts.
+    (whole / '.unfinished').mkdir(parents=True)
+    for path in (weights, out / 'settings.json'):
+        shutil.copy(path, whole)
+    for output in (whole, out):
+        assert run(*flags, '--adapt', 6, output=output) == 0
+    assert len(adapting) == 5
+    assert tree(out) == tree(whole)
+    assert len(written_masks(out)) == COUNT
+
+
+def test_what_cannot_be_adapted_is_refused(run, tmp_path, video, small_checkpoint):
+    with pytest.raises(UserError, match=r'--adapt reads the frames that have a mask before .* a camera has none'):
+        run('--input', f'camera:{video}', '--mask', FIRST, '--adapt')
+    with pytest.raises(UserError, match='--adapt: expected one network, found 2 files of --model'):
+        run('--input', video, '--mask', FIRST, '--adapt', '--model', small_checkpoint, small_checkpoint)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_annotated_frames_of_a_folder_and_of_a_video(video):
+    for name, beyond in ((GOLDEN / 'clip', ()), (video, (40,))):
+        source = open_source(str(name), fps=Fraction(25))
+        source.annotate([GivenMask((FIRST,), frame=frame) for frame in (1, 3, 4, 7, 9, *beyond)])
+        images = [frame.read().image for frame in itertools.islice(source, COUNT)]
+        for limit, numbers in ((6, [1, 3, 4, 7, 9]), (3, [1, 4, 9]), (1, [1])):
+            found = list(source.annotated_frames(limit))
+            assert [next(n for n in range(COUNT) if np.array_equal(images[n], image)) for image, _ in found] == numbers
+            assert all(np.array_equal(mask, read_mask(FIRST)) for _, mask in found)
 
 
 def test_masks_that_are_gone_are_missed(run, tmp_path, monkeypatch):

@@ -1,0 +1,94 @@
+"""The flag ``--adapt`` of a script, and the network that it gives."""
+
+import argparse
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from inference.outputs import replaceable
+from inference.sources import UserSource
+from scripts.flags import make_ready, model_files
+from util.cli import positive
+from util.errors import UserError
+
+if TYPE_CHECKING:
+    from inference.continuing import Unfinished
+    from model import Network
+    from training.adapt import Adapting
+
+log = logging.getLogger(__name__)
+
+ADAPTED = 'adapted.pth'  # file in the output folder with the adapted network
+SECONDS = 30
+MOST_FRAMES = 32  # with more annotated frames, each would be seen hardly more than once
+
+
+def add_adapt_flag(parser: argparse.ArgumentParser) -> None:
+    """Add ``--adapt``: ``None`` without it, otherwise a number of seconds."""
+    parser.add_argument(
+        '--adapt',
+        nargs='?',
+        type=positive,
+        const=SECONDS,
+        metavar='SECONDS',
+        help='first train a copy of the network for so long on clips made of the frames that have a mask, and write '
+        f'it to OUTPUT/{ADAPTED}. Seconds of processor time, on a GPU of the clock (default: off; without SECONDS: '
+        f'{SECONDS})',
+    )
+
+
+def check_adapt(args: argparse.Namespace, source: UserSource) -> None:
+    """Raise ``UserError`` if ``--adapt`` cannot be used with these inputs."""
+    if args.adapt and source.live:
+        raise UserError(
+            f'{source.name}: --adapt reads the frames that have a mask before it segments, and a camera has none '
+            'then; record a video first'
+        )
+    if args.adapt and len(model_files(args)) > 1:
+        raise UserError(f'--adapt: expected one network, found {len(model_files(args))} files of --model')
+
+
+def adapted_network(args: argparse.Namespace, source: UserSource, unfinished: 'Unfinished') -> 'Network':
+    """The network adapted to the video, ready for inference. It is in the output folder; if it is not yet, it is made.
+
+    A continued run thus has the weights of the run that it continues. A run that is killed while its network adapts
+    leaves no network, and the next one adapts it again.
+
+    Raises:
+        DataError: a frame or a mask cannot be read.
+        OutputError: the run to be continued has lost its adapted network.
+        OSError: the network cannot be written.
+    """
+    from model import load_network, save_network
+    from training.adapt import Adapting
+    from util.distributed import choose_device
+
+    path, device = args.output / ADAPTED, choose_device(args.device)
+    if path.exists():
+        log.info('%s: the network was adapted before, and is used again', path)
+    elif unfinished.begun:
+        raise replaceable(f'{path}: expected the adapted network of an unfinished run, found none')
+    else:
+        [file] = model_files(args)
+        adapting = Adapting(load_network(file, device=device), source.annotated_frames(MOST_FRAMES))
+        log.info(
+            'adapting for %d s to %d of %d annotated frames',
+            args.adapt,
+            len(adapting.dataset),
+            len(source.annotations()),
+        )
+        train(adapting, args.adapt)
+        unfinished.folder.mkdir(parents=True, exist_ok=True)  # it says that this run may be continued
+        save_network(path, adapting.network)
+    return make_ready(load_network(path, device=device), args)
+
+
+def train(adapting: 'Adapting', seconds: float) -> None:
+    """Train, with a log line every ten seconds."""
+    from inference.stream import LOG_SECONDS
+
+    due = time.monotonic() + LOG_SECONDS
+    for spent in adapting.steps(seconds):
+        if time.monotonic() >= due:
+            log.info('adapting: %d %%', 100 * spent)
+            due += LOG_SECONDS
