@@ -18,7 +18,7 @@ from inference.confidence import confidence_of
 from inference.config import InferenceConfig, recommended_config
 from inference.directions import Annotations, Direction, Known, WaitingPass, blend
 from inference.ensemble import Ensemble
-from inference.sources import READERS, Picture, Source, Upcoming
+from inference.sources import READERS, Picture, Source, Upcoming, at_even_distances
 from inference.stream import propagate
 from inference.undo import Undo
 from inference.video_file import VideoWriter
@@ -40,6 +40,7 @@ class State(NamedTuple):
     painted: dict[int, frozenset[int]]
     confidence: dict[int, dict[int, float]]
     names: dict[int, str]
+    networks: list[Network]
 
 
 class Session:
@@ -183,6 +184,16 @@ class Session:
             del self.painted[frame]
             self._delete(frame)
 
+    def annotated_frames(self, limit: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Painted frames with an object, and their masks: uint8 [H, W, 3] and [H, W]. Of more than ``limit``, some."""
+        for frame in at_even_distances([frame for frame, labels in self.painted.items() if labels], limit):
+            yield self.read_image(frame), self.labels(frame)
+
+    def use(self, networks: list[Network], what: str) -> None:
+        """Propagate with other networks from now on. The masks stay. ``what`` is the description for :meth:`undo`."""
+        with self.change(what):
+            self.networks = networks
+
     def clear(self) -> None:
         """Delete all masks and objects."""
         with self.change('clearing everything'):
@@ -204,7 +215,7 @@ class Session:
     @contextmanager
     def change(self, what: str) -> Iterator[None]:
         """Everything in the block is one change for :meth:`undo`."""
-        state = State(self.painted.copy(), self.confidence.copy(), self.names.copy())
+        state = State(self.painted.copy(), self.confidence.copy(), self.names.copy(), self.networks)
         with self.undone.change(what, state):
             yield
 
@@ -212,7 +223,7 @@ class Session:
         """Undo the last change, and return its description. Raises :class:`DataError` if there is none."""
         if self.undone.last is None:
             raise DataError('There is nothing to undo.')
-        what, (self.painted, self.confidence, self.names) = self.undone.back()
+        what, (self.painted, self.confidence, self.names, self.networks) = self.undone.back()
         return what
 
     def reach(self, start: int, direction: Direction, *, to_painted: bool) -> range:

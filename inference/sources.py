@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -47,6 +47,12 @@ class Upcoming:
     wanted: bool = True  # whether its segmentation is asked for
     last: bool = False  # whether it is known to be the last frame
     origin: str = ''  # its name in messages: its file, or the video and the frame's number
+
+
+def at_even_distances(numbers: Iterable[int], limit: int) -> list[int]:
+    """The numbers in order, or if there are more than ``limit``, every second, third ... of them."""
+    numbers = sorted(numbers)
+    return numbers[:: max(1, math.ceil(len(numbers) / limit))]
 
 
 class Source(ABC):
@@ -227,13 +233,12 @@ class UserSource(Source):
     def annotated_frames(self, limit: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The frames that have a mask with an object, and their masks: uint8 [H, W, 3] and [H, W].
 
-        If there are more than ``limit``, those at even distances are taken. A video file is read up to the last one.
+        If there are more than ``limit``, some at even distances are taken. A video file is read up to the last one.
 
         Raises:
             DataError: a frame or a mask cannot be read.
         """
-        numbers = sorted(self.annotations())
-        numbers = numbers[:: max(1, math.ceil(len(numbers) / limit))]
+        numbers = at_even_distances(self.annotations(), limit)
         for number, frame in enumerate(itertools.islice(self, numbers[-1] + 1 if numbers else 0)):
             # The frames of a video file come one after the other, so none can be left out.
             if number in numbers or self.readers == 1:

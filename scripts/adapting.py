@@ -1,8 +1,10 @@
-"""The flag ``--adapt`` of a script, and the network that it gives."""
+"""Adapts the network of a script to one video."""
 
 import argparse
 import logging
 import time
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inference.outputs import replaceable
@@ -12,6 +14,8 @@ from util.cli import positive
 from util.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from inference.continuing import Unfinished
     from model import Network
     from training.adapt import Adapting
@@ -44,8 +48,29 @@ def check_adapt(args: argparse.Namespace, source: UserSource) -> None:
             f'{source.name}: --adapt reads the frames that have a mask before it segments, and a camera has none '
             'then; record a video first'
         )
-    if args.adapt and len(model_files(args)) > 1:
-        raise UserError(f'--adapt: expected one network, found {len(model_files(args))} files of --model')
+    if args.adapt:
+        single_model(args)
+
+
+def single_model(args: argparse.Namespace) -> str | Path:
+    """The file of the network to adapt. Raises ``UserError`` if ``--model`` names several."""
+    files = model_files(args)
+    if len(files) > 1:
+        raise UserError(f'expected one network to adapt, found {len(files)} files of --model')
+    return files[0]
+
+
+def begin(args: argparse.Namespace, frames: 'Iterable[tuple[np.ndarray, np.ndarray]]') -> 'Adapting':
+    """Prepare to adapt the network of ``--model`` to annotated frames. Raises what :class:`Adapting` raises.
+
+    Raises:
+        UserError: there are several networks.
+    """
+    from model import load_network
+    from training.adapt import Adapting
+    from util.distributed import choose_device
+
+    return Adapting(load_network(single_model(args), device=choose_device(args.device)), frames)
 
 
 def adapted_network(args: argparse.Namespace, source: UserSource, unfinished: 'Unfinished') -> 'Network':
@@ -60,17 +85,15 @@ def adapted_network(args: argparse.Namespace, source: UserSource, unfinished: 'U
         OSError: the network cannot be written.
     """
     from model import load_network, save_network
-    from training.adapt import Adapting
     from util.distributed import choose_device
 
-    path, device = args.output / ADAPTED, choose_device(args.device)
+    path = args.output / ADAPTED
     if path.exists():
         log.info('%s: the network was adapted before, and is used again', path)
     elif unfinished.begun:
         raise replaceable(f'{path}: expected the adapted network of an unfinished run, found none')
     else:
-        [file] = model_files(args)
-        adapting = Adapting(load_network(file, device=device), source.annotated_frames(MOST_FRAMES))
+        adapting = begin(args, source.annotated_frames(MOST_FRAMES))
         log.info(
             'adapting for %d s to %d of %d annotated frames',
             args.adapt,
@@ -80,7 +103,7 @@ def adapted_network(args: argparse.Namespace, source: UserSource, unfinished: 'U
         train(adapting, args.adapt)
         unfinished.folder.mkdir(parents=True, exist_ok=True)  # it says that this run may be continued
         save_network(path, adapting.network)
-    return make_ready(load_network(path, device=device), args)
+    return make_ready(load_network(path, device=choose_device(args.device)), args)
 
 
 def train(adapting: 'Adapting', seconds: float) -> None:

@@ -8,11 +8,13 @@ import socket
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.flags import add_inference_flags, inference_config, load_networks, parse_flags
+from scripts import adapting
+from scripts.flags import add_inference_flags, inference_config, load_networks, make_ready, parse_flags
 from util.cli import HelpFormatter, positive, run_main
 from util.errors import MissingPackageError, UserError
 from util.offline import stay_local
@@ -30,6 +32,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=positive,
         default=200,
         help='largest upload in megabytes; its frames may take ten times that on disk',
+    )
+    add(
+        '--adapt_seconds',
+        type=positive,
+        default=adapting.SECONDS,
+        help='how long "Adapt to this video" trains: seconds of processor time, on a GPU of the clock',
     )
     add_inference_flags(parser, model=None, size=[480])
     return parse_flags(parser, argv=argv)
@@ -60,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f'the page needs {error.name}: pip install -r requirements-extras.txt'
             ) from error
         from scripts.web_server import serve  # it imports gradio and torch, which --help need not wait for
-        from scripts.web_tabs import Tabs
+        from scripts.web_tabs import Adaptation, Tabs
 
         networks = load_networks(args)
         tabs = Tabs(
@@ -70,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             max_seconds=args.max_seconds,
             max_bytes=args.max_megabytes * 10**6,
             object_chunk=args.object_chunk,
+            adapting=Adaptation(partial(adapting.begin, args), partial(make_ready, args=args), args.adapt_seconds),
         )
         try:
             serve(tabs, port=args.port)

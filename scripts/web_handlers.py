@@ -1,62 +1,24 @@
 """The handlers of the web page: what happens when its elements are used."""
 
-import base64
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import gradio as gr
-import numpy as np
 
-from dataset.io import PALETTE, some
+from dataset.io import some
 from inference.directions import Direction
 from inference.report import least_sure
 from inference.session import Session
 from inference.session_masks import object_name, write_masks
+from scripts.web_elements import Elements, picture, tools
 from scripts.web_messages import Overheard, told
 from scripts.web_paint import bar, title_of
 from scripts.web_tabs import Tab, Tabs
 
 SUGGESTED = 5  # number of frames that are suggested to look at
 PREVIEW_SECONDS = 0.1  # time between two previews, so that a fast network does not flood the browser
-
-
-def tools(label: int, radius: int) -> dict:
-    """The editor's brush and eraser for an object."""
-    colour = '#{:02x}{:02x}{:02x}'.format(*PALETTE[label].tolist())
-    return {
-        'brush': gr.Brush(colors=[colour], default_color=colour, color_mode='fixed', default_size=radius),
-        'eraser': gr.Eraser(default_size=radius),
-    }
-
-
-def picture(image: np.ndarray, caption: str) -> str:
-    """An image as HTML that contains its pixels, so that no file is needed."""
-    coded = cv2.imencode('.jpg', image[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, 80))[1]
-    data = base64.b64encode(coded.tobytes()).decode()
-    return (
-        f'<figure><img alt="{caption}" src="data:image/jpeg;base64,{data}"><figcaption>{caption}</figcaption></figure>'
-    )
-
-
-@dataclass(frozen=True)
-class Elements:
-    """The elements of the page that handlers change."""
-
-    file: gr.File
-    frame: gr.Slider
-    bar: gr.HTML
-    label: gr.Radio
-    name: gr.Textbox
-    brush: gr.Slider
-    editor: gr.ImageEditor
-    status: gr.Markdown
-    preview: gr.HTML
-    doubtful: gr.Radio
-    files: gr.File
 
 
 class Handlers:
@@ -256,8 +218,33 @@ class Handlers:
             return
         yield gr.skip()
 
+    def adapt(self, drawn: dict | None, request: gr.Request) -> Iterator[dict]:
+        """Adapt the network to the painted frames. After a stop the network is the one from before."""
+        with told():
+            tab = self.tabs[request.session_hash]
+            with tab.alone():
+                tab.keep(drawn)
+                tab.stop.clear()
+                for done in tab.adapt(self.tabs.adapting):
+                    if tab.stop.is_set():
+                        break
+                    yield {self.elements.status: f'Adapting to this video: {100 * done:.0f} %'}
+            ended = 'Stopped; the network is as it was.' if tab.stop.is_set() else 'Adapted. Now propagate again.'
+            yield self._masks_changed(tab, ended)
+            return
+        yield gr.skip()
+
+    def unadapt(self, request: gr.Request) -> dict:
+        """Go back to the original network."""
+        with told():
+            tab = self.tabs[request.session_hash]
+            with tab.alone():
+                tab.unadapt()
+            return self._masks_changed(tab, 'Done.')
+        return gr.skip()
+
     def stop(self, request: gr.Request) -> None:
-        """Stop the propagation after the current frame."""
+        """Stop the propagation after the current frame, or the adaptation."""
         with told():
             self.tabs[request.session_hash].stop.set()
 

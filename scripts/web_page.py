@@ -3,14 +3,16 @@
 import gradio as gr
 
 from dataset.mask_files import MASK_SUFFIXES
-from scripts.web_handlers import Elements, Handlers, tools
+from scripts.web_elements import Elements, tools
+from scripts.web_handlers import Handlers
 from scripts.web_paint import BAR_LEGEND
 from scripts.web_tabs import Tabs
 
 HELP = """**1.** Upload a clip. **2.** Go to a frame that shows the objects well; paint them, or import masks.
 **3.** Propagate. **4.** Go to a frame where the mask is wrong, correct it, and propagate both ways, up to the next
 painted frames. A painting is lost when you go to another frame without keeping or propagating it. A painted mask is
-complete: an object that you do not paint is absent on this frame. To save your work, download the masks (zip). To
+complete: an object that you do not paint is absent on this frame. "Adapt to this video" trains a copy of the network
+on the painted frames for a short time; propagate again afterwards. To save your work, download the masks (zip). To
 continue later, upload the clip again and import this zip."""
 
 KEYS = """| key | does | key | does |
@@ -103,6 +105,8 @@ def painting() -> tuple[dict[str, gr.Component], dict[str, gr.Component]]:
             'to_painted': gr.Checkbox(label='up to the next painted frame', container=False, elem_id='to_painted'),
             'keep': button('keep', 'Keep this mask'),
             'forget': button('forget', 'Forget it'),
+            'adapt': button('adapt', 'Adapt to this video'),
+            'unadapt': button('unadapt', 'Original network'),
         }
     return {'frame': frame, 'bar': bar, 'label': label, 'name': name, 'brush': brush, 'editor': editor}, buttons
 
@@ -170,6 +174,8 @@ def connect(on: Elements, buttons: dict[str, gr.Component], do: Handlers) -> Non
         given = [on.editor, buttons['to_painted']]
         js = '(editor, to_painted) => [drawn(editor), to_painted]'
         buttons[name].click(getattr(do, name), given, reached, js=js, **quiet)
+    buttons['adapt'].click(do.adapt, on.editor, masks, js='editor => [drawn(editor)]', **quiet)
+    buttons['unadapt'].click(do.unadapt, None, masks, **quiet)
     buttons['stop'].click(do.stop, None, None, **quiet)
     buttons['keep'].click(do.keep, on.editor, masks, js='editor => [drawn(editor)]', **quiet)
     buttons['forget'].click(do.forget, None, everything, **quiet)

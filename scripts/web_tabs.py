@@ -3,9 +3,10 @@
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -16,8 +17,18 @@ from inference.clip import LimitError, import_clip
 from inference.session import Session
 from inference.session_masks import import_masks
 from model import Network
+from scripts.adapting import MOST_FRAMES
 from scripts.web_paint import labels_of, layer_of
+from training.adapt import Adapting
 from util.files import atomic_path
+
+
+class Adaptation(NamedTuple):
+    """How a tab's network is adapted to its clip."""
+
+    begin: Callable[[Iterator[tuple[np.ndarray, np.ndarray]]], Adapting]  # gets annotated frames
+    make_ready: Callable[[Network], Network]  # for inference
+    seconds: float
 
 
 class Tab:
@@ -25,6 +36,7 @@ class Tab:
 
     def __init__(self, session: Session, name: str):
         self.session = session
+        self.original = session.networks  # those that are not adapted to this clip
         self.name = name
         self.frame = 0
         self.shown = session.labels(0)  # the mask of the frame when the editor got it
@@ -32,7 +44,7 @@ class Tab:
         self._label = 1
         self.brushes = {1}  # the labels of the brushes that were chosen since then
         self.stop = threading.Event()
-        self.busy = threading.Lock()  # held while frames are propagated or masks changed
+        self.busy = threading.Lock()  # held while frames are propagated, the network adapts or masks are changed
         self.closed = False
 
     @property
@@ -96,15 +108,34 @@ class Tab:
         self.shown = labels
         return True
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep the clip from being propagated or changed by others while the block runs.
+    def adapt(self, how: Adaptation) -> Iterator[float]:
+        """Adapt the network to the painted frames. Yields the share that is done. To leave it, stop iterating.
 
         Raises:
-            DataError: the clip is being propagated.
+            DataError: nothing is painted.
+            UserError: there are several networks.
+        """
+        if not any(self.session.painted.values()):
+            raise DataError('Nothing is painted yet. Paint an object where it is seen well.')
+        adapting = how.begin(self.session.annotated_frames(MOST_FRAMES))
+        yield from adapting.steps(how.seconds)
+        self.session.use([how.make_ready(adapting.network)], 'adapting to this video')
+
+    def unadapt(self) -> None:
+        """Go back to the original network. Raises ``DataError`` if it is in use."""
+        if self.session.networks is self.original:
+            raise DataError('The network is the original one already.')
+        self.session.use(self.original, 'going back to the original network')
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep the clip from being propagated, adapted to or changed by others while the block runs.
+
+        Raises:
+            DataError: the clip is being propagated, or its network is being adapted.
         """
         if not self.busy.acquire(blocking=False):
-            raise DataError('The clip is being propagated. Stop the propagation first, or wait.')
+            raise DataError('The clip is being propagated, or its network adapts. Stop that first, or wait.')
         try:
             yield
         finally:
@@ -121,6 +152,7 @@ class Tab:
         return (
             f'`{name}`: {len(session)} frames, {width} x {height}. Painted frames: {painted}. '
             f'Frames with a mask: {masks}.'
+            + ('' if session.networks is self.original else ' The network is adapted to this video.')
         )
 
     def close(self) -> None:
@@ -140,6 +172,7 @@ class Tabs:
         networks, config, object_chunk: see :class:`inference.session.Session`.
         folder: where the folders of the clips are made.
         max_seconds, max_bytes: limits of an upload; see :func:`inference.clip.import_clip`.
+        adapting: how the network is adapted to a clip.
     """
 
     def __init__(
@@ -150,8 +183,10 @@ class Tabs:
         *,
         max_seconds: float,
         max_bytes: int,
+        adapting: Adaptation,
         object_chunk: int | None = None,
     ):
+        self.adapting = adapting
         self.networks = networks
         self.folder = folder
         self.config = config

@@ -18,7 +18,10 @@ import cv2
 import pytest
 
 from dataset.io import list_frames, read_image
+from model import Network
+from scripts.web_tabs import Adaptation
 from tests.conftest import REPOSITORY
+from training.adapt import Adapting
 
 SWAN = REPOSITORY / 'examples' / 'blackswan'
 
@@ -71,6 +74,11 @@ class Server:
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(PATIENCE)
+
+
+def adaptation(network: Network) -> Adaptation:
+    """That of a page with this network, for six seconds."""
+    return Adaptation(partial(Adapting, network), lambda network: network, 6)
 
 
 def until(condition: Callable[[], bool]) -> None:

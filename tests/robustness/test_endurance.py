@@ -24,7 +24,7 @@ from scripts import segment_video, web_tabs
 from scripts.web_paint import layer_of
 from tests import long_run
 from tests.conftest import FRAMES, GOLDEN, REPOSITORY, tree
-from tests.web_server import needs_gradio
+from tests.web_server import adaptation, needs_gradio
 from training import loop
 from util import cli
 
@@ -132,7 +132,7 @@ def test_a_page_says_that_memory_is_out_and_goes_on(small_network, first_mask, t
 
     from scripts.web_page import build
 
-    tabs = web_tabs.Tabs(small_network, tmp_path, max_seconds=9, max_bytes=10**7)
+    tabs = web_tabs.Tabs(small_network, tmp_path, max_seconds=9, max_bytes=10**7, adapting=adaptation(small_network))
     tab = tabs.tabs['key'] = web_tabs.Tab(Session(small_network, Clip.of_images(FRAMES), tmp_path / 'clip'), 'clip')
     tab.session.paint(0, first_mask.numpy())
     drawn = {'background': tab.session.read_image(0), 'layers': [layer_of(first_mask.numpy())]}

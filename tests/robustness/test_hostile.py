@@ -47,7 +47,7 @@ from scripts.web_tabs import Tabs
 from tests.conftest import FRAMES, GOLDEN, REPOSITORY, tree
 from tests.helpers import change_meta, everything, hostile_source, make_zip, tar_with, zip_with
 from tests.tiny import TINY
-from tests.web_server import Server, needs_gradio, until, zip_of_frames
+from tests.web_server import Server, adaptation, needs_gradio, until, zip_of_frames
 from training.run import Run
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -625,7 +625,7 @@ def test_a_video_of_too_many_frames_for_its_time(tmp_path, monkeypatch):
 
 @pytest.fixture
 def tabs(small_network, tmp_path) -> Tabs:
-    return Tabs(small_network, tmp_path / 'clips', max_seconds=9, max_bytes=10**7)
+    return Tabs(small_network, tmp_path / 'clips', max_seconds=9, max_bytes=10**7, adapting=adaptation(small_network))
 
 
 def upload_of(folder: Path, name: str = 'clip.zip') -> Path:

@@ -768,7 +768,7 @@ def test_a_continued_run_has_the_same_adapted_network(run, tmp_path, adapting, m
 def test_what_cannot_be_adapted_is_refused(run, tmp_path, video, small_checkpoint):
     with pytest.raises(UserError, match=r'--adapt reads the frames that have a mask before .* a camera has none'):
         run('--input', f'camera:{video}', '--mask', FIRST, '--adapt')
-    with pytest.raises(UserError, match='--adapt: expected one network, found 2 files of --model'):
+    with pytest.raises(UserError, match='expected one network to adapt, found 2 files of --model'):
         run('--input', video, '--mask', FIRST, '--adapt', '--model', small_checkpoint, small_checkpoint)
     assert not (tmp_path / 'out').exists()
 

@@ -1,11 +1,13 @@
 """The web page: what was painted becomes labels, nothing else is served, and a whole session in a real browser."""
 
 import importlib.util
+import itertools
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,11 +20,13 @@ import torch
 from PIL import Image
 
 from dataset.io import PALETTE, list_frames, read_mask, write_binary_mask, write_mask
-from inference.clip import import_clip
+from inference.clip import Clip, import_clip
 from inference.session import Session
 from scripts.web_paint import COLOURS, SHOWN_ALPHA, labels_of, layer_of
-from tests.conftest import REPOSITORY
-from tests.web_server import PATIENCE, SWAN, Server, needs_gradio, until, zip_of_frames
+from scripts.web_tabs import Tab, Tabs
+from tests.conftest import FRAMES, REPOSITORY
+from tests.web_server import PATIENCE, SWAN, Server, adaptation, needs_gradio, until, zip_of_frames
+from training import adapt
 
 pytestmark = pytest.mark.long
 
@@ -109,7 +113,15 @@ def test_without_gradio_it_says_what_to_install(tmp_path):
 @pytest.fixture(scope='module')
 def server(small_checkpoint, tmp_path_factory) -> Iterator[Server]:
     server = Server(
-        tmp_path_factory.mktemp('server'), '--model', str(small_checkpoint), '--size', '0', '--max_megabytes', '8'
+        tmp_path_factory.mktemp('server'),
+        '--model',
+        str(small_checkpoint),
+        '--size',
+        '0',
+        '--max_megabytes',
+        '8',
+        '--adapt_seconds',
+        '2',
     )
     yield server
     server.stop()
@@ -160,6 +172,63 @@ def test_only_this_computer_is_served(server):
     if not listening:
         pytest.skip('needs /proc/net')
     assert {address for address, port in listening if int(port, 16) == server.port} == {'0100007F'}
+
+
+@needs_gradio
+def test_a_network_adapts_and_is_undone(small_network, first_mask, tmp_path, monkeypatch):
+    """Of a page without a browser."""
+    import gradio
+
+    from scripts.web_page import build
+
+    counter, told = itertools.count(), []
+    monkeypatch.setattr(gradio, 'Warning', told.append)
+    monkeypatch.setattr(time, 'process_time', lambda: float(next(counter)))  # a second is an iteration
+    monkeypatch.setattr(adapt, 'CROP_SIZE', 64)
+    monkeypatch.setattr(adapt, 'LEARNING_RATE', 1e-2)
+    tabs = Tabs(small_network, tmp_path, max_seconds=9, max_bytes=10**7, adapting=adaptation(small_network))
+    session = Session(small_network, Clip.of_images(FRAMES[:4]), tmp_path / 'clip')
+    tab = tabs.tabs['key'] = Tab(session, 'clip')
+    call = {event.name: event.fn for event in build(tabs).fns.values()}
+    request = type('Request', (), {'session_hash': 'key'})
+
+    def statuses(updates) -> list[str]:
+        return [text for update in updates for element, text in update.items() if element.elem_id == 'status']
+
+    def propagated() -> list[np.ndarray]:
+        list(call['forward'](None, False, request))
+        return [session.labels(frame) for frame in range(4)]
+
+    list(call['adapt'](None, request))
+    assert told == ['Nothing is painted yet. Paint an object where it is seen well.']
+    session.paint(0, first_mask.numpy())
+    before = propagated()
+    said = statuses(call['adapt'](None, request))
+    assert said[:-1] == [f'Adapting to this video: {percent} %' for percent in (17, 33, 50, 67, 83)]
+    assert said[-1].startswith('Adapted. Now propagate again.')
+    assert said[-1].endswith('The network is adapted to this video.')
+    adapted = session.networks
+    after = propagated()
+    assert any(not np.array_equal(*pair) for pair in zip(before, after, strict=True))
+
+    assert 'adapted to this video' not in statuses([call['unadapt'](request)])[0]
+    assert all(np.array_equal(*pair) for pair in zip(before, propagated(), strict=True))
+    assert 'Undone: propagating' in statuses([call['undo'](request)])[0]
+    assert 'Undone: going back to the original network.' in statuses([call['undo'](request)])[0]
+    assert session.networks is adapted
+    assert statuses([call['undo'](request)])[0].startswith('Undone: propagating')
+    assert statuses([call['undo'](request)])[0].startswith('Undone: adapting to this video.')
+    assert session.networks is tab.original
+    call['unadapt'](request)
+    assert told[1:] == ['The network is the original one already.']
+
+    steps = call['adapt'](None, request)
+    next(steps)
+    call['undo'](request)
+    assert told[2:] == ['The clip is being propagated, or its network adapts. Stop that first, or wait.']
+    call['stop'](request)
+    assert statuses(steps)[-1].startswith('Stopped; the network is as it was.')
+    assert session.networks is tab.original
 
 
 @pytest.fixture(scope='module')
@@ -364,6 +433,11 @@ def test_paint_propagate_correct_download(visit, clip, small_network, tmp_path):
     for reached in session.propagate(0):
         assert (reached.labels != second[reached.frame]).mean() < 1e-3
     torch.set_num_threads(threads)
+
+    visitor.press('Adapt to this video')
+    visitor.wait_for('Adapted. .*The network is adapted to this video.')
+    visitor.press('Original network')
+    visitor.wait_for(r'^Done\. .*Frames with a mask: 8\.$')
 
     least_sure = visitor.page.locator('#doubtful label').first
     frame = int(re.search('frame ([0-9]+)', least_sure.inner_text())[1])
