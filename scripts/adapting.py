@@ -45,8 +45,9 @@ def check_adapt(args: argparse.Namespace, source: UserSource) -> None:
     """Raise ``UserError`` if ``--adapt`` cannot be used with these inputs."""
     if args.adapt and source.live:
         raise UserError(
-            f'{source.name}: --adapt reads the frames that have a mask before it segments, and a camera has none '
-            'then; record a video first'
+            f'{source.name}: a network adapts to frames that can be read before the segmentation, and those of a '
+            'camera cannot; record a video first',
+            options=['adapt'],
         )
     if args.adapt:
         single_model(args)
@@ -56,7 +57,7 @@ def single_model(args: argparse.Namespace) -> str | Path:
     """The file of the network to adapt. Raises ``UserError`` if ``--model`` names several."""
     files = model_files(args)
     if len(files) > 1:
-        raise UserError(f'expected one network to adapt, found {len(files)} files of --model')
+        raise UserError(f'expected one network to adapt, found {len(files)}', options=['model'])
     return files[0]
 
 

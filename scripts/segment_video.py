@@ -76,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = inference_config(args, networks)
     make_core = partial(Ensemble.of, config=config, object_chunk=args.object_chunk, num_frames=source.frames)
     unfinished = Unfinished(args.output)
+    # This also checks whether there is room, before earlier results are deleted.
     way = Propagation(partial(make_core, networks), source, args.direction, unfinished.waiting)
     claim_output(args, source, outputs, config.settings() | network_settings(args) | other_settings(args, source))
     if args.adapt:

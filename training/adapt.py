@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from dataset.annotated import AnnotatedDataset
 from dataset.sampling import Address
-from inference.stream import enough_memory
+from inference.stream import TooLittleMemoryError
 from model.clip import segment_clip
 from model.losses import clip_loss
 from model.network import Network
 from training.loop import NotFiniteError
+from util.errors import cause_of
 
 log = logging.getLogger(__name__)
 
@@ -91,9 +92,13 @@ class Adapting:
                 group['lr'] = rate
             sample = dataset[Address(self.seed, *divmod(len(losses), len(dataset)))]
             optimizer.zero_grad()
-            with enough_memory():
+            try:
                 loss = clip_loss_of(network, sample)
                 loss.backward()
+            except torch.OutOfMemoryError as error:
+                raise TooLittleMemoryError(
+                    f'out of GPU memory while the network adapted; without adapting, less is needed ({cause_of(error)})'
+                ) from error
             nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
             optimizer.step()
             losses.append(loss.item())
