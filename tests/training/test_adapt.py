@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dataset.io import read_image, read_mask
+from inference.stream import TooLittleMemoryError
 from tests.conftest import FRAMES, GOLDEN, make_small_network
 from training import adapt as module
 from training.adapt import Adapting, adapt
@@ -59,6 +60,15 @@ def test_steps_say_how_much_of_the_time_is_spent(frames):
 def test_a_network_made_ready_for_inference_is_refused(frames):
     with pytest.raises(ValueError, match='expected one that can be trained'):
         adapt(make_small_network().optimize_(), frames)
+
+
+def test_too_little_memory_is_an_error_of_one_line(frames, monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError('CUDA out of memory')
+
+    monkeypatch.setattr(module, 'clip_loss_of', full)
+    with pytest.raises(TooLittleMemoryError, match='out of GPU memory while the network adapts'):
+        adapt(make_small_network(), frames, seconds=4)
 
 
 def test_a_loss_that_is_not_finite_is_an_error(frames, monkeypatch):
