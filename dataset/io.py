@@ -249,7 +249,7 @@ def list_frames(folder: str | Path, *, suffixes: tuple[str, ...] = FRAME_SUFFIXE
     if frames:  # in a folder without frames, its folders may be the videos
         others += folders
     if others:
-        log.warning('%s: left out, since not %s: %s', folder, ' '.join(suffixes), some(others))
+        log.warning('%s: left out entries other than %s: %s', folder, ' '.join(suffixes), some(others))
     return sorted(frames.values(), key=natural_key)
 
 

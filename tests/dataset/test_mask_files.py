@@ -212,7 +212,7 @@ def test_what_is_no_mask_in_a_folder_is_named(tmp_path, caplog):
     touch(tmp_path / 'm', '00001.png', 'labels.json', 'notes.txt', '.hidden', 'old/00002.png')
     assert list(list_masks(tmp_path / 'm')) == ['00001']
     assert caplog.messages == [
-        f'{tmp_path}/m: left out, since not .png .bmp .webp .tif .tiff .gif .jpg .jpeg: labels.json, notes.txt, old/'
+        f'{tmp_path}/m: left out entries other than .png .bmp .webp .tif .tiff .gif .jpg .jpeg: labels.json, notes.txt, old/'
     ]
     caplog.clear()
     match_masks([given(tmp_path / 'm' / '*')], NAMES)
