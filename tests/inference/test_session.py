@@ -353,7 +353,9 @@ def test_zip_of_images(tmp_path, small_network, caplog):
     assert [path.read_bytes() for path in clip.frames] == [path.read_bytes() for path in FRAMES]
     assert clip.time_base * clip.pts[-1] == Fraction(11, 25)
     assert Session(small_network, clip, tmp_path / 'in').shape == (110, 182)
-    assert caplog.messages == ['clip.zip: left out entries other than .jpg .jpeg .png .bmp .webp .tif .tiff: readme.txt']
+    assert caplog.messages == [
+        'clip.zip: left out entries other than .jpg .jpeg .png .bmp .webp .tif .tiff: readme.txt'
+    ]
 
 
 def test_zip_stays_in_its_folder(tmp_path):
