@@ -141,8 +141,8 @@ def check_finite(state: TrainingState, run: Run, report: Report) -> None:
     if any_process(not (report.finite() and bool(weights.all()))):
         place = run.save_broken(state.content())
         raise NotFiniteError(
-            f'iteration {state.iteration}: the loss or a weight is not finite any more. This state is saved as '
-            f'{place}. The checkpoints are from before: resume the run from them, perhaps with a lower learning '
-            'rate. Debugging names the operation that is to blame.',
+            f'iteration {state.iteration}: the loss or a weight is not finite any more. The state of that '
+            f'moment: {place}. The checkpoints are from before: resume the run from them, perhaps with a lower '
+            'learning rate. Debugging names the operation that is to blame.',
             options=['resume', 'lr', 'debug'],
         )
