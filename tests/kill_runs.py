@@ -4,7 +4,7 @@ compares their results with those of undisturbed runs.
     python tests/kill_runs.py --evaluation 70 --segmentation 40 --training 40
 
 Most runs are forked from this process, which has imported everything, so that they take about a second. Every sixth
-run starts an interpreter of its own. Half of the forked runs write slowly, so that many kills hit a write.
+run starts an interpreter of its own, and half of the forked runs write slowly, so that many kills hit a write.
 """
 
 import argparse
@@ -507,9 +507,13 @@ def digest(content: object) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--evaluation', type=int, default=70, help='evaluations to kill; default: %(default)s')
-    parser.add_argument('--segmentation', type=int, default=40, help='segmentations to kill; default: %(default)s')
-    parser.add_argument('--training', type=int, default=40, help='trainings to kill; default: %(default)s')
+    parser.add_argument(
+        '--evaluation', type=int, default=70, help='how many kills of evaluations; default: %(default)s'
+    )
+    parser.add_argument(
+        '--segmentation', type=int, default=40, help='how many kills of segmentations; default: %(default)s'
+    )
+    parser.add_argument('--training', type=int, default=40, help='how many kills of trainings; default: %(default)s')
     parser.add_argument('--seed', type=int, default=0, help='seed of signals and moments; default: %(default)s')
     parser.add_argument('--quick', action='store_true', help='only forked runs, at full speed')
     args = parser.parse_args()

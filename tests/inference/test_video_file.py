@@ -46,7 +46,7 @@ def make_video(
     container: str | None = None,
     pixel_aspect: Fraction | None = None,
 ) -> Path:
-    """Write a video with a picture for each timestamp. ``audio``: the codec of a sine that ends half a second later."""
+    """Write a video with a picture for each timestamp. ``audio``: codec of a sine that ends half a second later."""
     with av.open(str(path), 'w', format=container) as output:
         video = output.add_stream(codec, rate=RATE)
         video.height, video.width = size

@@ -504,7 +504,7 @@ def test_the_shell_sees_what_ended_an_evaluation(network, tmp_path):
 
 @pytest.mark.long
 def test_killed_runs_end_as_undisturbed_ones():
-    """Segmentations both ways, and trainings bit for bit at every checkpoint. Without --quick there is more of it."""
+    """Segmentations in both directions and trainings, compared bit for bit. Without --quick, more kinds of runs."""
     kills = ['--evaluation', '0', '--segmentation', '1', '--training', '3', '--quick']
     done = subprocess.run(
         [sys.executable, 'tests/kill_runs.py', *kills], cwd=REPOSITORY, capture_output=True, text=True, check=False

@@ -99,9 +99,7 @@ def test_other_format(good):
 def test_values_of_2016(davis_root, tmp_path):
     videos = davis(davis_root, year=2016)
     folder = write_masks(videos, tmp_path / 'out')
-    Image.fromarray(read_mask(folder / 'goat/00002.png')).save(
-        folder / 'goat/00002.png'
-    )  # 0 and 1 instead of 0 and 255
+    Image.fromarray(read_mask(folder / 'goat/00002.png')).save(folder / 'goat/00002.png')  # 0 and 1, not 0 and 255
     assert check_submission(folder, videos) == ['1 mask with values other than 0 and 255: goat/00002.png (1)']
 
 

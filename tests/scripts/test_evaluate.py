@@ -295,9 +295,8 @@ def test_void_pixels_do_not_count(tmp_path, dataset):
         assert set(objects['2']['F']['frames'].values()) == {1}
         first, *others = objects['1']['J']['frames'].values()
         assert set(others) == {1}
-        assert (first == 1) == (
-            name != 'filled'
-        )  # in the first scored frame no pixel is void, so filled ones are wrong
+        # In the first scored frame no pixel is void, so filled ones are wrong.
+        assert (first == 1) == (name != 'filled')
 
 
 def test_255_alone_is_an_object(tmp_path):

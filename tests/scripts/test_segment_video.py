@@ -440,9 +440,8 @@ def test_a_report_names_what_vanishes_backwards(tmp_path):
 
 def test_both_directions_say_how_many_frames_have_masks(run, tmp_path, video, monkeypatch, capsys, caplog):
     flags = ('--input', video, '--mask', f'4={FIRST}', f'8={FIRST}', '--direction', 'both', '--no_overlay')
-    interrupt_after(
-        monkeypatch, 3, times=1
-    )  # in the backward pass from frame 8, whose results wait for the forward pass
+    # This is in the backward pass from frame 8, whose results wait for the forward pass.
+    interrupt_after(monkeypatch, 3, times=1)
     assert run(*flags) == 130
     assert 'interrupted: 0 frames are complete' in caplog.text
     interrupt_after(monkeypatch, 7, times=1)
