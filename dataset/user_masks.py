@@ -443,7 +443,7 @@ def _translate(codes: np.ndarray, labels: dict[int, int], path: Path) -> np.ndar
     place = np.searchsorted(keys, codes).clip(max=len(keys) - 1)
     if not len(keys) or not np.array_equal(keys[place], codes):
         raise DataError(
-            f'{path}: expected the mask that was read at the start, found it changed. Do not change masks during a run.'
+            f'{path}: expected the mask of the start of the run, found it changed. Do not change masks during a run.'
         )
     return np.array([labels[key] for key in keys.tolist()], np.uint8)[place]
 
