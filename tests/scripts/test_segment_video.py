@@ -671,7 +671,7 @@ def test_a_run_goes_on_where_it_was_interrupted(run, tmp_path, video, monkeypatc
 def adapting(monkeypatch) -> list[int]:
     """Makes adapting fast: a second is one iteration on a small clip, which changes the weights much.
 
-    The number of objects of each clip so far.
+    Returns a list with the number of objects in each clip so far.
     """
     counter, clips, loss = itertools.count(), [], adapt.clip_loss_of
     monkeypatch.setattr(time, 'process_time', lambda: float(next(counter)))
