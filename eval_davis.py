@@ -28,7 +28,7 @@ def run(argv: Sequence[str] | None) -> 'Summary':
         'For --year 2016, a folder of 2017 can be used, too',
     )
     parser.add_argument(
-        '--split', choices=('val', 'testdev'), default='val', help='the videos of validation or those of test-dev'
+        '--split', choices=('val', 'testdev'), default='val', help='videos of the validation set or of test-dev'
     )
     args = parse(parser, argv)
 

@@ -24,7 +24,7 @@ def run(argv: Sequence[str] | None) -> 'Summary':
         help='folder of the dataset, which has SPLIT/ and all_frames/SPLIT_all_frames/; for 2018: ../YouTube2018',
     )
     parser.add_argument(
-        '--split', choices=('valid', 'test'), default='valid', help='the videos of validation or those of the test'
+        '--split', choices=('valid', 'test'), default='valid', help='videos of the validation set or of the test set'
     )
     parser.add_argument(
         '--output_all', action='store_true', help='write every frame, not only those that the server asks for'

@@ -40,8 +40,8 @@ class Annotated:
 class AnnotatedDataset(AddressedDataset):
     """Clips of the objects of annotated frames: each is cut out, and moves, bends, turns and grows over its frame.
 
-    The hole that an object leaves is filled from around it. A camera moves over everything. In some clips a further
-    copy of an object, which is background, is somewhere else, or a piece of the background passes in front. At most
+    The hole that an object leaves is filled from around it. A camera moves over everything. Some clips also show a
+    copy of an object, which counts as background, or a piece of the background that passes in front. At most
     two objects of a clip are to be segmented; the others distract. A sample is what ``video_sample`` makes.
 
     Args:
@@ -97,7 +97,7 @@ class AnnotatedDataset(AddressedDataset):
         return video_sample(images, labels, present[:MAX_OBJECTS], name='')
 
     def _cameras(self, rng: np.random.Generator, inside: np.ndarray) -> list[np.ndarray]:
-        """Of every frame of a clip the matrix from the annotated frame, with the object in sight."""
+        """The matrices from the annotated frame to each frame of a clip, which keep the object in sight."""
         (H, W), S = inside.shape, self.size
         x, y, width, height = cv2.boundingRect(inside.astype(np.uint8))
         scale = S / min(H, W) * np.exp(rng.uniform(np.log(0.9), np.log(1.6)))
@@ -116,7 +116,7 @@ class AnnotatedDataset(AddressedDataset):
     def _layer(
         self, rng: np.random.Generator, source: Annotated, label: int, cameras: list[np.ndarray], *, is_itself: bool
     ) -> Layer:
-        """An object on its way over the frame: about where it is, or, if it is a copy, anywhere and mirrored."""
+        """An object that moves over the frame. It is near its own place; a copy is anywhere, and may be mirrored."""
         inside = source.labels == label
         x, y, width, height = cv2.boundingRect(inside.astype(np.uint8))
         middle = np.array([x + width / 2, y + height / 2])

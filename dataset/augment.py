@@ -51,7 +51,7 @@ class Warp:
     """Source -> frame (before the spline)."""
     size: int
     spline: np.ndarray | None = None
-    """float32 [size, size, 2]: where each frame pixel looks before the spline, (x, y); None for no spline."""
+    """float32 [size, size, 2]: the place (x, y) in the unbent frame that each frame pixel shows; None: not bent."""
     reduction: int = 1
     """Images are given at 1/reduction of the size that ``matrix`` is for; masks are given at their full size."""
 
@@ -313,9 +313,9 @@ class Augmentation:
     warps: tuple[Warp, ...]
     """One per frame, with a common ``reduction``."""
     colour: ColourOps
-    """The same for all frames, on the source; comes first."""
+    """The operations that all frames share. They are applied to the source first."""
     frame_colours: tuple[ColourOps, ...]
-    """One per frame, on the source."""
+    """The further operations of each frame, which are also applied to the source."""
 
 
 def draw_static(rng: np.random.Generator, height: int, width: int, *, size: int, frames: int = FRAMES) -> Augmentation:

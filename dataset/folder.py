@@ -57,7 +57,7 @@ def folder(root: str | Path, *, first_only: bool = False, direction: str = 'forw
         if not needed.is_dir():
             raise DataError(
                 f'{needed}: missing; expected frames in {images} and masks in {annotations}, '
-                'each in a folder a video, or directly for a single video'
+                'each video in a folder of its own, or a single video directly there'
             )
     names = _video_names(images, annotations)
     if not names:
@@ -128,8 +128,8 @@ def _ground_truth(root: Path) -> dict[str, dict[str, FrameMasks]]:
 def _video_names(images: Path, annotations: Path) -> list[str]:
     """The names of the video folders in ``JPEGImages``, sorted; empty if it directly has the frames of a single video.
 
-    If it has both folders and frames, they are videos if ``Annotations`` has folders of the same names. Files and
-    folders that then belong to no video are named in a warning.
+    If it has both folders and frames, the folders are videos if ``Annotations`` has a folder of the same name as one
+    of them. Files and folders that then belong to no video are named in a warning.
     """
     folders, files = _entries(images)
     masks, _ = _entries(annotations)

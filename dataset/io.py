@@ -159,7 +159,8 @@ def fit_mask(mask: np.ndarray, size_hw: tuple[int, int], path: str | Path, pixel
     The sizes must be those of one picture at two scales. One pixel of difference is allowed, since sizes are rounded.
 
     Args:
-        pixel_aspect: width of the image's pixels to their height; a mask of the image as it is shown fits, too.
+        pixel_aspect: width of the image's pixels divided by their height. A mask of the size at which a player shows
+            the image fits, too.
 
     Raises:
         DataError: the aspect ratio is another. ``path``, the mask's file, is only for messages.
@@ -249,7 +250,7 @@ def list_frames(folder: str | Path, *, suffixes: tuple[str, ...] = FRAME_SUFFIXE
     if frames:  # in a folder without frames, its folders may be the videos
         others += folders
     if others:
-        log.warning('%s: left out, since not %s: %s', folder, ' '.join(suffixes), some(others))
+        log.warning('%s: left out entries other than %s: %s', folder, ' '.join(suffixes), some(others))
     return sorted(frames.values(), key=natural_key)
 
 

@@ -92,9 +92,9 @@ def match_masks(given: Sequence[GivenMask], names: Sequence[str] | None) -> list
     """Which masks belong to which frames, in frame order.
 
     Masks of a folder, and several single files, belong to the frames that have their names. So does one single file,
-    if there is such a frame; else it belongs to the first frame. Of several folders, or of folders in a folder, each
-    is one object. Where a frame, a label or several files for one mask are given, names do not matter. A file that
-    does not exist may be a pattern (``masks/*.png``).
+    if there is such a frame; else it belongs to the first frame. If several folders are given, or a folder that has
+    folders, each of them is one object. Where a frame, a label or several files for one mask are given, names do not
+    matter. A file that does not exist may be a pattern (``masks/*.png``).
 
     Args:
         names: of the frames, without suffixes; ``None`` for a video file or a camera, whose frames have no names.

@@ -46,7 +46,7 @@ def find_pairs(root: str | Path, *, cache_dir: str | Path | None = None) -> list
         cache_dir: folder to keep decoded images and masks in, see ``read_pair``.
 
     Raises:
-        DataError: not a single pair.
+        DataError: there is no pair.
     """
     root = Path(root)
     if not root.is_dir():

@@ -349,7 +349,7 @@ def _check_picture(picture: _Picture) -> None:
             'which its compression makes. Save the original mask as PNG.'
         )
     if len(seen.codes) <= 2:
-        return  # nothing is between two values
+        return  # with two values, none lies between others
     if picture.kind is _Kind.VALUE:
         values = picture.codes.clip(min=0).astype(np.uint8)
         check_crisp(values, values, picture.path)
@@ -443,7 +443,7 @@ def _translate(codes: np.ndarray, labels: dict[int, int], path: Path) -> np.ndar
     place = np.searchsorted(keys, codes).clip(max=len(keys) - 1)
     if not len(keys) or not np.array_equal(keys[place], codes):
         raise DataError(
-            f'{path}: expected what was in it at the start, found it changed. Leave masks alone meanwhile.'
+            f'{path}: expected the mask of the start of the run, found it changed. Do not change masks during a run.'
         )
     return np.array([labels[key] for key in keys.tolist()], np.uint8)[place]
 

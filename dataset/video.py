@@ -29,7 +29,7 @@ DAVIS_REPEATS = 5
 """DAVIS videos appear that often for each YouTubeVOS video: their annotations are of higher quality."""
 
 DAVIS_FOLDER, YOUTUBE_FOLDER = Path('2017', 'trainval'), Path('train_480p')
-"""Of their roots."""
+"""The folders of the training sets below the roots."""
 
 SHOWN = 3
 """How many names a log line gives as examples."""
@@ -37,7 +37,7 @@ SHOWN = 3
 REDRAWS = 5
 CROP_SCALE = (0.36, 1.0)
 BL30K_CROP_SCALE = (0.25, 1.0)
-"""Its images are larger, hence the smaller crops (F.3.3)."""
+"""BL30K's images are larger, hence the smaller crops (F.3.3)."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class TrainingVideo:
 
     @property
     def name(self) -> str:
-        """That of its folder."""
+        """The name of its folder."""
         return os.path.basename(self.images)
 
 
@@ -128,8 +128,8 @@ def find_own(roots: Iterable[str | Path], *, video_list: str | Path | None = Non
         video_list: a text file that names the videos to take, one a line; all of them if it is not given.
 
     Raises:
-        DataError: a root has not these two folders or, without a list, no video that can be used; the list is empty,
-            or names a video that is in no root or cannot be used.
+        DataError: a root lacks one of these folders; there is no list, and a root has no video that can be used; or
+            the list is empty, or names a video that is in no root or cannot be used.
         OSError: the list cannot be read.
     """
     folders = [Path(root) for root in roots]
@@ -187,7 +187,7 @@ def find_main(
     video_repeat: int = 1,
     hold_aside: Collection[str] = (),
 ) -> list[TrainingVideo]:
-    """DAVIS, five times, YouTubeVOS, and videos of one's own, ``video_repeat`` times.
+    """List DAVIS five times, YouTubeVOS once, and videos of one's own ``video_repeat`` times.
 
     DAVIS or YouTubeVOS may be absent. A data set with the root ``'none'`` is not used, and a folder that is one of
     ``video_roots`` is not read twice. The videos that are named in ``hold_aside`` are left out, wherever they are. See
@@ -261,7 +261,7 @@ def find_videos(
 ) -> list[TrainingVideo]:
     """The videos below ``images`` and ``masks`` (one folder each), all of them or those of ``subset``.
 
-    A video needs three frames that have an annotation. What is left out is logged, a line a cause.
+    A video needs three frames that have an annotation. What is left out is logged, a line for each cause.
 
     Args:
         stride: of every video, see ``TrainingVideo``; None: ``annotation_stride`` finds it, and it is logged.
@@ -364,7 +364,7 @@ class VideoDataset(AddressedDataset):
     """Clips of some frames of a video with up to K = 2 objects, as ``video_sample`` makes them.
 
     Args:
-        videos: one entry a sample of an epoch; repeat an entry to see its video more often.
+        videos: one entry for each sample of an epoch; repeat an entry to see its video more often.
         crop_scale: the area of the random crop as a fraction of the frame's.
         discard_tiny: see ``choose_objects``.
         cut_outs: pasted over half of the clips, as further objects that touch and occlude.
@@ -390,7 +390,7 @@ class VideoDataset(AddressedDataset):
         return len(self.videos)
 
     def sample(self, index: int, rng: np.random.Generator, *, max_skip: int) -> dict[str, Any]:
-        """A clip whose first frame shows an object; after five more draws without one, a clip with none.
+        """A clip whose first frame shows an object. If six draws show none, the last of them is taken.
 
         ``max_skip`` counts frames of the original video.
         """

@@ -90,7 +90,7 @@ def _first_masks(folder: Path, first_frames: dict[int, str], frames: list[str]) 
 class Groups(NamedTuple):
     """The categories that training has seen and those that it has not seen, as ``meta.json`` may list them.
 
-    ``None`` stands for a list that is not there: it has all categories that the other list does not have.
+    A list that the file does not have is ``None``, and stands for all categories that the other list does not have.
     """
 
     seen: list[str] | None
@@ -145,7 +145,7 @@ class _Listed(NamedTuple):
 
 
 def _read_meta(path: Path) -> tuple[list[_Listed], dict[str, Any]]:
-    """The videos by name, and everything that the file has."""
+    """Read ``meta.json``: its videos, sorted by name, and its whole content."""
     try:
         meta = json.loads(path.read_text(encoding='utf-8-sig'), object_pairs_hook=_once)
         videos = meta['videos']

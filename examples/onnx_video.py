@@ -27,7 +27,7 @@ class Network:
     """The functions of a network, such as ``network.decode(readout=..., f8=...)``, and its ``settings``."""
 
     def __init__(self, folder: Path):
-        import onnxruntime  # here, so that --help does without
+        import onnxruntime  # here, so that --help does not need it
 
         self.sessions, self.settings = {}, {}
         for name in ('encode_query', 'encode_memory', 'read', 'decode'):
@@ -53,8 +53,8 @@ class Memory:
     """Keys and values of past frames. An object that came later reads only the frames since then."""
 
     def __init__(self):
-        self.frames = []  # of each its key [1, 1 or K, Ck, h, w] and value [1, K, Cv, h, w]
-        self.starts = []  # of each object the first of these frames
+        self.frames = []  # a key [1, 1 or K, Ck, h, w] and a value [1, K, Cv, h, w] for each
+        self.starts = []  # for each object, the number of its first frame in ``frames``
         self.temporary = False  # whether the next frame replaces the last one
 
     def add(self, memory_key: np.ndarray, memory_value: np.ndarray, *, permanent: bool) -> None:

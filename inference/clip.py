@@ -73,7 +73,7 @@ def _import_images(path: Path, folder: Path, *, max_seconds: float, limit: int) 
     with Upload(path, 'images', FRAME_SUFFIXES) as upload:
         _check_length(path, len(upload.entries) / IMAGE_RATE, max_seconds)
         if others := upload.others:
-            log.warning('%s: left out, since not %s: %s', path.name, ' '.join(FRAME_SUFFIXES), some(others))
+            log.warning('%s: left out entries other than %s: %s', path.name, ' '.join(FRAME_SUFFIXES), some(others))
         for name, entry in upload.entries:
             target = folder / check_name(name.name, path.name)
             if target.exists():

@@ -33,7 +33,7 @@ class InferenceConfig:
 
     Args:
         top_k: how many memory positions each position of a frame reads; ``None`` reads all of them.
-        mem_every: every how many frames one is memorised; ``None`` memorises only annotated frames.
+        mem_every: frames from one memorised frame to the next; ``None`` memorises only annotated frames.
         include_last: also keep the previous frame as a temporary memory frame (STM's schedule).
         max_memory_frames: the largest number of memory frames. Beyond it the least used frame is dropped, never an
             annotated one.

@@ -139,11 +139,11 @@ class _Group:
 
 
 class MemoryBank:
-    """Stores the memory frames in order. An object reads only the frames from the one on at which it joined.
+    """Stores the memory frames in order. An object reads only the frames since it joined.
 
     Objects that joined together form a group, and may leave one by one. With shared keys (STCN) the keys are
     stored once and the similarity is computed once for all objects; top-k and the gather of values run once a
-    group. Without (STM) every object has its own keys. The last slot may be temporary: the next ``add``
+    group. Without them (STM), every object has its own keys. The last slot may be temporary: the next ``add``
     replaces it.
 
     Args:

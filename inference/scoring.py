@@ -134,9 +134,9 @@ def score(pair: Pair) -> Scores:
     """
     import cv2  # scripts/evaluate.py --help must not wait for it
 
-    cv2.setNumThreads(1)  # the processes are the parallelism
+    cv2.setNumThreads(1)  # frames are scored in several processes, which would compete with OpenCV's threads
     scores, found = _score(pair, void=False)
-    if VOID in scores and len(scores) > 1 and not pair.truth.binary:  # void is rare, so only then all is read again
+    if VOID in scores and len(scores) > 1 and not pair.truth.binary:  # void is rare: all is read again where it occurs
         scores, found = _score(pair, void=True)
     extra = sorted(found.keys() - scores.keys())
     if extra:

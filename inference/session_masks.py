@@ -125,7 +125,7 @@ def _unzip(path: Path, folder: Path, limit: int) -> Record | None:
             name.name for name, _ in upload.entries if name.suffix == '.json' and name.name != RECORD
         ]
         if others:
-            log.warning('%s: left out, since not %s: %s', path.name, ' '.join(MASK_SUFFIXES), some(others))
+            log.warning('%s: left out entries other than %s: %s', path.name, ' '.join(MASK_SUFFIXES), some(others))
         if not masks:
             raise DataError(f'{path.name}: no masks in it ({" ".join(MASK_SUFFIXES)})')
         for entry in records[:1]:

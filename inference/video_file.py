@@ -48,8 +48,8 @@ def import_av() -> ModuleType:
             'video files need the package av (PyAV), which cannot be imported '
             f'({error}): pip install -r requirements-extras.txt'
         ) from error
-    # Where FFmpeg's messages go to Python, as importing some versions of torchvision sets it, a decoding thread with a
-    # message waits for Python's lock, while whoever closes the file holds it and waits for the thread: both hang.
+    # Importing some versions of torchvision sends FFmpeg's messages to Python. A decoding thread that has a message
+    # then waits for Python's lock, which is held by whoever closes the file and waits for the thread: both hang.
     av.logging.set_level(None)
     if tuple(map(int, av.__version__.split('.')[:2])) < OLDEST_AV:
         raise MissingPackageError(

@@ -171,7 +171,7 @@ def build_backbone(
         biased: give every convolution a bias (zero at first, so that ImageNet weights keep
             their meaning), as the published value encoder has.
         layers: names for the layers of a ResNet.
-        weights: state dict of the torchvision classifier (``model.pretrained``); random without.
+        weights: state dict of the torchvision classifier (``model.pretrained``); random by default.
 
     Raises:
         KeyError: an unknown name.

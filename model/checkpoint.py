@@ -134,9 +134,7 @@ def _other_content(path: str | Path) -> str | None:
     if text.startswith('<'):
         return 'a web page, perhaps one that says why there is no download. Download the file in a browser.'
     if all(character.isprintable() or character.isspace() for character in text):
-        return (
-            f'text, perhaps of why there is no download: {(text.splitlines() or [""])[0][:80]!r}. Download it again.'
-        )
+        return f'text, which may say what went wrong: {(text.splitlines() or [""])[0][:80]!r}. Download it again.'
     return None
 
 

@@ -7,7 +7,7 @@ from model.modules import ResBlock, upsample_and_add
 
 
 class UpsampleBlock(nn.Module):
-    """Twice the resolution: a skip connection plus the bilinearly upsampled input, then a ResBlock."""
+    """Doubles the resolution: adds a skip connection to the bilinearly upsampled input, then applies a ResBlock."""
 
     def __init__(self, skip_channels: int, in_channels: int, out_channels: int):
         super().__init__()
@@ -20,7 +20,7 @@ class UpsampleBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From stride 16 to stride 4 over two skip connections, then bilinear to the full size."""
+    """Upsamples from stride 16 to stride 4 with two skip connections, and then bilinearly to the full size."""
 
     def __init__(self, *, value_dim: int, skip_channels: tuple[int, int], widths: tuple[int, int]):
         super().__init__()

@@ -56,7 +56,7 @@ def best_query(memory_key: Tensor, query_key: Tensor, *, metric: str, out: Tenso
 
 
 def add_kernel(similarity: Tensor, best: Tensor, positions: Tensor, *, width: int, sigma: float) -> Tensor:
-    """The kernelised read: each memory position counts by a Gaussian around its best query position. In place.
+    """The kernelised read: weights each memory position by a Gaussian around its best query position. In place.
 
     The logarithm of the Gaussian g is added to the similarities S: ``S - |p - p_best|^2 / (2 sigma^2)``, with ``p`` in
     steps of the stride-16 grid. So softmax and top-k are those of ``exp(S) g``, which itself could overflow.
@@ -74,7 +74,7 @@ def top_k_weights(similarity: Tensor, top_k: int, *, frames: int = 1) -> tuple[T
     """Softmax over the ``min(top_k, N)`` most similar memory positions of each query position.
 
     ``similarity [G, Q, N] -> weights [G, Q, k], indices [G, Q, k]``. ``softmax`` subtracts the
-    maximum, so that large similarities cannot overflow. ``frames``: T, where N is T h w, for speed.
+    maximum, so that large similarities cannot overflow. ``frames`` is T in N = T h w, and only changes the speed.
     """
     values, indices = _top_k(similarity, min(top_k, similarity.shape[-1]), frames)
     return values.softmax(dim=-1), indices

@@ -118,8 +118,8 @@ class Network(nn.Module, ABC):
     def compile_(self) -> 'Network':
         """Compile encoders and decoder (``torch.compile``) in place, and return this network.
 
-        The memory read is not compiled, since the memory grows with every frame. The first new frame sizes and numbers
-        of objects each compile anew; then torch makes code for all of them.
+        The memory read is not compiled, since the memory grows with every frame. The first few frame sizes and numbers
+        of objects are compiled one by one; then torch makes code for all of them.
         """
         for name in ('encode_query', 'encode_memory', 'decode'):
             setattr(self, name, torch.compile(getattr(self, name)))

@@ -104,7 +104,7 @@ class STCN(Network):
         return query.key.unsqueeze(1), values[0] if len(values) == 1 else torch.cat(values, dim=1)
 
     def decode(self, readout: Tensor, query: Query) -> Tensor:
-        """``readout [B, K, Cv, h, w] -> logits [B, K, H, W]``, one a pixel and object."""
+        """``readout [B, K, Cv, h, w] -> logits [B, K, H, W]``, one for each object and pixel."""
         return self.decoder(readout, query.thin, query.f8, query.f4)
 
     def widened(self, state: dict[str, Tensor], *, init: str) -> dict[str, Tensor]:

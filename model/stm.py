@@ -14,7 +14,7 @@ from model.variants import STMConfig
 
 
 class KeyValue(nn.Module):
-    """The 3x3 convolutions from features to keys and values; orthogonal weights and zero bias for keys, as in STCN."""
+    """3x3 convolutions from features to keys and values. The one for keys is initialised as in STCN."""
 
     def __init__(self, in_channels: int, key_dim: int, value_dim: int):
         super().__init__()
@@ -27,7 +27,7 @@ class KeyValue(nn.Module):
 
 
 class Refinement(nn.Module):
-    """Twice the resolution: the upsampled input plus a ResBlock of the skip connection, then a ResBlock."""
+    """Doubles the resolution: adds a ResBlock of the skip connection to the upsampled input, then applies another."""
 
     def __init__(self, skip_channels: int, width: int):
         super().__init__()
@@ -55,8 +55,8 @@ class STMDecoder(nn.Module):
     def forward(self, readout: Tensor, value: Tensor, f8: Tensor, f4: Tensor) -> Tensor:
         """``readout [B, K, Cv, h, w], value [B, Cv, h, w], f8, f4 -> logits [B, K, 16 h, 16 w]``.
 
-        The softmax over two channels is the sigmoid of their difference, and upsampling is linear: so the difference
-        is upsampled, and is the logit of the object.
+        A softmax over two channels equals the sigmoid of their difference, which is thus the logit of the object.
+        Upsampling is linear, so only the difference is upsampled.
         """
         x = self.ResMM(conv_shared(self.convFM, readout.flatten(0, 1), value))
         x = self.RF3(f8, x)
@@ -73,9 +73,9 @@ class STM(Network):
     ``model.network`` for the notation. Module names are those of the published checkpoint.
 
     The published network takes RGB in [0, 1] and normalises it by the buffers ``mean`` and ``std`` of each encoder.
-    This one takes images that are normalised for ImageNet, as all networks here do. Where the buffers have other
-    values than ImageNet's, which no published file has, it converts the images. Frames are padded with black before
-    they are normalised. The masks that it predicts are cropped to the frame, and padded again when they become memory.
+    This one takes images that are normalised for ImageNet, as all networks here do. It converts them if the buffers
+    differ from ImageNet's values, which they do in no published file. Frames are padded with black before they are
+    normalised. Predicted masks are cropped to the frame, and padded again when they become memory.
     """
 
     config: STMConfig
@@ -91,7 +91,7 @@ class STM(Network):
         *,
         backbone_weights: Mapping[str, Mapping[str, Tensor]] | None = None,
     ):
-        """``backbone_weights``: a state dict for each backbone's name (``model.pretrained``); random without."""
+        """``backbone_weights``: backbone's name -> state dict (``model.pretrained``); random by default."""
         config, weights = config or STMConfig(), backbone_weights or {}
         super().__init__(config)
         query16, query8, query4 = BACKBONES[config.query_backbone].channels
@@ -127,7 +127,8 @@ class STM(Network):
         ``image [B, 3, H, W], masks [B, K, H, W] in [0, 1] -> key [B, K, Ck, h, w], value [B, K, Cv, h, w]``.
         ``object_chunk`` bounds how many objects are encoded at a time.
         """
-        # As in STCN: the others' masks are the sum of all minus m, and the convolution of the sum serves all objects.
+        # The others' mask is the sum of all masks minus the object's own, so one convolution of the sum serves all
+        # objects, as in STCN.
         encoder = self.Encoder_M
         own_weight: Tensor = encoder.get_parameter('conv1_m.weight')
         of_frame = encoder.input_conv(_normalised(image, encoder))
@@ -142,7 +143,7 @@ class STM(Network):
         return (keys[0], values[0]) if len(keys) == 1 else (torch.cat(keys, dim=1), torch.cat(values, dim=1))
 
     def decode(self, readout: Tensor, query: Query) -> Tensor:
-        """``readout [B, K, Cv, h, w] -> logits [B, K, H, W]``, one a pixel and object."""
+        """``readout [B, K, Cv, h, w] -> logits [B, K, H, W]``, one for each object and pixel."""
         return self.Decoder(readout, query.thin, query.f8, query.f4)
 
     def widened(self, state: dict[str, Tensor], *, init: str) -> dict[str, Tensor]:
@@ -151,7 +152,7 @@ class STM(Network):
 
 
 def _encoder(backbone: str, weights: Mapping[str, Mapping[str, Tensor]]) -> Features:
-    """A backbone with its normalisation inside."""
+    """A backbone with the mean and std of its normalisation as buffers."""
     encoder = build_backbone(backbone, layers=('res2', 'res3', 'res4'), weights=weights.get(backbone))
     encoder.register_buffer('mean', torch.tensor(IMAGE_MEAN)[None, :, None, None])
     encoder.register_buffer('std', torch.tensor(IMAGE_STD)[None, :, None, None])
@@ -159,7 +160,7 @@ def _encoder(backbone: str, weights: Mapping[str, Mapping[str, Tensor]]) -> Feat
 
 
 def _mask_conv(conv: nn.Conv2d) -> nn.Conv2d:
-    """A bias-free convolution of a mask, to be added to ``conv`` of the image; orthogonal weights."""
+    """A convolution of a mask, whose output is added to that of ``conv``: no bias, orthogonal initial weights."""
     mask_conv = nn.Conv2d(1, conv.out_channels, bias=False, **geometry(conv))
     nn.init.orthogonal_(mask_conv.weight)
     return mask_conv

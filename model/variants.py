@@ -14,7 +14,7 @@ class STCNConfig:
     value_backbone: str = 'resnet18'
     key_dim: int = 64  # Ck
     value_dim: int = 512  # Cv
-    decoder_widths: tuple[int, int] = (512, 256)  # at strides 16 and 8 (also 4)
+    decoder_widths: tuple[int, int] = (512, 256)  # at stride 16, and at strides 8 and 4
     single_object: bool = False  # stage 0: no channel for the other objects' masks
     similarity: str = 'l2'  # or 'dot', the ablation
     aspp_dim: int | None = None  # channels of an ASPP after the key backbone; None: no ASPP
@@ -79,7 +79,7 @@ CONFIGS: dict[str, type[STCNConfig] | type[STMConfig]] = {'stcn': STCNConfig, 's
 
 
 def config_from(stored: Mapping) -> STCNConfig | STMConfig:
-    """The configuration that ``dataclasses.asdict`` gave. Older files have no ``arch``; their network is an STCN.
+    """Rebuild a configuration from its ``dataclasses.asdict``. Older files have no ``arch``, and are of an STCN.
 
     Raises:
         KeyError: an unknown ``arch``.

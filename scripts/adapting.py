@@ -35,9 +35,8 @@ def add_adapt_flag(parser: argparse.ArgumentParser) -> None:
         type=positive,
         const=SECONDS,
         metavar='SECONDS',
-        help='first train a copy of the network for so long on clips made of the frames that have a mask, and write '
-        f'it to OUTPUT/{ADAPTED}. Seconds of processor time, on a GPU of the clock (default: off; without SECONDS: '
-        f'{SECONDS})',
+        help='first train a copy of the network for SECONDS on clips made of the frames that have a mask, and write '
+        f'it to OUTPUT/{ADAPTED}. On a CPU, only processor time counts (default: off; --adapt alone: {SECONDS})',
     )
 
 
@@ -75,7 +74,7 @@ def begin(args: argparse.Namespace, frames: 'Iterable[tuple[np.ndarray, np.ndarr
 
 
 def adapted_network(args: argparse.Namespace, source: UserSource, unfinished: 'Unfinished') -> 'Network':
-    """The network adapted to the video, ready for inference. It is in the output folder; if it is not yet, it is made.
+    """The network adapted to the video, ready for inference. If the output folder does not have it yet, it is made.
 
     A continued run thus has the weights of the run that it continues. A run that is killed while its network adapts
     leaves no network, and the next one adapts it again.

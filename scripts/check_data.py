@@ -168,7 +168,7 @@ def check(job: Job, *, quick: bool) -> list[Problem]:
     """Find the problems of a job's images and masks; with ``quick``, only headers are read."""
     import cv2  # --help must not wait for it
 
-    cv2.setNumThreads(1)  # the processes are the parallelism
+    cv2.setNumThreads(1)  # files are checked in several processes, which would compete with OpenCV's threads
     mask_size = header_size if quick else (soft_mask_size if job.soft else labels_size)
     problems, sizes = [], {}
     for image, mask in job.pairs():

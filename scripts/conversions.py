@@ -43,13 +43,13 @@ class Report(NamedTuple):
 
 
 def shorter_side(size: Size) -> Size:
-    """The size with a shorter side of at most 480; the longer side is rounded down, as when videos are evaluated."""
+    """The size, scaled to a shorter side of at most 480; the longer side is rounded down, as in an evaluation."""
     short = min(size)
     return size if short <= SHORTER else (size[0] * SHORTER // short, size[1] * SHORTER // short)
 
 
 def longer_side(size: Size) -> Size:
-    """The size with a longer side of at most 512."""
+    """The size, scaled to a longer side of at most 512."""
     long = max(size)
     return size if long <= LONGER else tuple(max(1, round(side * LONGER / long)) for side in size)
 
@@ -71,7 +71,7 @@ def youtube_items(video: str, *, root: Path) -> list[Item]:
 
 
 def static_items(name: str, *, root: Path) -> tuple[list[Item], list[str]]:
-    """The pairs of image and mask in ``root/name`` and all folders below, and messages on files that have no partner.
+    """Find the pairs of image and mask in ``root/name`` and below; also returns a message for each file left out.
 
     A pair is N.jpg and N.png or, as in BIG, N_im.jpg and N_gt.png.
     """
@@ -128,7 +128,7 @@ def convert(item: Item, *, resize: Callable[[Size], Size], soft: bool) -> bool:
 
 
 def read_soft_mask(path: Path) -> np.ndarray:
-    from dataset.static import read_coverage  # it imports torch, which the processes of other data do not need
+    from dataset.static import read_coverage  # here, because it imports torch, which other data sets do not need
 
     return read_coverage(path)
 
@@ -138,7 +138,7 @@ def shrink(values: np.ndarray, size: Size) -> Image.Image:
 
 
 def shrink_labels(labels: np.ndarray, size: Size, palette: bytes) -> Image.Image:
-    # PIL takes the pixel at the centre, like the averaging of the image; OpenCV's nearest pixel is up to one off.
+    # PIL takes the pixel at the centre, like the averaging of the image; OpenCV's choice may lie a pixel beside it.
     small = Image.fromarray(labels).resize(size, Image.Resampling.NEAREST)
     small.putpalette(palette)
     return small
@@ -150,7 +150,7 @@ def palette_of(mask: Path) -> bytes:
 
 
 def write(path: Path, image: Image.Image) -> None:
-    # Pillow does not notice when the disk is full in the middle of a JPEG, so it does not write to the disk itself.
+    # Pillow does not report a disk that gets full in the middle of a JPEG, so it encodes in memory.
     image.save(content := io.BytesIO(), format='PNG' if path.suffix.lower() == '.png' else 'JPEG', quality=QUALITY)
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.getvalue())
@@ -162,7 +162,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def convert_items(items: list[Item], *, resize: Callable[[Size], Size], soft: bool) -> Report:
-    cv2.setNumThreads(1)  # the processes are the parallelism
+    cv2.setNumThreads(1)  # images are converted in several processes, which would compete with OpenCV's threads
     done, problems = [], []
     for item in items:
         try:
@@ -206,7 +206,7 @@ def static_jobs(root: Path) -> list[Callable[[], Report]]:
 
 def stills_jobs(root: Path, output: Path, *, every: int, hold_aside: Iterable[str]) -> list[Callable[[], Report]]:
     """A job for each training video of DAVIS that is not held aside."""
-    from dataset.video import find_davis, without  # it imports torch, which the processes of other data do not need
+    from dataset.video import find_davis, without  # here, because it imports torch, which other data sets do not need
 
     videos = without(find_davis(root), hold_aside)
     if not videos:

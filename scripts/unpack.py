@@ -19,8 +19,8 @@ from util.files import gigabytes, require_disk
 
 CHUNK = 1 << 20
 MAX_RATIO = 20  # largest ratio of unpacked to packed bytes; images and masks hardly shrink in an archive
-# The smallest number of bytes a file in an archive of more than FEW_FILES files. It is hardly more than a file's name
-# takes. Without this limit, many tiny files could fill the disk with nearly empty blocks.
+# The least packed bytes for each file in an archive of more than FEW_FILES files. They are hardly more than a file's
+# name takes. Without this limit, many tiny files could fill the disk with nearly empty blocks.
 MIN_PACKED = 250
 FEW_FILES = 10_000
 

@@ -26,7 +26,7 @@
     return frame;
   };
 
-  // A stroke that is not kept yet, else the last change of the masks.
+  // Undo the last stroke that is not kept yet or, if there is none, the last change of the masks.
   const undo = () => {
     const stroke = strokeToUndo();
     if (painted && stroke) stroke.click();

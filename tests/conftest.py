@@ -32,9 +32,9 @@ from procedural_weights import make_state_dict  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """This process and every Python that it starts reach this machine only; see tests/offline/sitecustomize.py.
+    """Keep this process, and every Python that it starts, from reaching other machines.
 
-    The workers of pytest-xdist are among those that it starts.
+    See tests/offline/sitecustomize.py. The workers of pytest-xdist are among those that it starts.
     """
     if hasattr(config, 'workerinput'):
         return
@@ -76,7 +76,7 @@ def threads_as_before():
 
 @pytest.fixture
 def one_thread():
-    """Two threads that share a busy machine's cores wait for each other."""
+    """Compute in one thread, since two threads wait for each other on a busy machine."""
     torch.set_num_threads(1)
 
 
@@ -114,7 +114,7 @@ def make_small_network(**changes) -> STCN:
     torch.manual_seed(0)
     config = {'key_backbone': 'resnet18', 'key_dim': 16, 'value_dim': 32, 'decoder_widths': (32, 16)}
     network = STCN(STCNConfig(**(config | changes)))
-    # Untrained, it would answer one half everywhere; this spreads its probabilities.
+    # An untrained network gives a probability of one half everywhere; this spreads the probabilities.
     torch.nn.init.normal_(network.decoder.pred.weight, std=0.3)
     return network.eval()
 
@@ -163,8 +163,9 @@ def davis_root(tmp_path) -> Path:
 
 @pytest.fixture
 def youtube_root(tmp_path) -> Path:
-    """Two videos of every second frame number (0, 2, ..., 22); meta.json asks for every fourth, from an object's
-    first on. In the second video objects appear from the third frame on, and frames are upright and larger."""
+    """Two videos whose frames have even numbers (0, 2, ..., 22). For each object, meta.json lists its first frame and
+    then the multiples of four. In the second video, objects appear from the third frame on, and frames are upright
+    and larger."""
     root = tmp_path / 'YouTube'
     meta = {}
     for video, offset, size in (('0a1b', 0, (182, 110)), ('ff02', 2, (150, 263))):
@@ -192,7 +193,8 @@ def youtube_root(tmp_path) -> Path:
 
 @pytest.fixture
 def folder_root(tmp_path) -> Path:
-    """Two videos: all masks in the first frame (.jpeg); objects appear and are corrected (.PNG frames)."""
+    """Two videos: in "cat" (.jpeg), all objects have masks in the first frame; in "dog" (.PNG), they appear later and
+    are corrected."""
     root = tmp_path / 'mine'
     for video in ('cat', 'dog'):
         (root / 'JPEGImages' / video).mkdir(parents=True)

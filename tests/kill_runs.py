@@ -1,10 +1,10 @@
 """Kills evaluations, segmentations and trainings at random moments, runs them again until they are finished, and
-compares what comes out with undisturbed ones.
+compares their results with those of undisturbed runs.
 
     python tests/kill_runs.py --evaluation 70 --segmentation 40 --training 40
 
-Most runs are forked from this process, which has imported everything: they can be killed within a second of work.
-Every sixth starts an interpreter of its own. Half of the forked ones write slowly, so that many kills hit a write.
+Most runs are forked from this process, which has imported everything, so that they take about a second. Every sixth
+run starts an interpreter of its own, and half of the forked runs write slowly, so that many kills hit a write.
 """
 
 import argparse
@@ -49,12 +49,12 @@ TINY = [sys.executable, str(REPOSITORY / 'tests' / 'tiny.py')]
 ENVIRONMENT = os.environ | {'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1', 'STCN_TEST_SAVE_OFTEN': '1'}
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 LIMIT = 300  # seconds that a run may take
-SLOW = 0.1  # seconds that a file is half written; a checkpoint five times as long
-Kind = tuple[bool, bool]  # of a run: whether it starts an interpreter of its own, and whether it writes slowly
+SLOW = 0.1  # seconds for which a file is half written; for a checkpoint, five times as many
+Kind = tuple[bool, bool]  # of a run: (whether it starts an interpreter of its own, whether it writes slowly)
 SHARES: dict[Kind, float] = {(False, False): 5 / 12, (False, True): 5 / 12, (True, False): 1 / 6}
 QUICK: dict[Kind, float] = {(False, False): 1}
 
-# How a run ends that a signal ends, before and after it can take note of it.
+# Exit statuses of a run that was sent a signal: if the signal itself ended it, and if the script handled the signal.
 STATUSES = {
     signal.SIGKILL: (-signal.SIGKILL,),
     signal.SIGTERM: (-signal.SIGTERM, 128 + signal.SIGTERM),
@@ -92,8 +92,8 @@ HEADER = (
 
 
 def start(script: str, flags: list[str], folder: Path, *, fresh: bool = False, slow: bool = False) -> int:
-    """The id of a process that runs a script in ``folder``; what it says goes to ``folder/log``."""
-    # Else Ctrl-C could come to the child while it still is this program.
+    """Start a process that runs a script in ``folder``, and return its id. Its output goes to ``folder/log``."""
+    # Otherwise a signal could reach the child while it still runs this program.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     process = os.fork()
     if process == 0:
@@ -103,11 +103,11 @@ def start(script: str, flags: list[str], folder: Path, *, fresh: bool = False, s
 
 
 def run_script(script: str, flags: list[str], folder: Path, *, fresh: bool, slow: bool) -> None:
-    """In the child: never returns."""
+    """Run the script in the child process. Never returns."""
     status = 1
     try:
         os.setsid()
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background of a shell ignore it
         log = os.open(folder / 'log', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for descriptor in (1, 2):
             os.dup2(log, descriptor)
@@ -126,7 +126,7 @@ def run_script(script: str, flags: list[str], folder: Path, *, fresh: bool, slow
             print(end.code, file=sys.stderr)
         else:
             status = end.code or 0
-    except KeyboardInterrupt:  # before the script could take note of it
+    except KeyboardInterrupt:  # came before the script handles signals
         status = -signal.SIGINT
     except BaseException:
         sys.excepthook(*sys.exc_info())
@@ -141,7 +141,8 @@ def run_script(script: str, flags: list[str], folder: Path, *, fresh: bool, slow
 
 
 def write_slowly() -> None:
-    """Masks, probabilities and checkpoints are half there for a moment, an archive for one each mask."""
+    """Leave each mask, file of probabilities and checkpoint half written for a moment, and wait after each mask of
+    an archive."""
     import zipfile
 
     png, npz, member, tensors = Image.Image.save, np.savez_compressed, zipfile.ZipFile.writestr, torch.save
@@ -154,7 +155,7 @@ def write_slowly() -> None:
 
     def slow_png(image: Image.Image, target: Path | BytesIO, **options: object) -> None:
         png(image, buffer := BytesIO() if isinstance(target, Path) else target, **options)
-        if isinstance(target, Path):  # TensorBoard's go to memory
+        if isinstance(target, Path):  # TensorBoard writes its images to memory
             write(target, buffer.getvalue(), SLOW)
 
     def slow_npz(file: BytesIO, **arrays: np.ndarray) -> None:
@@ -179,7 +180,7 @@ def write_slowly() -> None:
 
 
 def ended(process: int, seconds: float) -> bool:
-    """Whether it ends within this time."""
+    """Whether the process ends within this time."""
     descriptor = os.pidfd_open(process)
     try:
         return bool(select.select([descriptor], [], [], max(0, seconds))[0])
@@ -188,16 +189,16 @@ def ended(process: int, seconds: float) -> bool:
 
 
 def status_of(process: int, folder: Path) -> int:
-    """Its exit status, when it has ended; a run that does not end is an error."""
+    """Wait for the end of a process and return its exit status. Kills it after ``LIMIT`` seconds: ``TimeoutError``."""
     if not ended(process, LIMIT):
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
-        raise TimeoutError(f'{folder}: goes on and on\n{(folder / "log").read_text()}')
+        raise TimeoutError(f'{folder}: has not ended after {LIMIT} s\n{(folder / "log").read_text()}')
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 def undisturbed(script: str, flags: list[str], folder: Path, **how: bool) -> float:
-    """Run it to its end; the seconds it took."""
+    """Run a script to its end, and return the seconds that it took."""
     begin = time.monotonic()
     if status := status_of(start(script, flags, folder, **how), folder):
         raise RuntimeError(f'status {status}\n{(folder / "log").read_text()}')
@@ -216,11 +217,11 @@ def kill_until_finished(
     shares: dict[Kind, float],
     look: Callable[[], set[str]],
 ) -> None:
-    """Start a run, kill it at a random moment of its length, again and again until one comes through.
+    """Start a run and kill it at a random moment, again and again until it finishes.
 
-    ``lengths`` are the seconds of an undisturbed run, for ``fresh`` and ``slow``; they follow the machine. ``look``
-    checks what lies there after each of them and returns the names of temporary files. After ``kills`` in all nothing
-    is killed any more.
+    ``lengths[fresh, slow]`` are the seconds that an undisturbed run takes; a run that finishes at once updates them.
+    ``look`` checks the files that each attempt leaves and returns the names of the temporary ones. Once the tally has
+    ``kills`` kills, attempts are left alone.
     """
     before: set[str] = set()
     for attempt in itertools.count():
@@ -236,14 +237,14 @@ def kill_until_finished(
             (os.killpg if number == signal.SIGINT else os.kill)(process, number)
         status = status_of(process, folder)
         log = (folder / 'log').read_text()
-        # The kill before came when all was done.
+        # The last kill came when the run had written everything.
         if status == 1 and 'has results already' in log:
             break
         if status == 0:
             if attempt == 0:
                 lengths[fresh, slow] = time.monotonic() - begin
             break
-        # Where Ctrl-C interrupts an import, Python may end in another way.
+        # Where Ctrl-C interrupts an import, Python may end with status 1.
         stumbled = number == signal.SIGINT and fresh and status == 1 and 'KeyboardInterrupt' in log
         if not kill or not (status in STATUSES[number] or stumbled):
             raise RuntimeError(f'{folder}: ended with {status} after {number if kill else "nothing"}\n{log}')
@@ -253,7 +254,7 @@ def kill_until_finished(
         tally.half_written += bool(left - before)
         if number != signal.SIGKILL:
             tally.slowest_stop = max(tally.slowest_stop, time.monotonic() - sent)
-        if status > 0 and not stumbled:  # it took note of the signal
+        if status > 0 and not stumbled:  # the script handled the signal
             if 'Traceback' in log:
                 tally.differences.append(f'{folder.name}: a traceback after {number.name}:\n{log}')
             if left - before:
@@ -268,7 +269,7 @@ def kill_until_finished(
 
 
 def kill_evaluation(folder: Path, *, kills: int, rng: random.Random, shares: dict[Kind, float] = SHARES) -> Tally:
-    """Three videos of five frames, with probabilities and archive."""
+    """Kill evaluations of three videos of five frames, which write probabilities and an archive."""
     make_davis(folder / 'DAVIS', 'cat', 'dog', 'goat', frames=5)
     script = str(REPOSITORY / 'eval_davis.py')
     flags = [
@@ -284,7 +285,7 @@ def kill_evaluation(folder: Path, *, kills: int, rng: random.Random, shares: dic
 
 
 def kill_segmentation(folder: Path, *, kills: int, rng: random.Random, shares: dict[Kind, float] = SHARES) -> Tally:
-    """A folder of 24 frames, both ways from two masks, with more memory frames than may stay, cut-outs and overlay."""
+    """Kill segmentations of 24 frames in both directions from two masks, with a bounded memory and cut-outs."""
     write_video(folder / 'frames', folder / 'masks', 'clip', frames=24, labels=(1, 2))
     script = str(REPOSITORY / 'scripts' / 'segment_video.py')
     masks = [f'{frame}={folder}/masks/clip/{frame:05d}.png' for frame in (3, 17)]
@@ -306,7 +307,7 @@ def kill_segmentation(folder: Path, *, kills: int, rng: random.Random, shares: d
 
 
 def tiny_network(folder: Path) -> list[str]:
-    """The flags of a small network, which is written to the folder."""
+    """Write a small network to the folder, and return the flags that use it."""
     torch.manual_seed(0)
     save_network(folder / 'tiny.pth', build_network(TINY_CONFIG))
     network = ['--model', str(folder / 'tiny.pth'), '--device', 'cpu', '--num_threads', '1', '--size', '48']
@@ -323,7 +324,7 @@ def kill_masks(
     rng: random.Random,
     shares: dict[Kind, float],
 ) -> Tally:
-    """Runs that write masks. All that has its own name is whole, but an overlay grows until the run is finished."""
+    """Kill runs that write masks. What they leave under a final name has to be whole, except an overlay's video."""
     lengths, expected = {}, None
     for fresh, slow in shares:
         run = folder / f'undisturbed_{fresh:d}{slow:d}'
@@ -359,9 +360,9 @@ def kill_masks(
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """All that lies there, but for what the run said; of a video when its frames are shown.
+    """The content of each file but the log. A video is represented by the times of its frames.
 
-    On a busy machine x264 does not encode the same twice.
+    x264 may encode the same video differently on a busy machine.
     """
     found = {}
     for path in folder.rglob('*'):
@@ -384,8 +385,8 @@ def kill_training(
     shares: dict[Kind, float] = SHARES,
     iterations: int = 12,
 ) -> Tally:
-    """Stage 3 with two workers on six samples, two an iteration, and a checkpoint every other one: epochs end often,
-    and max-skip changes five times. The average is evaluated every third iteration."""
+    """Kill trainings of stage 3 with two workers, which save every second iteration and evaluate the averaged weights
+    every third. An iteration takes two of six samples, so epochs end often; max-skip changes five times."""
     script = str(REPOSITORY / 'train.py')
     command = [
         *training_flags(make_roots(folder / 'roots')),
@@ -414,10 +415,10 @@ def kill_training(
         '--resume',
     ]
     tally = Tally('training')
-    states: dict[str, str] = {}  # checkpoint, final weights, or best network up to an iteration -> digest
+    states: dict[str, str] = {}  # name of a file, for the best network with its iteration -> digest
 
     def look(run: Path) -> set[str]:
-        """Every checkpoint and best network can be read and is the one of its iteration in all other runs."""
+        """Check that all checkpoints and networks can be read and equal those of other runs at the same iteration."""
         saves = run / 'saves' / 'run'
         parts = {path.name for path in saves.glob('.*')}
         paths = {path for path in saves.glob('[!.]*') if 'tfevents' not in path.name}
@@ -484,7 +485,7 @@ def saved_last(names: list[str]) -> list[int]:
 
 
 def digest(content: object) -> str:
-    """Of all tensors and numbers, bit for bit."""
+    """A hash of all tensors and numbers, bit for bit."""
     state = hashlib.sha256()
 
     def add(value: object) -> None:
@@ -506,13 +507,17 @@ def digest(content: object) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--evaluation', type=int, default=70, help='kills of evaluations; default: %(default)s')
-    parser.add_argument('--segmentation', type=int, default=40, help='kills of segmentations; default: %(default)s')
-    parser.add_argument('--training', type=int, default=40, help='kills of trainings; default: %(default)s')
-    parser.add_argument('--seed', type=int, default=0, help='of signals and moments; default: %(default)s')
-    parser.add_argument('--quick', action='store_true', help='only forked runs that write as fast as they can')
+    parser.add_argument(
+        '--evaluation', type=int, default=70, help='how many kills of evaluations; default: %(default)s'
+    )
+    parser.add_argument(
+        '--segmentation', type=int, default=40, help='how many kills of segmentations; default: %(default)s'
+    )
+    parser.add_argument('--training', type=int, default=40, help='how many kills of trainings; default: %(default)s')
+    parser.add_argument('--seed', type=int, default=0, help='seed of signals and moments; default: %(default)s')
+    parser.add_argument('--quick', action='store_true', help='only forked runs, at full speed')
     args = parser.parse_args()
-    # What the forked runs need is imported here, once; threads that a fork would lose are not started.
+    # The forked runs need these modules, so they are imported once, here. Threads would not survive a fork.
     torch.set_num_threads(1)
     names = ('torch.utils.tensorboard', 'dataset.davis', 'dataset.training', 'inference.run', 'training.loop')
     for name in (*names, 'scripts.segment_video', 'inference.directions', 'av'):

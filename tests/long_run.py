@@ -58,7 +58,7 @@ class Sample:
 
     @classmethod
     def take(cls, frame: int, core: InferenceCore, tensors: int) -> 'Sample':
-        """Needs Linux' /proc."""
+        """Measure this process now. Needs /proc, which Linux has."""
         pages = int(Path('/proc/self/statm').read_text().split()[1])
         return cls(
             frame,
@@ -83,7 +83,7 @@ def network() -> torch.nn.Module:
 
 
 def write_annotations(folder: Path) -> dict[int | None, Path]:
-    """A mask of each object alone, and an empty one (``None``)."""
+    """Write a mask of each object alone, and an empty one: label or ``None`` -> file."""
     labels = read_mask(GOLDEN / 'first_mask.png')
     paths = {}
     for label in (*LABELS, None):
@@ -93,7 +93,7 @@ def write_annotations(folder: Path) -> dict[int | None, Path]:
 
 
 def looping_video(folder: Path, *, frames: int, warm_up: int, events: int) -> Video:
-    """The clip of the tests again and again. After the warm-up objects leave and come back, ``events`` times."""
+    """Repeat the clip of the tests. After the warm-up, an object leaves or comes back ``events`` times."""
     given = write_annotations(folder)
     annotations = {
         number * (warm_up // (2 * len(LABELS))): (label, given[label]) for number, label in enumerate(LABELS)
@@ -110,7 +110,7 @@ def looping_video(folder: Path, *, frames: int, warm_up: int, events: int) -> Vi
 
 
 def drive(core: InferenceCore, video: Video, folder: Path, look: Callable[[int], None]) -> None:
-    """Segment the video; masks go to ``folder``, a hundred names for all. ``look`` is called after each frame."""
+    """Segment the video, and call ``look`` after each frame. Masks go to ``folder`` under a hundred names in turn."""
     with Outputs([Masks(folder)]) as outputs:
         for frame in propagate(core, DatasetSource(video)):
             outputs.write(frame)
@@ -141,7 +141,7 @@ def samples(
 
 
 def compare(taken: list[Sample], *, warm_up: int, window: int) -> Iterator[tuple[str, float, float, float]]:
-    """Name, value after the warm-up, value in the end, and what the end may be at most."""
+    """Yield the name of each measure, its value after the warm-up, its last value, and the limit of the last value."""
     last = taken[-1].frame
     begin = [sample for sample in taken if warm_up <= sample.frame <= warm_up + window]
     end = [sample for sample in taken if last - window <= sample.frame]

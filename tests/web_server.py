@@ -40,7 +40,7 @@ class Server:
             free.bind(('127.0.0.1', 0))
             self.port = free.getsockname()[1]
         self.url = f'http://127.0.0.1:{self.port}/'
-        # Settings that would open it, which it has to ignore.
+        # The page has to ignore these settings, which would open it to other computers.
         opening = {'GRADIO_SHARE': 'True', 'GRADIO_SERVER_NAME': '0.0.0.0', 'GRADIO_ALLOWED_PATHS': '/'}
         command = [sys.executable, 'scripts/web.py', '--port', str(self.port), '--num_threads', '1', *arguments]
         self.log = folder / 'log'

@@ -97,7 +97,7 @@ class Adapting:
                 loss.backward()
             except torch.OutOfMemoryError as error:
                 raise TooLittleMemoryError(
-                    f'out of GPU memory while the network adapts; without that, less is needed ({cause_of(error)})'
+                    f'out of GPU memory while the network adapts; less is needed without adapting ({cause_of(error)})'
                 ) from error
             nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
             optimizer.step()

@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 class Validation:
     """Segments the videos held aside from time to time, scores them, and keeps the best network of the run.
 
-    The core segments each video from the first annotation of each object. Its settings are the defaults, or what the
-    checkpoint recommends with which the training began. J and F are those of ``scripts/evaluate.py
+    The core segments each video from the first annotation of each object. Its settings are those that the checkpoint
+    recommends with which the training began, otherwise the defaults. J and F are those of ``scripts/evaluate.py
     --dataset folder``: all annotated frames after an object's first one count, the last frame of a video included. The
     score of a video is the mean over its objects, and that of all videos the mean over all objects.
 
@@ -39,7 +39,7 @@ class Validation:
 
     Args:
         every: iterations from one evaluation to the next; the last iteration is evaluated, too.
-        at_start: whether the network is evaluated before its first iteration, too, to be compared with later on.
+        at_start: whether the network is also evaluated before the first iteration, to compare later ones with it.
         size: largest shorter side in pixels at which the network works. Smaller frames are not resized; with 0, no
             frames are.
         best: the evaluation of the best network so far, see ``Run.best``. It does not count if it is of other videos
@@ -92,7 +92,7 @@ class Validation:
         return False
 
     def _scores(self, network: Network, stop: StopRequest) -> dict[str, Scores] | None:
-        """Of each video, on every process; ``None`` where one of them was stopped."""
+        """The scores of each video, on every process; ``None`` if one of the processes was stopped."""
         own: dict[str, Scores] = {}
         stopped = False
         for video in share(self.videos, rank(), world_size()):

@@ -46,7 +46,7 @@ def train(
 
     Args:
         batches: ``accumulation`` micro-batches of equal size for each iteration, as the datasets make them.
-        amp_dtype: of automatic mixed precision; ``None`` for float32.
+        amp_dtype: the type for automatic mixed precision; ``None`` trains in float32.
         clip_norm: largest norm of the gradient of all weights together; ``None`` for no bound.
         recompute: see :func:`model.clip.segment_clip`; slower, for less memory.
         validation: what evaluates the state now and then; a checkpoint is written before each evaluation.
@@ -126,7 +126,7 @@ def parallel(model: ClipNetwork, device: torch.device) -> ClipNetwork | Distribu
 
 
 def to_device(batch: dict, device: torch.device) -> dict:
-    """The tensors of a batch; its names stay behind."""
+    """Move the tensors of a batch to the device, and leave out the names of its samples."""
     return {
         name: value.to(device, non_blocking=True) for name, value in batch.items() if isinstance(value, torch.Tensor)
     }
@@ -141,8 +141,8 @@ def check_finite(state: TrainingState, run: Run, report: Report) -> None:
     if any_process(not (report.finite() and bool(weights.all()))):
         place = run.save_broken(state.content())
         raise NotFiniteError(
-            f'iteration {state.iteration}: the loss or a weight is not finite any more; that state is in {place}. The '
-            'checkpoints are from before: resume the run from there, with a lower learning rate perhaps; debugging '
-            'names the operation.',
+            f'iteration {state.iteration}: the loss or a weight is not finite any more. The state of that '
+            f'moment: {place}. The checkpoints are from before: resume the run from them, perhaps with a lower '
+            'learning rate. Debugging names the operation that is to blame.',
             options=['resume', 'lr', 'debug'],
         )

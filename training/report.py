@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on a terminal, else lines; curves and images in TensorBoard."""
+"""Reports the progress of a run: a bar on a terminal or lines elsewhere, and curves and images in TensorBoard."""
 
 import logging
 import sys
@@ -26,11 +26,12 @@ IMAGE_ROWS = 4
 
 
 class Report:
-    """Sums loss and IoU on the device. Only ``write`` waits for the device and for the other processes.
+    """Sums loss and IoU on the device, so that ``add`` never waits for it; ``write`` also waits for other processes.
 
     Args:
-        folder: for TensorBoard; ``None`` for none.
-        start, iterations: the first iteration, and how many there are in all.
+        folder: where the events for TensorBoard go; with ``None``, none are written.
+        start: number of iterations that are done already.
+        iterations: number of all iterations of the run.
     """
 
     def __init__(self, folder: Path | None, *, start: int, iterations: int):
@@ -52,7 +53,7 @@ class Report:
         self.areas = torch.zeros((), dtype=torch.long)  # [2, K]: intersections and unions of the objects
 
     def add(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
-        """A micro-batch: its loss, ``logits [B, T, K+1, H, W], target [B, T, H, W]``."""
+        """Add a micro-batch's scalar loss and IoU, ``logits [B, T, K+1, H, W], target [B, T, H, W]``."""
         self.batches += 1
         exact = torch.float if loss.device.type == 'mps' else torch.double  # a Mac's GPU has no double precision
         self.loss = self.loss.to(exact) + loss.detach().to(exact)
@@ -63,7 +64,7 @@ class Report:
         return bool(self.loss.isfinite())
 
     def write(self, iteration: int, scalars: dict[str, float]) -> None:
-        """Means over the iterations since the last ``write`` and all processes, with what else is to be shown."""
+        """Write the mean loss and IoU of all processes since the last ``write``, and other ``scalars``."""
         loss = sum_over_processes(self.loss) / self.batches / world_size()
         areas = sum_over_processes(self.areas)
         overlap = {f'iou_{k}': value for k, value in enumerate(iou(areas).tolist(), 1) if areas[1, k - 1] > 0}
@@ -90,7 +91,7 @@ class Report:
             )
 
     def images(self, iteration: int, rgb: Tensor, target: Tensor, logits: Tensor) -> None:
-        """Some samples, a row each: the frames with their targets, then the predicted ones with the prediction.
+        """Write some samples, one a row: all frames with their targets, then the later frames with their predictions.
 
         ``rgb [B, T, 3, H, W], target [B, T, H, W], logits [B, T-1, K+1, H, W]``.
         """
@@ -112,7 +113,7 @@ class Report:
             self.writer.add_image('train/target_and_prediction', np.concatenate(rows), iteration, dataformats='HWC')
 
     def evaluation(self, found: dict, best: dict, *, seconds: float) -> None:
-        """Scores of the videos held aside, as ``Validation`` finds them, and how long that took."""
+        """Write the scores that ``Validation`` found on the videos held aside, and the seconds that it took."""
         self.since += seconds  # the rate stays that of training
         if self.writer:
             with _writing(self.writer):
@@ -145,7 +146,7 @@ class Report:
 
 @contextmanager
 def _writing(writer: 'SummaryWriter') -> Iterator[None]:
-    """Name the folder in an error of TensorBoard, whose thread raises it at a later call and without a file."""
+    """Name the folder in an OSError. TensorBoard writes in a thread, so the error comes late and without a file."""
     try:
         yield
     except OSError as error:

@@ -127,7 +127,7 @@ class Run:
     def save_broken(self, content: dict) -> str:
         """Write a state for the user to look into, which no run resumes; return its path."""
         if self.folder is None:
-            return 'nowhere, since the run is kept nowhere'
+            return 'not saved, since nothing of this run is'
         path = self.folder / f'nonfinite_{content["iteration"]:08d}.pth'
         with atomic_path(path) as temporary:
             torch.save(content, temporary)
@@ -180,7 +180,7 @@ def loading_errors() -> Iterator[None]:
         yield
     except (DataError, OSError, RuntimeError) as error:
         text = str(error)
-        if text.startswith('Caught '):  # with the process's traceback; the message is its end
+        if text.startswith('Caught '):  # the process's traceback follows, which ends with the message
             raise type(error)(text.rpartition(f'{type(error).__name__}: ')[2].rstrip()) from error
         if text.startswith('DataLoader worker'):
             raise LoadingProcessError(

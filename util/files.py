@@ -74,7 +74,7 @@ def check_writable(path: str | Path) -> None:
 
 
 def require_disk(folder: Path, size: int, name: str) -> None:
-    """Raise ``OSError`` if fewer than ``size`` bytes are free; the message calls what needs them ``name``."""
+    """Raise ``OSError`` if fewer than ``size`` bytes are free. In the message, ``name`` is what needs them."""
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free

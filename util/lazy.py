@@ -6,7 +6,7 @@ from importlib import import_module
 
 
 def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], object]:
-    """The ``__getattr__`` of a package: ``modules`` says in which of its modules each of its public names is.
+    """The ``__getattr__`` of a package. ``modules`` gives the module of each public name.
 
     A name is looked up once, and is an attribute of the package from then on.
     """

@@ -90,7 +90,7 @@ class ConcatenatedMemory:
 
 
 def dense_read(keys: Tensor, values: Tensor, query_key: Tensor, *, top_k: int | None) -> Tensor:
-    """Read densely: ``keys [N, Ck], values [N, K * Cv], query_key [Q, Ck] -> [Q, K * Cv]``; ``top_k=None``: all."""
+    """Read densely: ``keys [N, Ck], values [N, K * Cv], query_key [Q, Ck] -> [Q, K * Cv]``; ``top_k=None``: all N."""
     similarity = (2 * query_key @ keys.T - keys.square().sum(dim=1)) / query_key.shape[1] ** 0.5
     best, indices = similarity.topk(min(top_k or len(keys), len(keys)), dim=1)
     affinity = torch.zeros_like(similarity).scatter_(1, indices, best.softmax(dim=1))

@@ -85,7 +85,7 @@ def seeded(transform: Callable, image: Image.Image, seed: int) -> Image.Image:
 
 
 def usual_static(size: int) -> Callable[[Pair], tuple[Tensor, Tensor]]:
-    """Supplementary F.3.1 as a chain of transforms."""
+    """The augmentation of static images (supplementary F.3.1) as a chain of torchvision's transforms."""
     bilinear = InterpolationMode.BILINEAR
 
     def geometry(fill: tuple[int, ...] | int) -> tuple[Callable, Callable]:
@@ -120,7 +120,7 @@ def usual_static(size: int) -> Callable[[Pair], tuple[Tensor, Tensor]]:
 
 
 def usual_video(size: int) -> Callable[[TrainingVideo], tuple[Tensor, Tensor]]:
-    """Supplementary F.3.2 as a chain of transforms."""
+    """The augmentation of videos (supplementary F.3.2) as a chain of torchvision's transforms."""
     bilinear, nearest = InterpolationMode.BILINEAR, InterpolationMode.NEAREST
 
     def geometry(interpolation: InterpolationMode, fill: tuple[int, ...] | int) -> tuple[Callable, Callable]:

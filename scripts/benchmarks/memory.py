@@ -1,9 +1,10 @@
 """Compute how much memory inference and training take, within seconds and without a GPU.
 
     python scripts/benchmarks/memory.py                     # a table of the memory that they take
-    python scripts/benchmarks/memory.py --check             # compare with measurements: on a CPU with the peak of a
-                                                            # process; on a GPU run all rows that fit into 11 GB, in a
-                                                            # process that may take no more than that
+    python scripts/benchmarks/memory.py --check             # compare it with measurements
+
+On a CPU, --check measures the peak memory of a process. On a GPU, it runs every row that should fit into 11 GB in a
+process that may take no more than that.
 
 The model runs the network on fake tensors, which have shapes but no data, and adds up the sizes of all tensors that
 exist at a time. It does not include workspaces of libraries (cuDNN, oneDNN's packed weights) and fragmentation.

@@ -311,7 +311,7 @@ def test_image_mask_and_labels_are_aligned(rng):
         assert clear.mean() > 0.9 * inside.mean()
         np.testing.assert_array_equal(mask[clear], frame[clear] > 127)
         pure = inside & ((frame == 0) | (frame == 255))
-        # Nearest is off by half a pixel of the source at most: never where no neighbour has another value.
+        # The nearest pixel is at most half a source pixel off, so labels only differ where a neighbour's does.
         agreement = labels[pure] == frame[pure] // 255
         assert agreement.mean() > 0.999
 

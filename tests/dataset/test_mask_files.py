@@ -212,7 +212,8 @@ def test_what_is_no_mask_in_a_folder_is_named(tmp_path, caplog):
     touch(tmp_path / 'm', '00001.png', 'labels.json', 'notes.txt', '.hidden', 'old/00002.png')
     assert list(list_masks(tmp_path / 'm')) == ['00001']
     assert caplog.messages == [
-        f'{tmp_path}/m: left out, since not .png .bmp .webp .tif .tiff .gif .jpg .jpeg: labels.json, notes.txt, old/'
+        f'{tmp_path}/m: left out entries other than .png .bmp .webp .tif .tiff .gif .jpg .jpeg: '
+        'labels.json, notes.txt, old/'
     ]
     caplog.clear()
     match_masks([given(tmp_path / 'm' / '*')], NAMES)
@@ -354,7 +355,7 @@ def test_masks_of_no_video_are_named(root, caplog):
 
 
 def test_a_single_video_beside_a_folder(root, caplog):
-    """The masks say that it is one."""
+    """Frames beside a folder are a single video if the masks lie directly in Annotations, too."""
     for number in range(3):
         (root / f'JPEGImages/bear/{number}.png').rename(root / f'JPEGImages/{number}.png')
     (root / 'Annotations/bear/0.png').rename(root / 'Annotations/0.png')
@@ -400,7 +401,7 @@ def test_masks_that_cannot_be_used(root, change, message):
 
 @pytest.mark.parametrize('first_only', [False, True])
 def test_the_first_masks_of_objects_alone(root, first_only):
-    """Object 4 has one more, object 2 comes later, and the last frame shows nothing that is new."""
+    """With ``first_only``, the network gets only the first mask of each object."""
     (root / 'Annotations/bear/0.png').unlink()
     write(root / 'Annotations/bear/1/0.png', labels(255))
     write(root / 'Annotations/bear/4/1.png', labels(0, 255))

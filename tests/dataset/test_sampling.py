@@ -1,4 +1,4 @@
-"""Frames, objects and addresses: distributions against the formula, and independence of everything else."""
+"""Frames and objects are drawn as the formula says, and by a sample's address alone."""
 
 import itertools
 from collections import Counter
@@ -37,7 +37,7 @@ class Scripted:
 
 
 def exact_distribution(n: int, max_skip: int) -> Counter:
-    """By the formula: s uniform in [0, n - j], both gaps 1 + uniform{0..j}, then the end of the video."""
+    """By the formula: s uniform in [0, n - j], both gaps 1 + uniform{0..j}, all moved back into the video."""
     j = min(n, max_skip)
     distribution = Counter()
     for s, gap_a, gap_b in itertools.product(range(n - j + 1), range(j + 1), range(j + 1)):

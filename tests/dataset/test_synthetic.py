@@ -159,7 +159,7 @@ def layers_of(pairs, difficulty, count, **options):
 
 
 def test_cut_outs_look_like_those_before_them(folders):
-    """Half of them show the same cut-out once more, the others one of its folder."""
+    """Half of the later cut-outs repeat an earlier one, the others come from the folder of an earlier one."""
     clips = layers_of(folders, replace(PLAIN, look_alike=1.0), 100)
     names = [[str(Path(layer.pair.image).parent) for layer in layers] for layers in clips]
     assert len({each[0] for each in names}) == 2
@@ -190,7 +190,7 @@ def test_a_crossing_hides_an_object_that_comes_back(pairs):
 
 
 def test_blur_follows_the_path_and_keeps_the_colour(pairs):
-    """The border fades over more pixels."""
+    """With blur, the border of a cut-out fades over more pixels."""
     sharp, blurred = (layers_of(pairs, replace(PLAIN, speed=0.4, blur=blur), 60, limit=2) for blur in (0.0, 1.0))
 
     def share_of_border(clips):
@@ -201,7 +201,7 @@ def test_blur_follows_the_path_and_keeps_the_colour(pairs):
 
 
 def test_hard_clips_move_more(pairs):
-    """From the first frame to the last one the middle of a cut-out goes further, on the whole."""
+    """On average, the middle of a cut-out moves further from the first frame to the last one."""
 
     def way(difficulty):
         coverages = [layer.coverage for layers in layers_of(pairs, difficulty, 150) for layer in layers]

@@ -1,4 +1,4 @@
-"""Training datasets on small trees in the published layouts: what is found, what a sample is, what breaks."""
+"""Training datasets on small trees in the published layouts: which files they find, what a sample is, and errors."""
 
 import itertools
 import re
@@ -224,7 +224,7 @@ def test_folders_that_the_training_list_does_not_name_are_left_out_with_a_line(d
 
 @pytest.fixture
 def own_root(tmp_path):
-    """A video whose every frame is annotated and one whose every fifth is, of which there are all frames."""
+    """Two videos with the images of all frames: one has a mask for each frame, the other for every fifth."""
     root = tmp_path / 'mine'
     images, annotations = root / 'JPEGImages', root / 'Annotations'
     write_video(images, annotations, 'my cat')
@@ -241,7 +241,7 @@ def write_list(path, *names):
 
 
 def test_videos_of_any_name_train_alone(own_root, tmp_path, caplog):
-    """Without a warning about DAVIS and YouTubeVOS, which are where nobody said that they were."""
+    """There is no warning that DAVIS and YouTubeVOS are missing."""
     caplog.set_level('INFO')
     videos = find_main(tmp_path / 'DAVIS', tmp_path / 'YouTube', video_roots=[own_root])
     assert {video.name: (video.stride, len(video.frames)) for video in videos} == {'dog_2': (5, 5), 'my cat': (1, 8)}
@@ -278,7 +278,7 @@ def test_videos_of_any_name_beside_the_others(own_root, davis_root, yv_root, cap
 
 
 def test_a_folder_is_not_read_twice(yv_root):
-    """Of YouTubeVOS and as videos of one's own."""
+    """A folder of YouTubeVOS that is also given as one's own videos counts once."""
     assert len(find_main('none', yv_root, video_roots=[yv_root / 'train_480p'])) == 3
 
 
@@ -365,7 +365,7 @@ def test_what_is_left_out_of_a_folder_is_a_line_a_cause(own_root, caplog):
     ],
 )
 def test_a_folder_with_nothing_to_train_on_is_an_error(own_root, davis_root, spoil, message):
-    """Although there is something else."""
+    """It is one even if there is other data to train on."""
     shutil.rmtree(own_root / 'Annotations' / 'dog_2')
     spoil(own_root)
     with pytest.raises(DataError, match=message):
@@ -390,7 +390,7 @@ def test_video_sample(davis_root):
         assert selector[0] == 1
         assert masks[0].flatten(1).any(dim=1).tolist() == selector.bool().tolist()
         assert masks[:, 1].any().item() == bool(selector[1])
-        # The gray level under an object's mask is the object's, but for jitter: image and mask belong together.
+        # Image and mask belong together: the gray level under a mask is, except for jitter, that of its object.
         red = gray_levels(sample['rgb'])[:, 0]
         chosen = []
         for k in range(int(selector.sum())):
@@ -469,7 +469,7 @@ def test_truncated_frame_is_replaced_and_named(davis_root, tmp_path, caplog):
 
 @pytest.mark.parametrize('kind', ['static', 'video'])
 def test_a_sample_depends_on_its_address_alone(static_root, davis_root, yv_root, kind):
-    """Not on workers, order, process count or what was loaded before."""
+    """It does not depend on workers, order, the number of processes or what was loaded before."""
     if kind == 'static':
         dataset = StaticDataset(find_pairs(static_root), size=SIZE)
     else:
@@ -506,7 +506,7 @@ def large_root(tmp_path):
 
 
 def test_large_images_are_decoded_at_a_reduced_size(large_root, monkeypatch):
-    """And look as if they had not been: what moves or blurs them differs more."""
+    """Samples look as if decoded at full size: they differ by a quarter, at most, of what a shift by a pixel does."""
     [pair] = find_pairs(large_root)
     reductions = []
     monkeypatch.setattr(
@@ -537,7 +537,7 @@ def test_no_frame_enlarges_what_was_reduced():
 
 
 def test_frames_of_a_video_are_read_once(yv_root, monkeypatch):
-    """However often a clip is drawn anew for want of an object."""
+    """This holds even if a clip is drawn again because it shows no object."""
     [first, *_] = find_main(yv_root / 'none', yv_root)
     read = []
     monkeypatch.setattr(video, 'choose_objects', lambda *args, **options: [])

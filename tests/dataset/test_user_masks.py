@@ -139,7 +139,7 @@ def test_an_index_of_two_colours_makes_all_palettes_pictures(save, caplog):
     for found, expected in zip(read(*files), (both, second, first), strict=True):
         equal(found, expected)
     assert 'index 1 is #800000 in' in caplog.text
-    equal(read(files[1])[0], second > 0)  # alone nothing speaks against its indices
+    equal(read(files[1])[0], second > 0)  # in this file alone, the indices can be labels
 
 
 def test_one_reordered_palette_makes_all_palettes_pictures(save):
@@ -154,7 +154,7 @@ def test_one_reordered_palette_makes_all_palettes_pictures(save):
 
 @pytest.mark.parametrize('transparency', [2, b'\xff\xff\0'])
 def test_a_transparent_index_other_than_0_is_background(save, transparency):
-    """A viewer shows a red and a green object on nothing, or a black one."""
+    """A viewer shows a red and a green object on a transparent background, or one black object."""
     mask = scene(1, 2)
     stored = np.array([2, 0, 1], np.uint8)[mask]
     equal(read(save(indexed(stored, RED, GREEN, WHITE), transparency=transparency))[0], mask)
@@ -405,7 +405,7 @@ def test_255_in_another_gray_frame_keeps_its_label(save, caplog):
 @pytest.mark.parametrize('labels', [(255,), (255, 255)])
 def test_255_alone_is_an_object(save, caplog, labels):
     mask = scene(*labels)
-    equal(read(save(indexed(mask)))[0], mask)  # a palette says so
+    equal(read(save(indexed(mask)))[0], mask)  # in a palette, 255 is the label
     equal(read(save(mask))[0], mask // 255)
     equal(read(save(np.dstack([mask] * 3)))[0], mask // 255)
     assert not caplog.records

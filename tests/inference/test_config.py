@@ -156,7 +156,7 @@ def test_a_core_and_an_ensemble_take_a_configuration(small_network, clip, first_
 
 
 def test_a_size_that_does_not_enlarge(small_network, clip, first_mask):
-    """Frames of 110 x 182."""
+    """Frames of 110 x 182 are reduced to a smaller size, but not enlarged to a larger one."""
     for size, other in ((110, None), (500, None), (48, 48)):
         bounded = InferenceCore(small_network, size=size, enlarge=False)
         plain = InferenceCore(small_network, size=other)
@@ -236,7 +236,7 @@ def test_files_without_recommendations_stay_as_they_are(small_network, tmp_path)
 
 
 def test_folders_of_before_go_on(folder_root, small_network, small_checkpoint, tmp_path):
-    """A run continues folders of an earlier version, which used direct convolutions: of a network and an ensemble."""
+    """A run continues the folders of an earlier version, which used direct convolutions."""
     args = argparse.Namespace(model=[str(small_checkpoint)], compile=False)
     plain = {'top': 20, 'mem_every': 5, 'include_last': False, 'max_memory_frames': None, 'size': 32, 'amp': False}
     several = plain | {'top': 0, 'mem_every': 0, 'size': [32, 48], 'kernel_sigma': [0, 7], 'flip': True}

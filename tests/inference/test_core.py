@@ -19,7 +19,7 @@ from tests.helpers import dense_read
 
 
 class PerObjectKeys(Network):
-    """A toy of STM's kind: the memory key depends on the object. One convolution a function."""
+    """A toy of STM's kind: the memory key depends on the object. Each function is one convolution."""
 
     shared_keys = False
 
@@ -62,7 +62,7 @@ def run(network, images, masks, *, wanted=None, objects=None, **options):
 
 
 def run_whole(network, images, masks, *, mem_every, top_k=20):
-    """The same, written from the definition: one object at a time, with a new list of its memory for each frame."""
+    """What ``run`` gives, by the definition: one object at a time, whose memory is listed anew for each frame."""
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     H, W = images[0].shape[1:]
     top, left = (-H % 16) // 2, (-W % 16) // 2
@@ -153,7 +153,7 @@ def test_streaming_equals_the_whole_video(small_network, clip, later, mem_every,
 
 @torch.inference_mode()
 def test_objects_at_once_equal_objects_one_by_one(clip, first_mask):
-    """In a network without the others' masks, everything before the aggregation is independent."""
+    """If the network does not see the others' masks, objects are independent up to the aggregation."""
     network = make_small_network(single_object=True)
     image = torch.rand(1, 3, 112, 192)
     query = network.encode_query(image)

@@ -131,7 +131,7 @@ def test_the_blend_by_hand():
     assert [annotations.nearness(frame, 1) for frame in (0, 5, 9, 10, 12)] == [1, 0.5, pytest.approx(0.1), 1, 1]
     assert [annotations.nearness(frame, 2) for frame in (0, 9, 10)] == [0, 0, 1]
     assert [annotations.nearness(frame, None) for frame in (0, 1, 2, 4)] == [1, 0.5, 1, 0.75]
-    # Both know object 1, the backward pass object 2 alone, the forward one object 3.
+    # Both passes know object 1, only the backward pass knows object 2, and only the forward pass object 3.
     found = blend(4, known([1, 3], [0.8, 0.0], [0.0, 0.5]), known([2, 1], [0.1, 0.0], [0.4, 0.0]), annotations)
     assert found.objects == [1, 3, 2]
     one = 0.6 * 0.8 + 0.4 * 0.4

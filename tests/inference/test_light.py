@@ -1,4 +1,4 @@
-"""The light network that the project ships: what it costs, what it finds, and the ways to it."""
+"""The light network that comes with the project: its cost, its masks, and how it is loaded."""
 
 import subprocess
 import sys

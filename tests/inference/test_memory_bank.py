@@ -84,7 +84,7 @@ def test_objects_join_only_at_permanent_frames_and_never_leave_unasked():
 @pytest.mark.parametrize('max_frames', [None, 5])
 @pytest.mark.parametrize('leaving', [[1], [0, 0], [2], [4, 3], [0, 0, 0], [3, 0, 0, 0]])
 def test_objects_that_leave_take_their_values_and_the_frames_that_nobody_else_reads(shared, max_frames, leaving):
-    """The others read what they read before, also from frames that come later, and in a memory that is bounded."""
+    """The objects that stay read the same as if nobody had left, also from frames that come later."""
     joins = [0, 0, 2, 3, 3]
     keys, values, query = random_frames(9, len(joins), shared=shared)
     bank, expected = (MemoryBank(shared_keys=shared, top_k=5, max_frames=max_frames, capacity=9) for _ in range(2))

@@ -124,7 +124,7 @@ def test_nothing_painted(session, labels):
     with pytest.raises(DataError, match='Frame 2 has no painted mask'):
         session.forget(2)
     session.paint(0, labels)
-    session.paint(2, nothing)  # now it says that all objects are gone
+    session.paint(2, nothing)  # an empty mask now means that all objects are absent
     assert not {reached.frame: reached.labels for reached in session.propagate(0)}[2].any()
     session.forget(0)
     with pytest.raises(DataError, match='Nothing is painted yet'):
@@ -192,7 +192,7 @@ def test_both_ways_from_one_mask_is_each_way(session, labels):
 
 
 def test_both_ways_between_painted_frames_is_the_stream_in_both_directions(session, labels, tmp_path, small_network):
-    """Of a whole video; an object is known to one of the passes only, another is corrected."""
+    """One object is known to only one of the passes, and another one is corrected."""
     session.paint(0, np.where(labels == 3, 0, labels).astype(np.uint8))
     session.paint(8, np.roll(labels, 5, axis=1))
     frames = range(len(session))
@@ -205,14 +205,14 @@ def test_both_ways_between_painted_frames_is_the_stream_in_both_directions(sessi
     for frame in frames:
         assert np.array_equal(session.labels(frame), expected[frame].labels)
     assert not (session.folder / 'waiting').exists()
-    # A stretch of it alone is the same.
+    # Propagating only between the two painted frames gives the same masks.
     before, sure = masks(session), dict(session.confidence)
     for frame in range(3, 6):
         session.mask_path(frame).unlink()
     run(session, 4, 'both', to_painted=True)
     assert all(np.array_equal(a, b) for a, b in zip(masks(session), before, strict=True))
     assert session.confidence == sure
-    # And it is not what either of them says.
+    # Neither pass alone gives these masks.
     for direction in ('forward', 'backward'):
         run(session, 4, direction, to_painted=True)
         assert any((session.labels(frame) != before[frame]).any() for frame in range(1, 8))
@@ -288,7 +288,7 @@ def test_removing_an_object(session, labels):
     run(session, 2, 'both')
     session.remove(3)
     assert session.names.keys() == {1, 2}
-    assert session.painted == {2: {1, 2}, 6: frozenset()}  # there it says that 1 and 2 are gone
+    assert session.painted == {2: {1, 2}, 6: frozenset()}  # the mask of frame 6 still says that 1 and 2 are absent
     assert not any((mask == 3).any() for mask in masks(session))
     assert np.array_equal(session.labels(2), np.where(labels == 3, 0, labels))
     session.remove(1)
@@ -308,9 +308,9 @@ def test_wrong_labels(session, labels):
 
 
 def test_memory_does_not_grow_with_the_clip(small_network, labels, tmp_path):
-    """What numpy holds while a clip four times as long is propagated; the memory frames are bounded, too."""
+    """A clip that is four times as long needs no more memory for arrays; the memory frames are bounded, too."""
     peaks = []
-    for times in (4, 16):  # the short one fills the window of frames that are read ahead
+    for times in (4, 16):  # the shorter clip is longer than the window of frames that are read ahead
         frames = [tmp_path / f'{times}' / f'{number:03d}.png' for number in range(4 * times)]
         frames[0].parent.mkdir()
         for number, path in enumerate(frames):
@@ -353,7 +353,9 @@ def test_zip_of_images(tmp_path, small_network, caplog):
     assert [path.read_bytes() for path in clip.frames] == [path.read_bytes() for path in FRAMES]
     assert clip.time_base * clip.pts[-1] == Fraction(11, 25)
     assert Session(small_network, clip, tmp_path / 'in').shape == (110, 182)
-    assert caplog.messages == ['clip.zip: left out, since not .jpg .jpeg .png .bmp .webp .tif .tiff: readme.txt']
+    assert caplog.messages == [
+        'clip.zip: left out entries other than .jpg .jpeg .png .bmp .webp .tif .tiff: readme.txt'
+    ]
 
 
 def test_zip_stays_in_its_folder(tmp_path):

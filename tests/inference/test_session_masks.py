@@ -49,7 +49,7 @@ def test_a_session_goes_on_in_another_tab(session, labels, small_network, tmp_pa
     assert (tmp_path / 'work.zip').read_bytes() == (tmp_path / 'again.zip').read_bytes()
 
     other = Session(small_network, Clip.of_images(FRAMES), tmp_path / 'other')
-    other.paint(0, np.full_like(labels, 9))  # it goes
+    other.paint(0, np.full_like(labels, 9))  # the import replaces it
     assert import_masks(other, [tmp_path / 'work.zip'], 0, **LIMIT) == list(range(2, 12))
     assert state_of(other) == state_of(session)
     assert not (other.folder / 'import').exists()
@@ -73,7 +73,7 @@ def test_masks_named_like_frames(session, labels, tmp_path):
 
 
 def test_masks_for_the_frame_shown(session, labels, tmp_path):
-    """One file with all objects, in colours of a tool's own; and one an object, named after it."""
+    """The masks are one file with all objects in a tool's own colours, and then a file for each object by its name."""
     colours = np.array([[0, 0, 0], [250, 10, 20], [3, 200, 9], [40, 50, 240]], np.uint8)
     Image.fromarray(colours[labels]).save(tmp_path / 'export.bmp')
     assert import_masks(session, [tmp_path / 'export.bmp'], 4, **LIMIT) == [4]

@@ -18,7 +18,7 @@ from util.stop import StopRequest
 
 
 class Endless(Source):
-    """The clip again and again, with an end that nobody knows, in one thread."""
+    """Repeats the clip, with an end that is not known before; it is read in one thread."""
 
     name, frames = 'endless', None
 

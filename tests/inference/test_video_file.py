@@ -46,7 +46,7 @@ def make_video(
     container: str | None = None,
     pixel_aspect: Fraction | None = None,
 ) -> Path:
-    """One picture a timestamp; ``audio``: the codec of a sine that goes on half a second longer."""
+    """Write a video with a picture for each timestamp. ``audio``: codec of a sine that ends half a second later."""
     with av.open(str(path), 'w', format=container) as output:
         video = output.add_stream(codec, rate=RATE)
         video.height, video.width = size
@@ -136,7 +136,7 @@ def test_variable_timestamps_are_kept_exactly(tmp_path, name, first):
     images, times = read(path)
     assert times == [(first + pts) * time_base for pts in VARIABLE]
     assert all(close(image, picture(number)) for number, image in enumerate(images))
-    with av.open(str(path)) as container:  # nothing that a player would cut off
+    with av.open(str(path)) as container:  # long enough for a player to show the last frame
         assert container.duration >= (VARIABLE[-1] * time_base) * 1_000_000
     assert read(copy(path, tmp_path / f'again_{name}'))[1] == times
 
@@ -219,7 +219,7 @@ def test_phone_videos_are_turned_upright(tmp_path, matrix, upright):
 @pytest.mark.parametrize('aspect', [None, Fraction(16, 11), Fraction(8, 9)])
 @pytest.mark.parametrize('suffix', ['.mp4', '.mkv', '.ts'])
 def test_pixels_that_are_no_squares(tmp_path, aspect, suffix):
-    """A player scales them; the frames that are read and written have the pixels that there are."""
+    """Only a player scales such pixels; frames are read and written with the pixels of the file."""
     reader = VideoReader(make_video(tmp_path / f'a{suffix}', pixel_aspect=aspect))
     assert {image.shape for image, _ in reader} == {(H, W, 3)}
     assert reader.pixel_aspect == (aspect or 1)
@@ -241,7 +241,7 @@ def test_pixels_that_are_no_squares_of_a_turned_video(tmp_path):
 
 
 def test_colours_of_hd(tmp_path):
-    """BT.709, as the file says, whatever the version of PyAV: the lowest one that is allowed is tested as well."""
+    """Colours are those of BT.709, as the file says, with every version of PyAV that is allowed."""
     colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 120, 60)]
     path = tmp_path / 'a.mp4'
     with VideoWriter(path, W, H, time_base=1 / RATE, frame_rate=RATE) as writer:

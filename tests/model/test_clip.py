@@ -48,7 +48,7 @@ def test_published_numbers(stage, variant, layout):
     logits = segment_clip(network, rgb, masks, selector)
     for t in (1, 2):
         frame = logits[:, t - 1].detach()
-        # The logit of a probability that is nearly 0 or 1 multiplies its rounding.
+        # Where a probability is nearly 0 or 1, its logit amplifies the rounding error.
         np.testing.assert_allclose(frame, expected[f'logits_{t}'], atol=1e-3, rtol=0)
         np.testing.assert_allclose(frame.softmax(dim=1)[:, 1:], expected[f'prob_{t}'], atol=1e-4, rtol=0)
     for iteration in ITERATIONS:
@@ -61,7 +61,7 @@ def test_published_numbers(stage, variant, layout):
     names = json.loads((GOLDEN / f'train_s{stage}_parameter_names.json').read_text())
     assert names == [name for name, _ in network.named_parameters()]
     norms = [parameter.grad.norm() for parameter in network.parameters()]
-    # One is zero but for rounding: the bias that all keys share cancels in their distances.
+    # One norm is zero except for rounding: that of the keys' bias, which cancels in the distances of keys.
     np.testing.assert_allclose(norms, expected['gradnorm_it45000'], rtol=5e-3, atol=1e-6)
 
 

@@ -40,7 +40,7 @@ def test_network(golden_network, clip, first_mask):
 
 
 def memory_tensors():
-    """memory_key [64, T, h, w], memory_value [3, 512, T, h, w], query_key [64, h, w], and the expected."""
+    """memory_key [64, T, h, w], memory_value [3, 512, T, h, w], query_key [64, h, w], and all arrays of the file."""
     expected = golden('memory')
     tensors = [torch.from_numpy(expected[name]) for name in ('memory_key', 'memory_value', 'query_key')]
     return tensors[0][0], tensors[1], tensors[2][0], expected

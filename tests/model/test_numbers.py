@@ -34,7 +34,7 @@ def keys_of(kind: str, *shape: int) -> torch.Tensor:
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('metric', ['l2', 'dot'])
 def test_the_sparse_and_the_full_read(kind, dtype, metric):
-    """A readout of values that are all 3 is 3: the weights are numbers and sum to one."""
+    """Values that are all 3 give a readout of 3, so the weights are finite and sum to one."""
     keys = keys_of(kind, T + 1, K, Ck, h, w).to(dtype)
     for shared, top_k, sigma in itertools.product((True, False), (1, 5, None), (None, 7.0, 1e-3)):
         bank = MemoryBank(shared_keys=shared, top_k=top_k, metric=metric, kernel_sigma=sigma, max_frames=2)
@@ -82,7 +82,7 @@ def test_aggregation_of_certain_probabilities(dtype, objects):
         assert prob.grad.isfinite().all()
 
 
-def test_aggregation_of_certain_probabilities_says_what_they_say():
+def test_aggregation_of_certain_probabilities_is_certain():
     nothing, everything = torch.zeros(1, 50, 1, 1), torch.ones(1, 50, 1, 1)
     one = nothing.clone()
     one[0, 7] = 1
@@ -99,7 +99,7 @@ def test_aggregation_of_certain_probabilities_says_what_they_say():
 @pytest.mark.parametrize('fraction', [1.0, 0.575, 0.15, 0.001])
 @pytest.mark.parametrize('targets', ['background', 'objects', 'mixed', 'wrong'])
 def test_the_loss_of_saturated_logits(dtype, fraction, targets):
-    """Logits of +-1e4 are sure that all is background, that all is objects, of the truth, or of wrong labels."""
+    """Logits of +-1e4 predict a target that is background, objects or both with certainty, or wrong labels."""
     generator = torch.Generator().manual_seed(0)
     truth = torch.randint(3, (3, 16, 16), generator=generator)
     target = {'background': torch.zeros_like(truth), 'objects': 1 + truth % 2}.get(targets, truth)
@@ -127,7 +127,7 @@ def test_a_fraction_of_very_few_pixels_is_one_of_them():
     [(None, LARGE), (None, -LARGE), (torch.bfloat16, LARGE), (torch.bfloat16, -LARGE), (torch.float16, LARGE)],
 )
 def test_a_network_that_is_sure_of_everything_can_be_trained(amp, sure_of):
-    """Keys of 1e4 and logits of +-1e4 in a whole clip: loss and gradients are numbers."""
+    """With keys of 1e4 and logits of +-1e4 in a whole clip, loss and gradients are finite."""
     network = extreme(make_small_network(), sure_of).train()
     generator = torch.Generator().manual_seed(0)
     rgb = torch.randn(2, 3, 3, 32, 48, generator=generator)
@@ -156,7 +156,7 @@ def test_a_video_of_fifty_objects_with_large_keys(clip, amp, options):
 
 
 def extreme(network: torch.nn.Module, bias: float) -> torch.nn.Module:
-    """Keys of about 1e4, and logits around ``bias``."""
+    """Scale the network's keys to 1e4 and shift its logits by ``bias``."""
     with torch.no_grad():
         key = network.encode_query(torch.randn(1, 3, 32, 48)).key
         for parameter in network.key_proj.parameters():

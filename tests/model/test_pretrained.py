@@ -1,4 +1,4 @@
-"""Backbones: which file of ImageNet weights serves which, what a network keeps of it, and what it changes."""
+"""Backbones: files of ImageNet weights are recognised by their layout, and the weights reach the network."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ CONFIG = STCNConfig('mobilenet_v2', 'resnet18', key_dim=16, value_dim=32, decode
 
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):
-    """Under names that say nothing."""
+    """Random weights of two backbones, in files whose names do not tell which."""
     folder = tmp_path_factory.mktemp('weights')
     for index, name in enumerate(('resnet18', 'mobilenet_v2')):
         state = getattr(torchvision.models, name)(weights=None).state_dict()
@@ -72,7 +72,7 @@ def test_dilation_keeps_what_the_strided_network_computes():
 
 
 def test_mixed_precision_trains_strided_depthwise_convolutions_in_float32():
-    """Their gradients are those of float32 inputs; without gradients they compute in bfloat16 as all others."""
+    """Their gradients are those of float32. Without gradients, they compute in bfloat16, like all others."""
     backbone = build_backbone('mobilenet_v2_dilated')
     convs = [module for module in backbone.modules() if isinstance(module, StridedDepthwise)]
     assert [(conv.stride[0], conv.dilation[0]) for conv in convs] == [(2, 1), (2, 1), (2, 1), (1, 2), (1, 2)]

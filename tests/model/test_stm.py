@@ -40,7 +40,7 @@ def network():
 
 
 def small(name, **changes):
-    """A variant with its backbones and all the rest narrow."""
+    """A variant with few channels everywhere but in its backbones."""
     narrow = {'key_dim': 16, 'value_dim': 32, 'decoder_widths': (32, 16), 'decoder_width': 16, 'aspp_dim': 24}
     config = VARIANTS[name]
     narrow = {key: value for key, value in narrow.items() if getattr(config, key, None) is not None}

@@ -1,7 +1,7 @@
 """Lets a Python process connect to this machine only. The tests put this module on the path (tests/conftest.py).
 
-Each attempt is also added to the file that STCN_TEST_NETWORK_LOG names: a library may swallow the error. Those of
-the tests of this module are not noted; they use addresses that are reserved for documentation.
+Each attempt is also logged in the file that STCN_TEST_NETWORK_LOG names, since a library may swallow the error. The
+tests of this module use addresses that are reserved for documentation, which are not logged.
 """
 
 import os

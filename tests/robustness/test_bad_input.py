@@ -345,12 +345,12 @@ def test_damaged_images_and_masks(name, damage, checksums_fit):
                 assert found.ndim == ndim
                 assert found.size
             if name.endswith('.png') and not checksums_fit:
-                # The decoder would make up to 256 objects of a flipped bit.
+                # Decoded without its checksums, a file with a flipped bit could show up to 256 objects.
                 assert found is None or np.array_equal(found, original)
 
 
 def test_no_flipped_bit_of_a_png_changes_a_label(tmp_path):
-    """Some flips pass the decoder: what it reads last, it does not compare with any checksum."""
+    """Some flips pass the decoder, which does not check the checksum of what it reads last."""
     whole = image_files()['gray.png']
     path = tmp_path / 'mask.png'
     path.write_bytes(whole)
@@ -762,8 +762,8 @@ def network() -> STCN:
     return STCN(TINY).eval()
 
 
-def checkpoint() -> dict:
-    """A training checkpoint of two layers, for readers that do not ask of what network it is."""
+def checkpoint() -> TrainingState:
+    """The training state of two layers, for readers that accept any network."""
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     optimizer = torch.optim.Adam(layers.parameters())
@@ -799,7 +799,7 @@ def test_damaged_checkpoints(damage, form):
         path.write_bytes(damaged(path.read_bytes(), damage))
         found = attempt(read_checkpoint, path, error=CheckpointError, says=': ')
     assert found is None or isinstance(found, dict)
-    if form == 'zip':  # it has checksums: no weight is other than it was
+    if form == 'zip':  # it has checksums, so every weight that was read is as it was saved
         assert found is None or same(found, content)
 
 

@@ -146,7 +146,7 @@ def test_a_page_says_that_memory_is_out_and_goes_on(small_network, first_mask, t
     assert told[0].startswith('out of GPU memory; object_chunk helps with many objects')
     assert 'The masks up to here are kept' in told[0]
     assert tab.session.masked() == list(range(7))
-    list(propagate(drawn, False, request))  # the clip is not busy for ever
+    list(propagate(drawn, False, request))  # the clip can be propagated again
     assert tab.session.masked() == list(range(12))
     assert len(told) == 1
 
@@ -221,7 +221,7 @@ def test_evaluating_twice_gives_the_same_bytes(davis_root, small_checkpoint, tmp
 
 
 def test_training_twice_gives_the_same_bits(learn):
-    """Whatever the number of processes that load data."""
+    """The number of processes that load data makes no difference."""
     for name, flags in (('a', ()), ('b', ()), ('c', ('--num_workers', 2)), ('other', ('--seed', 1))):
         assert learn(*THREE, '--id', name, *flags) == 0
     [a, b, c, other] = (read_checkpoint(f'saves/{name}/checkpoint_00000003.pth') for name in ('a', 'b', 'c', 'other'))

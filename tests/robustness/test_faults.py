@@ -119,7 +119,7 @@ def used(folder: Path) -> int:
 
 @pytest.fixture
 def run(monkeypatch, capfd):
-    """A script in this process, as the shell sees it: status, and what it said last."""
+    """Runs a script in this process as a shell does. Returns its exit status and its last line."""
 
     def run(script, *flags):
         monkeypatch.setattr(sys, 'argv', [script.__name__, *map(str, flags)])
@@ -139,7 +139,7 @@ def write_probabilities(path):
 
 
 def write_masks_archive(path):
-    """The masks lie elsewhere, where there is room: only the archive is at fault."""
+    """Write an archive whose masks are on another disk, so that only the archive lacks room."""
     root, output = path.parent.parent / 'source', path.with_suffix('')
     if not root.exists():
         make_davis(root, 'cat')
@@ -259,7 +259,7 @@ def segment(run, network, videos):
 
 
 def test_the_disk_gets_full_while_evaluating(segment, disk, tmp_path):
-    """At any file: the settings, the masks and probabilities, the archive."""
+    """The disk gets full at the settings, at the masks and probabilities, or at the archive."""
     (tmp_path / 'expected').mkdir()
     assert segment(tmp_path / 'expected' / 'out')[0] == 0
     expected = tree(tmp_path / 'expected')
@@ -274,7 +274,7 @@ def test_the_disk_gets_full_while_evaluating(segment, disk, tmp_path):
         [named_file] = re.findall(f'^error: {re.escape(str(work))}/(.+): {FULL}$', message)
         named.append(named_file)
         left = tree(work)
-        assert all(expected[name] == value for name, value in left.items())  # no .part, nothing half
+        assert all(expected[name] == value for name, value in left.items())  # no temporary file, no half-written one
         assert named_file not in left
         filler.unlink()
         assert segment(work / 'out')[0] == 0
@@ -333,7 +333,7 @@ def test_an_error_of_the_writing_threads_ends_the_run_and_names_the_file(segment
 
     def slow_step(core, *args, **options):
         computed.append(core)
-        for future in writers[0].pending:  # else all frames might be computed before one is written
+        for future in writers[0].pending:  # otherwise all frames might be computed before one is written
             future.exception()
         return step(core, *args, **options)
 
@@ -392,7 +392,7 @@ def test_an_error_of_the_reading_threads_names_the_file(segment, videos, tmp_pat
 def test_a_signal_ends_an_evaluation_after_the_frame_and_finished_videos_are_kept(
     number, segment, tmp_path, monkeypatch, caplog
 ):
-    """It comes in the second video's first frame, when all masks of the first one still wait to be written."""
+    """The signal comes in the first frame of the second video, when no mask of the first video is written yet."""
     step, write, leave = InferenceCore.step, outputs.write_mask, BackgroundWriter.__exit__
     frames, leaving = [], threading.Event()
 
@@ -504,7 +504,7 @@ def test_the_shell_sees_what_ended_an_evaluation(network, tmp_path):
 
 @pytest.mark.long
 def test_killed_runs_end_as_undisturbed_ones():
-    """Segmentations both ways, and trainings bit for bit at every checkpoint. Without --quick there is more of it."""
+    """Segmentations in both directions and trainings, compared bit for bit. Without --quick, more kinds of runs."""
     kills = ['--evaluation', '0', '--segmentation', '1', '--training', '3', '--quick']
     done = subprocess.run(
         [sys.executable, 'tests/kill_runs.py', *kills], cwd=REPOSITORY, capture_output=True, text=True, check=False
@@ -557,7 +557,7 @@ def names(folder):
 
 
 def test_the_disk_gets_full_while_training(learn, disk):
-    """At the second checkpoint, and at the final weights."""
+    """The disk gets full at the second checkpoint, and at the final weights."""
     saves = disk / 'saves' / 'a'
     assert learn(disk, '-i', 2)[0] == 0
     size = (saves / 'checkpoint_00000002.pth').stat().st_size
@@ -691,7 +691,7 @@ def test_what_can_be_written_stays_as_it_is(tmp_path):
 
 
 def test_converting_goes_on_where_the_disk_was_full(run, roots, disk, tmp_path):
-    """Stills of DAVIS, in this process: a file that has its name is whole."""
+    """Stills of DAVIS are made in this process. Every file that has its final name is whole."""
     flags = ('stills', '--root', roots['davis_root'], '--every', 2, '--num_workers', 1, '--output')
     assert run(convert, *flags, tmp_path / 'out')[0] == 0
     expected = tree(tmp_path / 'out')

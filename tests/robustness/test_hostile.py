@@ -575,7 +575,7 @@ def test_uploaded_zips(tmp_path, data, message):
 
 
 def test_mutated_uploads(tmp_path):
-    """Bytes changed anywhere: a clip, or an error for the user."""
+    """An upload with some bytes changed gives a clip or an error for the user, and writes nothing elsewhere."""
     rng = np.random.default_rng(0)
     content = make_zip({f'{number}.png': path.read_bytes()[:3000] for number, path in enumerate(FRAMES[:2])})
     Image.new('RGB', (4, 4)).save(tmp_path / 'small.png')
@@ -648,7 +648,7 @@ def test_a_page_that_is_closed_while_its_clip_comes_in(tabs, tmp_path, monkeypat
 
 
 def test_a_page_that_is_closed_while_a_frame_is_computed(tabs, tmp_path, monkeypatch):
-    """The frame is written when the folder is gone already; the folder goes again."""
+    """The frame is written after the folder was deleted; then the folder is deleted again."""
     tab = tabs.open('key', upload_of(tmp_path))
     monkeypatch.setattr(
         tab,
@@ -674,13 +674,13 @@ class Page:
         self.server = server
         self.session = uuid.uuid4().hex
         config = json.loads(urllib.request.urlopen(f'{server.url}config').read())
-        # The functions by the event that calls them; the file comes in by the first that uploads.
+        # The first function that an upload calls is the one that opens a clip.
         self.load = next(
             each['id'] for each in config['dependencies'] if ['upload'] in [target[1:] for target in each['targets']]
         )
 
     def upload(self, path: Path, name: str | None = None) -> list[str]:
-        """Where the server has put the file."""
+        """Upload a file. Returns the paths where the server has put it."""
         bound = uuid.uuid4().hex
         body = (
             f'--{bound}\r\nContent-Disposition: form-data; name="files"; filename="{name or path.name}"\r\n'
@@ -694,7 +694,7 @@ class Page:
         return json.loads(urllib.request.urlopen(request).read())
 
     def open(self, path: str) -> list[dict]:
-        """The messages that follow on the upload of a file of this path on the server."""
+        """Open the uploaded file at this path on the server. Returns the messages that the server then sends."""
         data = {
             'data': [{'path': path, 'meta': {'_type': 'gradio.FileData'}}],
             'fn_index': self.load,
@@ -717,7 +717,7 @@ class Page:
         raise AssertionError(messages)
 
     def stay(self) -> http.client.HTTPConnection:
-        """What tells the server that the page is there, until it is closed."""
+        """Open the connection that tells the server that the page is there, until it is closed."""
         connection = http.client.HTTPConnection('127.0.0.1', self.server.port)
         connection.request('GET', f'/gradio_api/heartbeat/{self.session}')
         return connection

@@ -96,7 +96,7 @@ def test_memory_model_grows_with_the_memory(monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 def test_gpu_takes_what_the_model_says(capsys):
-    """Every row in a process that may take 11 GB."""
+    """Every row runs in a process that may take 11 GB."""
     assert memory.main(['--check']) == 0
     rows = [line.split('|') for line in capsys.readouterr().out.splitlines()[2:]]
     assert len(rows) > 10

@@ -19,7 +19,7 @@ from tests.conftest import tree
 
 
 def write_masks(videos, folder):
-    """Masks that a server would take: of each video its first, in every frame that is asked for."""
+    """Write masks that a server would take: the first mask of each video, for every frame that is asked for."""
     for video in videos:
         first = next(frame for frame in video.frames if frame.mask is not None)
         with Image.open(first.image) as image:
@@ -32,7 +32,7 @@ def write_masks(videos, folder):
 
 
 def pack(folder, *, top='', without=''):
-    """A zip of a folder, below ``top``, each name without its beginning ``without``."""
+    """Zip a folder. In the zip, each name has ``top`` in place of its beginning ``without``."""
     path = folder.with_suffix('.zip')
     with zipfile.ZipFile(path, 'w') as archive:
         for name, content in tree(folder).items():
@@ -99,7 +99,7 @@ def test_other_format(good):
 def test_values_of_2016(davis_root, tmp_path):
     videos = davis(davis_root, year=2016)
     folder = write_masks(videos, tmp_path / 'out')
-    Image.fromarray(read_mask(folder / 'goat/00002.png')).save(folder / 'goat/00002.png')  # 0 and 1: nothing to see
+    Image.fromarray(read_mask(folder / 'goat/00002.png')).save(folder / 'goat/00002.png')  # 0 and 1, not 0 and 255
     assert check_submission(folder, videos) == ['1 mask with values other than 0 and 255: goat/00002.png (1)']
 
 
@@ -152,7 +152,7 @@ def test_sizes_labels_and_damage(out, causes, davis_root):
         '3 masks that cannot be read as PNG: dog/00004.png (cannot identify image file), dog/00005.png '
     )
     assert causes(pack(out))[0::2] == expected
-    # Without a look at the labels, what costs is the header of each mask.
+    # Without the check of the labels, only the header of each mask is read.
     quick = check_submission(out, davis(davis_root), every_label=False)
     assert [line.split(':')[0] for line in quick] == [
         '1 mask of another size than the frames',

@@ -33,7 +33,7 @@ from tests.conftest import REPOSITORY, tree
 from tests.helpers import everything, hostile_source, make_zip, tar_with, zip_with
 from tests.trees import write_video
 
-TIMEOUT = 60  # seconds, of anything that should take one
+TIMEOUT = 60  # seconds, for anything that should take about one second
 
 
 # A server
@@ -328,7 +328,7 @@ def test_drive_asks_before_large_files(tmp_path, site, sources, monkeypatch):
 def test_disk_space(tmp_path, site, sources, monkeypatch, caplog):
     usage = namedtuple('usage', 'free')
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(1_500_000))
-    with pytest.raises(OSError, match=r'needs 2\.0 MB of free disk, found 1\.5 MB'):  # the two tars, by the list
+    with pytest.raises(OSError, match=r'needs 2\.0 MB of free disk, found 1\.5 MB'):  # the two tars' sizes in the list
         run(download, 'all', *sources)
     assert not site.requests
 
@@ -366,12 +366,12 @@ def wait_for(condition) -> None:
 
 
 class Killed(BaseException):
-    """Nothing handles it, as nothing handles a SIGKILL."""
+    """Stands in for SIGKILL: no code catches it."""
 
 
 @pytest.mark.parametrize('victim', ['write_member', 'move', 'shutil.rmtree'])
 def test_killed_at_any_point_of_unpacking(tmp_path, site, sources, monkeypatch, victim):
-    """Interrupted before its n-th step, for every n; the next run gives the same tree."""
+    """A run is interrupted before its n-th step, for every n; the next run gives the same tree."""
     owner, name = (shutil, 'rmtree') if victim == 'shutil.rmtree' else (sys.modules['scripts.unpack'], victim)
     original = getattr(owner, name)
     interrupted = 0
@@ -435,7 +435,7 @@ def test_shipped_sources():
 
 
 def encrypted(data: bytes) -> bytes:
-    """The flag of encryption set in both headers of a zip with one member."""
+    """Set the flag of encryption in both headers of a zip with one member."""
     data = bytearray(data)
     data[6] |= 1
     data[data.index(b'PK\x01\x02') + 8] |= 1
@@ -443,7 +443,7 @@ def encrypted(data: bytes) -> bytes:
 
 
 def understated(data: bytes) -> bytes:
-    """The central directory declares 1 byte for a member that inflates to more."""
+    """Make the central directory declare 1 byte for a member that inflates to more."""
     data = bytearray(data)
     place = data.index(b'PK\x01\x02') + 24
     data[place : place + 4] = (1).to_bytes(4, 'little')
@@ -507,7 +507,7 @@ TARS = {
         }
     ),
     'larger than the archive': tar_with({'name': 'a', 'content': b'x', 'size': 10**12}),
-    'less than nothing': tar_with({'name': 'a'}, {'name': 'b', 'size': -1536}),  # leads back to itself
+    'less than nothing': tar_with({'name': 'a'}, {'name': 'b', 'size': -1536}),  # its end is before its start
     'in the middle': tar_with(
         {'name': 'JPEGImages/a', 'content': b'x'},
         {'name': 'Annotations/a', 'content': b'x'},
@@ -545,7 +545,7 @@ REASONS = {
 
 @pytest.mark.parametrize(('suffix', 'name'), [*(('.zip', name) for name in ZIPS), *(('.tar', name) for name in TARS)])
 def test_hostile_archive(tmp_path, suffix, name):
-    """It is refused for what it is, and nothing but the archive is anywhere."""
+    """The error says what is wrong with the archive, and nothing is written anywhere."""
     ABSOLUTE.unlink(missing_ok=True)
     source = hostile_source(tmp_path, (ZIPS if suffix == '.zip' else TARS)[name], suffix)
     before = everything(tmp_path)
@@ -557,7 +557,7 @@ def test_hostile_archive(tmp_path, suffix, name):
 
 
 def test_mutated_archives_do_nothing_outside(tmp_path):
-    """Bits flipped anywhere: unpacked, or refused with one of the documented exceptions."""
+    """An archive with random bytes changed is unpacked, or refused with one of the documented exceptions."""
     rng = random.Random(0)
     files = {'JPEGImages/a.jpg': b'abc' * 50, 'Annotations/a.png': b'x', 'meta.json': b'{}'}
     outcomes = {True: 0, False: 0}
@@ -626,7 +626,7 @@ def save_video(images: Path, masks: Path, name: str, *, frames: int = 3, size=(1
 
 @pytest.fixture
 def youtube_root(tmp_path):
-    """Landscape, portrait and a small video; palette entries that are not ours."""
+    """A landscape, a portrait and a small video, whose masks have another palette than ours."""
     root = tmp_path / 'YouTube'
     for name, size in (('wide', (1280, 720)), ('tall', (540, 961)), ('small', (400, 300))):
         save_video(root / 'train/JPEGImages', root / 'train/Annotations', name, size=size, palette=PALETTE[::-1])
@@ -651,7 +651,7 @@ def test_convert_youtube(youtube_root, capsys):
         assert image.shape[1::-1] == mask.shape[::-1] == size
         assert set(np.unique(mask)) == {0, 3, 7}
         assert palette_of(small / 'Annotations' / name / '00005.png') == PALETTE[::-1].ravel().tolist()[: 3 * 8]
-        # Areas are those of the original to a tenth of a percent, so nothing is shifted or lost.
+        # Centres are those of the original within 0.1% of the image, areas within 1%: nothing is shifted or lost.
         original = read_mask(source / 'Annotations' / name / '00005.png')
         for label in (3, 7):
             places = [np.argwhere(m == label).mean(axis=0) / m.shape for m in (original, mask)]
@@ -692,7 +692,7 @@ def test_convert_reports_and_goes_on(youtube_root, capsys, caplog):
 
 
 def test_convert_continues(youtube_root, capsys):
-    """After a SIGKILL: what is there is whole and stays, and in the end nothing is missing or left over."""
+    """Copies that were made before a SIGKILL are whole. The next run keeps them and makes exactly the others."""
     command = [sys.executable, 'scripts/convert.py', 'youtube', '--root', str(youtube_root), '--num_workers', '1']
     small = youtube_root / 'train_480p'
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -799,7 +799,7 @@ def training_roots(tmp_path, monkeypatch):
 
 
 def findings(folder: Path, *flags) -> tuple[int, list[tuple]]:
-    """The exit status; of every problem its data set, kind, path below ``folder`` and names."""
+    """Run the checker: its exit status, and the data set, kind, path below ``folder`` and names of each problem."""
     status = run(check_data, *flags, '--json', folder / 'report.json')
     report = json.loads((folder / 'report.json').read_text())
     return status, [
@@ -900,7 +900,7 @@ def test_check_finds_what_is_spoilt(tmp_path, training_roots, capsys, path, spoi
 
 
 def test_check_of_videos_of_ones_own(tmp_path, capsys):
-    """Their frames need no masks."""
+    """Not every frame needs a mask in them."""
     mine, other = tmp_path / 'mine', tmp_path / 'other'
     for root in (mine, other):
         save_video(root / 'JPEGImages', root / 'Annotations', 'my cat', frames=6)
@@ -925,13 +925,13 @@ def test_check_of_videos_of_ones_own(tmp_path, capsys):
 
 
 def test_quick_check_reads_headers(tmp_path, training_roots):
-    """It misses what is cut off in the middle and sees the sizes."""
+    """It misses a file that is cut off in the middle, but finds other content and wrong sizes."""
     cut(tmp_path / 'BL30K/JPEGImages/bear/00005.jpg')
     (tmp_path / 'BL30K/JPEGImages/bear/00010.jpg').write_text('text')
     save_labels(tmp_path / 'BL30K/Annotations/bear/00000.png', labels((127, 96)))
     rotated = Image.Exif()
     rotated[0x0112] = 6
-    picture((96, 128)).save(tmp_path / 'BL30K/JPEGImages/boat/00000.jpg', exif=rotated)  # upright 128 x 96
+    picture((96, 128)).save(tmp_path / 'BL30K/JPEGImages/boat/00000.jpg', exif=rotated)  # 128 x 96 when turned upright
     status, found = findings(tmp_path, *training_roots, '--quick', '--num_workers', 1)
     assert status == 1
     assert sorted(problem[1:3] for problem in found) == [

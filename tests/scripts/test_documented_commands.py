@@ -43,7 +43,7 @@ class Command(NamedTuple):
 
 
 def shown(page: Path) -> list[str]:
-    """The shell code on a page: its blocks, and what stands in a line of text."""
+    """The shell code on a page: its blocks, and commands within the text."""
     text = page.read_text()
     blocks = re.findall(r'^```bash\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
     text = re.sub(r'^```.*?^```', '', text, flags=re.MULTILINE | re.DOTALL)
@@ -52,7 +52,7 @@ def shown(page: Path) -> list[str]:
 
 
 def recorded(code: str, folder: Path) -> list[tuple[str, ...]]:
-    """The commands that bash would run: loops, variables and quotes are its business. It runs none of them."""
+    """The commands that bash would run, with loops, variables and quotes resolved by bash. None of them is run."""
     (folder / 'commands').touch()
     subprocess.run(
         [shutil.which('bash'), '-c', f'exec 3>>"$0"\n{RECORD}{code}', str(folder / 'commands')],
@@ -90,7 +90,7 @@ class Understood(Exception):
 
 @pytest.fixture
 def understand(monkeypatch, tmp_path):
-    """Calls the script of a command up to the end of its arguments; files that it names are there."""
+    """Calls the script of a command until it has parsed its arguments. The files that these name exist."""
     (tmp_path / 'checkout').mkdir()
     monkeypatch.chdir(tmp_path / 'checkout')
     parse_args, inference_config = argparse.ArgumentParser.parse_args, flags.inference_config
@@ -111,7 +111,7 @@ def understand(monkeypatch, tmp_path):
         module = importlib.import_module(script.removesuffix('.py').replace('/', '.'))
         with monkeypatch.context() as patch:
             patch.setattr(sys, 'argv', [script, *words])
-            # These look at what they have parsed before they go on: which flags go together.
+            # These scripts check after parsing which flags go together.
             if {'parse_flags', 'evaluation_parser'} & set(vars(module)):
                 patch.setattr(flags, 'inference_config', end_of_flags)
             else:
@@ -130,7 +130,7 @@ def test_scripts_understand_their_commands(commands, understand, capsys):
             continue
         number = next((i for i, word in enumerate(words) if word.endswith('.py')), None)
         if number is None:
-            assert '-m' in words, str(command)  # of another package
+            assert '-m' in words, str(command)  # a module of another package
             continue
         script = Path(words[number]).resolve()
         script = script.relative_to(REPOSITORY) if script.is_relative_to(REPOSITORY) else Path(words[number])

@@ -90,7 +90,7 @@ def test_2016_merges_the_objects(evaluate, davis_root, tmp_path):
 
 
 def test_no_folder_mixes_formats_of_2016(evaluate, tmp_path):
-    """One of before has palettes of 0 and 1, and no word of it."""
+    """Folders of older versions have palette PNGs of 0 and 1, and their settings do not name the format."""
     out = tmp_path / 'out'
     evaluate(out, '--year', '2016')
     settings = json.loads((out / 'settings.json').read_text())
@@ -155,7 +155,7 @@ def test_masks_of_other_settings_are_not_taken_for_these(evaluate, tmp_path):
 
 
 def test_settings_of_one_network_read_as_they_always_did(evaluate, davis_root, small_checkpoint, tmp_path):
-    """So that folders of earlier versions go on, whatever the way in which the same is said."""
+    """Folders of earlier versions can thus be continued, with whichever flags the same settings are given."""
     expected = {
         'top': 20,
         'mem_every': 5,
@@ -261,7 +261,7 @@ def test_a_missing_checkpoint(davis_root, tmp_path):
 
 
 def test_empty_first_mask(evaluate, davis_root, tmp_path):
-    """Nothing to segment: background everywhere, and a warning."""
+    """There is nothing to segment, so all masks are background, and there is a warning."""
     path = davis_root / 'trainval' / 'Annotations' / '480p' / 'dog' / '00000.png'
     Image.fromarray(np.zeros((110, 182), np.uint8)).save(path)
     status, files = evaluate(tmp_path / 'out')

@@ -97,7 +97,7 @@ def test_later_masks_of_an_object_are_not_read(lvos_root, evaluate):
     for first in sorted(APPEARING.values())[1:]:
         path = lvos_root / 'Annotations/long' / f'{first + 1:08d}.png'
         mask = read_mask(path)
-        mask[100:] = 0  # the objects of before
+        mask[100:] = 0  # removes objects that have appeared before
         write_mask(path, mask)
     shutil.copy(lvos_root / 'Annotations/long/00000001.png', lvos_root / 'Annotations/long/00000003.png')
     again = evaluate(lvos_root, 'again')
@@ -151,7 +151,7 @@ def test_directions(run, folder_root, caplog, capsys):
 
 
 def test_what_waits_is_removed_after_an_error(small_checkpoint, folder_root, tmp_path, caplog):
-    (folder_root / 'JPEGImages/dog/frame8.PNG').write_bytes(b'no image')  # the pass backwards comes to it last
+    (folder_root / 'JPEGImages/dog/frame8.PNG').write_bytes(b'no image')  # the backward pass reads it last
     words = ['--model', small_checkpoint, '--device', 'cpu', '--size', 48, '--root', folder_root]
     assert eval_folder.main([*map(str, words), '--output', str(tmp_path / 'out'), '--direction', 'both']) == 1
     assert 'frame8.PNG' in caplog.text

@@ -295,7 +295,8 @@ def test_void_pixels_do_not_count(tmp_path, dataset):
         assert set(objects['2']['F']['frames'].values()) == {1}
         first, *others = objects['1']['J']['frames'].values()
         assert set(others) == {1}
-        assert (first == 1) == (name != 'filled')  # there no pixel is void, so it is wrong
+        # In the first scored frame no pixel is void, so filled ones are wrong.
+        assert (first == 1) == (name != 'filled')
 
 
 def test_255_alone_is_an_object(tmp_path):
@@ -315,7 +316,7 @@ def test_black_and_white_results_against_several_objects_are_an_error(davis, cha
 
 
 def test_own_ground_truth_is_read_as_the_masks_of_a_user(tmp_path):
-    """Colours of a tool's own, in a palette of another order, and a folder of masks an object."""
+    """The masks have a tool's own colours, a palette in another order, or a folder for each object."""
     mask = square(5, 5, 10) + square(20, 30, 12, label=2)
     colours = np.array([(0, 0, 0), (250, 50, 83), (52, 209, 183)], np.uint8)
     for number in range(4):
@@ -355,7 +356,7 @@ def test_what_the_network_was_given_is_not_scored(tmp_path, single):
     assert objects({'00002': [2], '00003': [2]}) == {'1': {'00001': 1, '00002': 0, '00003': 1}}
     with pytest.raises(DataError, match='4 of them given to the network'):
         objects({f'{number:05d}': [1, 2] for number in range(4)})
-    if single:  # whatever the run called it
+    if single:  # the run may have given the video another name
         settings = {'given': {'/home/me/clip.mp4': {'00002': [2], '00003': [2]}}}
         (tmp_path / 'results' / 'settings.json').write_text(json.dumps(settings))
         assert evaluate(*arguments, dataset='folder')['sequences']['v']['objects'].keys() == {'1'}

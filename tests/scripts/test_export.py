@@ -116,7 +116,7 @@ def appearing():
     ],
 )
 def test_example_segments_as_the_core_does(name, flags, options, tmp_path, clip, appearing, one_thread):
-    """With objects that appear later, at a size that has to be padded."""
+    """Objects appear later, and frames have a size that has to be padded."""
     torch.manual_seed(0)
     network = make_small_network() if name == 'stcn' else build_network(CONFIGS[name]).eval()
     if name == 'stm':

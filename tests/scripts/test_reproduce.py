@@ -105,7 +105,7 @@ def test_a_row_that_fails_does_not_stop_the_others(tables, monkeypatch):
 
 
 def test_rows_are_those_of_the_documentation():
-    """Their figures, and the commands that get their weights."""
+    """Their figures are the same, and so are the commands that get their weights."""
     text = (REPOSITORY / 'docs' / 'paper.md').read_text()
     for number, table in reproduce.TABLES.items():
         section = text[text.index(f'## {table.title.split(":")[0]}:') :]

@@ -375,7 +375,7 @@ def test_the_memory_is_bounded(run, spied_cores):
     run('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay', '--mem_every', 1, '--max_memory_frames', 3)
     run('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay', '--mem_every', 1, '--overwrite')
     assert [core.memory.eviction.max_frames for core in spied_cores] == [3, 64]
-    assert [core.memory.permanent for core in spied_cores] == [3, 11]  # the last frame need not go into it
+    assert [core.memory.permanent for core in spied_cores] == [3, 11]  # the last frame is not memorised
 
 
 def interrupt_after(monkeypatch, frames: int, times: int) -> None:
@@ -405,7 +405,7 @@ def test_a_report_names_the_frames_in_which_an_object_vanishes(tmp_path):
 
 
 def test_a_report_knows_what_was_given_and_where_the_directions_turn(run, tmp_path, video):
-    """Before the object is known, it has not vanished; and a mask that was given need not be looked at."""
+    """An object has not vanished where it is not known yet, and masks that were given are not frames to look at."""
     flags = ('--input', video, '--mask', f'5={FIRST}', '--no_overlay', '--report', '--overwrite')
     for direction, known in {'forward': range(5, COUNT), 'backward': range(6), 'both': range(COUNT)}.items():
         assert run(*flags, '--direction', direction) == 0
@@ -440,7 +440,8 @@ def test_a_report_names_what_vanishes_backwards(tmp_path):
 
 def test_both_directions_say_how_many_frames_have_masks(run, tmp_path, video, monkeypatch, capsys, caplog):
     flags = ('--input', video, '--mask', f'4={FIRST}', f'8={FIRST}', '--direction', 'both', '--no_overlay')
-    interrupt_after(monkeypatch, 3, times=1)  # back from 8, where all wait for the pass forwards
+    # This is in the backward pass from frame 8, whose results wait for the forward pass.
+    interrupt_after(monkeypatch, 3, times=1)
     assert run(*flags) == 130
     assert 'interrupted: 0 frames are complete' in caplog.text
     interrupt_after(monkeypatch, 7, times=1)
@@ -542,9 +543,9 @@ def test_images_of_another_size_are_named(run, tmp_path, caplog):
 
 
 def test_a_camera(run, tmp_path, video):
-    """OpenCV takes a file for a camera."""
+    """A video file stands in for the camera, since OpenCV opens it like one."""
     assert run('--input', f'camera:{video}', '--mask', FIRST) == 0
-    assert len(written_masks(tmp_path / 'out')) == COUNT - 1  # the first picture tells the size
+    assert len(written_masks(tmp_path / 'out')) == COUNT - 1  # the first picture is only read for its size
     assert len(list(VideoReader(tmp_path / 'out' / 'overlay.mp4'))) == COUNT - 1
 
 
@@ -585,7 +586,7 @@ def test_errors_are_one_line(tmp_path):
 
 
 def test_folders_of_before_are_replaced(run, tmp_path):
-    """They have segment_video.json in place of settings.json."""
+    """Such folders have segment_video.json in place of settings.json."""
     command = ('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay')
     run(*command)
     expected = tree(tmp_path / 'out')
@@ -597,7 +598,7 @@ def test_folders_of_before_are_replaced(run, tmp_path):
 
 
 def test_several_networks_sizes_and_flips(run, tmp_path, video, small_checkpoint):
-    """A video file, as an ensemble driven by hand."""
+    """The masks of a video file equal those of an ensemble that is called frame by frame."""
     config = InferenceConfig(size=(32, 48), kernel_sigma=(None, 7), flip=True, max_memory_frames=64)
     flags = ('--model', small_checkpoint, small_checkpoint, '--size', 32, 48, '--kernel_sigma', 0, 7, '--flip')
     assert run('--input', video, '--mask', FIRST, '--no_overlay', *flags) == 0
@@ -670,7 +671,7 @@ def test_a_run_goes_on_where_it_was_interrupted(run, tmp_path, video, monkeypatc
 def adapting(monkeypatch) -> list[int]:
     """Makes adapting fast: a second is one iteration on a small clip, which changes the weights much.
 
-    The number of objects of each clip so far.
+    Returns a list with the number of objects in each clip so far.
     """
     counter, clips, loss = itertools.count(), [], adapt.clip_loss_of
     monkeypatch.setattr(time, 'process_time', lambda: float(next(counter)))

@@ -1,4 +1,4 @@
-"""What happens before anything is asked for: ``--help`` waits for nothing heavy, no import reaches for the network."""
+"""The start of a script: ``--help`` does not wait for heavy packages, and no import needs the network."""
 
 import ast
 import importlib
@@ -41,7 +41,7 @@ FOLDERS = {
     'inference': ('util', 'model', 'dataset'),
     'training': ('util', 'model', 'dataset', 'inference'),
 }
-"""Whom the modules of a folder may import, of ours, beside their own folder."""
+"""Folder -> our other packages and modules that its modules may import."""
 
 
 @pytest.mark.parametrize('folder', FOLDERS)
@@ -79,12 +79,12 @@ def test_help_waits_for_nothing_heavy(script):
 
 
 def test_imports_need_no_network():
-    """The guard of this process refuses what a module would ask for."""
+    """If a module connected to another machine when it is imported, the guard of this process would refuse it."""
     for module in MODULES:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
-            if error.name != 'gradio':  # the one optional package that modules of their own are about
+            if error.name != 'gradio':  # the one optional package that some modules import at their top
                 raise
 
 

@@ -31,7 +31,7 @@ def assert_same_weights(found: dict[str, Tensor], expected: dict[str, Tensor]) -
 
 
 def stop_at(iteration: int) -> Callable[..., float]:
-    """In place of ``loop.hardest_fraction``: SIGTERM comes in this iteration, which is the last one then."""
+    """A replacement of ``loop.hardest_fraction`` that sends SIGTERM in this iteration, which becomes the last one."""
 
     def fraction(now: int, *_: int) -> float:
         if now == iteration:
@@ -78,19 +78,19 @@ def test_the_average_of_a_run(learn, tmp_path):
     assert changed
     assert not any('running' in name for name in changed)
 
-    # What is not trained on takes the average.
+    # Whatever does not continue the training takes the average.
     for path in ('saves/a/a.pth', 'saves/a/checkpoint_00000003.pth'):
         assert_same_weights(load_network(path).state_dict(), third['average'])
     start = initial_network(arch=None, single_object=False, weights='saves/a/checkpoint_00000003.pth')
     assert_same_weights(start.state_dict(), third['average'])
-    # A parameter more a weight, no second copy of the statistics.
+    # Each parameter is saved once more; the statistics of batch norm are not.
     sizes = [(tmp_path / 'saves' / 'a' / name).stat().st_size for name in ('a.pth', 'checkpoint_00000003.pth')]
     assert sizes[1] < 4.1 * sizes[0]
 
 
 @pytest.mark.parametrize('flags', [(), ('--amp_dtype', 'float16')], ids=['float32', 'float16'])
 def test_the_weights_are_those_of_a_run_without(learn, flags):
-    """Also where the gradient scaler skips steps."""
+    """This also holds where the gradient scaler skips steps."""
     learn('--stage', 3, '--id', 'with', '-i', 3, '--average', 0.9, *flags)
     learn('--stage', 3, '--id', 'without', '-i', 3, *flags)
     found, expected = checkpoint('with', 3), checkpoint('without', 3)

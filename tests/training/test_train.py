@@ -80,13 +80,13 @@ def test_every_stage_from_disk_to_weights(run, tmp_path, stage):
 
 
 def test_some_checkpoints_stay_for_good(run, tmp_path):
-    """They need not be multiples of the others' period, and resuming with another period deletes none."""
+    """--keep_every need not be a multiple of --save_every, and resuming with another --keep_every deletes none."""
     folder = tmp_path / 'saves' / 'a'
     flags = ('--stage', 3, '--id', 'a', '--save_every', 2)
     assert run(*flags, '-i', 3, '--keep_every', 3) == 0
     assert [path.name for path in Run(folder).checkpoints()] == ['kept_00000003.pth', 'checkpoint_00000002.pth']
     (folder / '.kept_00000006.pth.part').write_bytes(b'half')
-    assert run(*flags, '-i', 12, '--keep_every', 5, '--resume') == 0  # from the one that is kept
+    assert run(*flags, '-i', 12, '--keep_every', 5, '--resume') == 0  # from kept_00000003.pth
     assert [path.name for path in Run(folder).checkpoints()] == [
         'checkpoint_00000012.pth',
         'kept_00000010.pth',
@@ -144,7 +144,7 @@ def test_overfits_one_clip(roots):
 
 
 def gradients(name):
-    """Those of the first iteration: Adam's first moments, 0.1 times as large."""
+    """A tenth of the gradients of the first iteration, which is what Adam's first moments are then."""
     return [moments['exp_avg'] for moments in checkpoint(name, 1)['optimizer']['state'].values()]
 
 
@@ -233,7 +233,7 @@ def test_resumes_by_id_alone_to_the_same_weights(run, monkeypatch, caplog):
     run('--id', 'straight', *flags)
 
     def stop_at(iteration, *bootstrap):
-        if iteration == 4:  # one after the last checkpoint
+        if iteration == 4:  # the one after the last checkpoint
             os.kill(os.getpid(), signal.SIGTERM)
         return 1.0
 
@@ -310,7 +310,7 @@ def test_videos_of_any_name(run, tmp_path, own_root, others, caplog):
     saved = json.loads((tmp_path / 'saves' / 'a' / 'config.json').read_text())['flags']
     assert (saved['video_root'], saved['video_list'], saved['video_repeat']) == ([str(own_root)], None, 2)
     shares = [message for message in caplog.messages if message.startswith('real clips')]
-    share = '100%' if others else '22.2%'  # 5 of bear and 2 of YouTubeVOS beside 2 of the one that is left
+    share = '100%' if others else '22.2%'  # 'my cat' counts twice, bear 5 times, 2 videos of YouTubeVOS once
     assert len(shares) == 1
     assert f'videos of your own ({share})' in shares[0]
 
@@ -324,7 +324,7 @@ def test_a_resumed_run_says_which_videos_are_others(run, own_root, caplog):
     flags = ('--stage', 3, '--id', 'a', '--resume')
     run(*flags, '-i', 1)
     config = Run(Path('saves/a')).configuration()
-    for name in ('video_root', 'video_list', 'video_repeat'):  # a run of before there were these flags
+    for name in ('video_root', 'video_list', 'video_repeat'):  # as in a run from before these flags
         del config['flags'][name]
     Path('saves/a/config.json').write_text(json.dumps(config))
     run(*flags, '-i', 1)
@@ -359,14 +359,14 @@ def test_stage_0_weights_start_the_other_stages(run):
 @pytest.mark.parametrize('flags', [(), ('--amp_dtype', 'float16')], ids=['float32', 'float16'])
 def test_load_model_continues_a_checkpoint_under_another_id(run, flags):
     run('--stage', 3, '--id', 'a', '-i', 4, '--save_every', 1, *flags)
-    if flags:  # a random network's gradients overflow at first: there is a scale to restore
+    if flags:  # a random network's first gradients overflow, so the scale has fallen
         assert checkpoint('a', 2)['scaler']['scale'] < 2**16
     run('--stage', 3, '--id', 'b', '-i', 4, '--load_model', 'saves/a/checkpoint_00000002.pth', *flags)
     assert_same_weights(checkpoint('b', 4)['network'], checkpoint('a', 4)['network'])
 
 
 def test_load_model_takes_the_published_training_checkpoint(run, caplog):
-    """It has no scaler, moments by position, an older Adam's groups and steps, and a scheduler."""
+    """It has a scheduler and no scaler, and its optimizer is of an older PyTorch, whose steps are plain numbers."""
     run('--stage', 3, '--id', 'a', '-i', 4, '--save_every', 1)
     ours = checkpoint('a', 2)
     state = {i: moments | {'step': int(moments['step'])} for i, moments in ours['optimizer']['state'].items()}

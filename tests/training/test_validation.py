@@ -194,7 +194,7 @@ def test_the_best_is_kept_also_after_a_resume(learn, scored, monkeypatch, caplog
     assert learn('--id', 'a', *flags, '-i', 6) == 0
     assert best('a')['evaluation']['iteration'] == 4
     assert re.search(r'after iteration 6: J&F 60.00 in \d s; the best is 70.00 after iteration 4\n', caplog.text)
-    scored(0.6, 0.8)  # of iteration 6 again, and of 7
+    scored(0.6, 0.8)  # the scores of iteration 6, evaluated again, and of iteration 7
     assert learn('--id', 'a', *flags, '-i', 7) == 0
     assert best('a')['evaluation']['iteration'] == 7
 
