@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 
@@ -128,6 +129,7 @@ def test_missing_imagenet_weights_offline(roots, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
     monkeypatch.setenv('https_proxy', 'http://127.0.0.1:9')
+    monkeypatch.setattr(urllib.request, '_opener', None)  # one that an earlier test made would not know the proxy
     flags = [flag for flag in training_flags(roots) if flag not in ('--backbone_weights', 'none')]
     with pytest.raises(UserError) as error:
         train.main([*flags, '--stage', '3', '--id', 'a', '--arch', 'stcn'])
