@@ -35,11 +35,12 @@ class FolderVideo(Video):
 
 
 def folder(root: str | Path, *, first_only: bool = False, direction: str = 'forward') -> list[FolderVideo]:
-    """Open the videos of a folder. Every mask in it annotates its frame.
+    """Open the videos of a folder.
 
-    Frames and masks have the same names: ``JPEGImages/cat/0007.jpg`` and ``Annotations/cat/0007.png``, or
-    ``Annotations/cat/2/0007.png`` if each object has a folder of masks. If the frames are directly in
-    ``JPEGImages``, they are one video, named like ``root``. All masks are read and checked.
+    Every mask in ``Annotations`` is given to the network for the frame of the same name, unless ``first_only`` leaves
+    it out: ``Annotations/cat/0007.png`` for ``JPEGImages/cat/0007.jpg``, or ``Annotations/cat/2/0007.png`` if each
+    object has a folder of masks. If the frames are directly in ``JPEGImages``, they are one video, named like
+    ``root``. All masks are read and checked.
 
     Args:
         root: the folder with ``JPEGImages`` and ``Annotations``.
@@ -88,7 +89,9 @@ class FolderTruth(GroundTruth):
 
 
 def folder_truth(root: str | Path) -> list[FolderTruth]:
-    """Open the ground truth of a folder's videos: every mask from the first one on that shows an object.
+    """Open the ground truth of a folder's videos.
+
+    These are all masks from the first one that shows an object to the end of the video; earlier ones are left out.
 
     Raises:
         DataError: there are no masks, two masks of one frame, or a mask that cannot be read or is ambiguous.
@@ -102,7 +105,7 @@ def folder_truth(root: str | Path) -> list[FolderTruth]:
 
 
 def _ground_truth(root: Path) -> dict[str, dict[str, FrameMasks]]:
-    """Video -> name of a frame -> its masks in ``ROOT/Annotations``, which are not read.
+    """The mask files in ``ROOT/Annotations``, by video and by frame name. The files are only listed, not read.
 
     Videos are found as :func:`folder` finds them. Without ``ROOT/JPEGImages``, the masks are one video if there are
     files directly in ``Annotations``; otherwise each folder there is a video.
@@ -128,8 +131,9 @@ def _ground_truth(root: Path) -> dict[str, dict[str, FrameMasks]]:
 def _video_names(images: Path, annotations: Path) -> list[str]:
     """The names of the video folders in ``JPEGImages``, sorted; empty if it directly has the frames of a single video.
 
-    If it has both folders and frames, the folders are videos if ``Annotations`` has a folder of the same name as one
-    of them. Files and folders that then belong to no video are named in a warning.
+    If ``JPEGImages`` has both folders and frames, the folders are taken as the videos when at least one of them has a
+    folder of the same name in ``Annotations``; otherwise the frames are one video. If the folders
+    are the videos, files beside them and folders of masks without a video are named in a warning.
     """
     folders, files = _entries(images)
     masks, _ = _entries(annotations)

@@ -44,8 +44,8 @@ def check_adapt(args: argparse.Namespace, source: UserSource) -> None:
     """Raise ``UserError`` if ``--adapt`` cannot be used with these inputs."""
     if args.adapt and source.live:
         raise UserError(
-            f'{source.name}: a network adapts to frames that can be read before the segmentation, and those of a '
-            'camera cannot; record a video first',
+            f'{source.name}: adapting needs the frames before the segmentation starts, and a camera does not have '
+            'them yet; record a video first',
             options=['adapt'],
         )
     if args.adapt:
@@ -101,7 +101,8 @@ def adapted_network(args: argparse.Namespace, source: UserSource, unfinished: 'U
             len(source.annotations()),
         )
         train(adapting, args.adapt)
-        unfinished.folder.mkdir(parents=True, exist_ok=True)  # it says that this run may be continued
+        # This folder marks the run as unfinished, so that it may be continued.
+        unfinished.folder.mkdir(parents=True, exist_ok=True)
         save_network(path, adapting.network)
     return make_ready(load_network(path, device=choose_device(args.device)), args)
 

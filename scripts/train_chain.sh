@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# Trains a whole chain, every stage from the weights of the one before:
+# Trains several stages one after the other. Each starts from the weights of the stage before:
 #
 #     scripts/train_chain.sh s03 NAME [flags of train.py]     static images, DAVIS + YouTubeVOS
 #     scripts/train_chain.sh s012 NAME [flags of train.py]    static images, BL30K, DAVIS + YouTubeVOS
 #
 # The runs are saves/NAME_s0, saves/NAME_s03 and so on; the flags go to all of them. The same command again
-# continues where the chain stopped. LAUNCH is what starts train.py: LAUNCH="torchrun --nproc_per_node=2".
+# continues where the chain stopped. The environment variable LAUNCH is the command that starts train.py (default:
+# python), for example LAUNCH="torchrun --nproc_per_node=2".
 set -euo pipefail
 
 case "${1:-}" in
     s03) stages='0 3' ;;
     s012) stages='0 1 2' ;;
-    *) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
 name=${2:?expected a NAME for the runs}
 shift 2

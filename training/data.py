@@ -33,7 +33,10 @@ def open_loader(
     num_workers: int = 0,
     device: torch.device,
 ) -> DataLoader:
-    """This process's share of every batch from iteration ``start`` on: ``accumulation`` micro-batches for each."""
+    """Open a loader of this process's share of every batch, beginning with iteration ``start``.
+
+    The share of each batch comes as ``accumulation`` micro-batches.
+    """
     sampler = AddressSampler(
         len(dataset),
         batch_size=stage.batch_size,

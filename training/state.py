@@ -1,4 +1,4 @@
-"""All that changes while training, in one object: what a checkpoint holds."""
+"""The state of a training run: everything that changes during training and is saved in a checkpoint."""
 
 import dataclasses
 import logging
@@ -34,7 +34,10 @@ class TrainingState:
     average: WeightAverage | None = None
 
     def content(self) -> dict:
-        """For ``torch.save``; ``model.load_network`` loads it, too, and takes the average if there is one."""
+        """The content of a checkpoint, to be written with ``torch.save``.
+
+        ``model.load_network`` can load this file; it takes the averaged weights if there are some.
+        """
         content: dict[str, Any] = {
             'iteration': self.iteration,
             'config': dataclasses.asdict(self.network.config),
@@ -55,11 +58,12 @@ class TrainingState:
         return network_from_checkpoint(self.content(), 'this training', device=device, widen=None)
 
     def restore(self, content: dict, path: str | Path) -> None:
-        """Take over optimizer, scaler, iteration and average from a training checkpoint, ours or the release's.
+        """Take over optimizer, scaler, iteration and average from a training checkpoint.
 
-        The optimizer's moments are assigned to the parameters by position; rates and decay are not taken over. A file
-        of the release has no scaler, so that the scaler has to find its scale again. If the file has no average and
-        one is wanted, it begins with the file's weights.
+        This code or the authors' published code (the release) may have written it. The optimizer's moments are
+        assigned to the parameters by position; rates and decay are not taken over. A file of the release has no
+        scaler, so that the scaler has to find its scale again. If an average is wanted and the file has none, the
+        average starts from the weights in the file.
 
         Raises:
             CheckpointError: something in the file is missing or does not fit the network.
@@ -68,7 +72,8 @@ class TrainingState:
         if not isinstance(iteration, int) or iteration < 0 or 'optimizer' not in content:
             raise CheckpointError(
                 f'{path}: expected a training checkpoint with an iteration and an optimizer, found '
-                f'{", ".join(map(str, list(content)[:5]))}; weights alone begin a stage, and continue none'
+                f'{", ".join(map(str, list(content)[:5]))}; a file with weights only can start a stage but '
+                'cannot continue one'
             )
         self.iteration = iteration
         try:
@@ -83,7 +88,11 @@ class TrainingState:
         if self.average and 'average' in content:
             self.average.restore(content, path)
         elif self.average:
-            log.info('%s: holds no average of the weights; it begins with those of iteration %d', path, iteration)
+            log.info(
+                '%s: holds no average of the weights; the average starts from the weights of iteration %d',
+                path,
+                iteration,
+            )
         elif 'average' in content:
             log.info('%s: its average of the weights is not continued', path)
 
@@ -111,8 +120,8 @@ def _check_moments(moments: dict, index: int, parameter: Tensor) -> None:
     for name in ('exp_avg', 'exp_avg_sq'):
         if moments[name].shape != parameter.shape or not moments[name].is_floating_point():
             raise ValueError(
-                f'{name} {index} is {tuple(moments[name].shape)} of {moments[name].dtype}, the parameter '
-                f'{tuple(parameter.shape)} of {parameter.dtype}'
+                f'{name} of parameter {index} has shape {tuple(moments[name].shape)} and type {moments[name].dtype}, '
+                f'but the parameter has shape {tuple(parameter.shape)} and type {parameter.dtype}'
             )
 
 
@@ -128,12 +137,12 @@ def initial_network(
     """The network to train, on the CPU.
 
     Args:
-        arch: a name in ``VARIANTS``; ``None`` for that of the file, or ``'stcn'``.
-        single_object: as stage 0 trains it.
-        similarity: ``'l2'`` or ``'dot'``; ``None`` for that of the variant, or of the file without ``arch``.
+        arch: a name in ``VARIANTS``; ``None`` for the variant in the file, or for ``'stcn'`` if there is no file.
+        single_object: whether the network is a single-object one, as trained in stage 0.
+        similarity: ``'l2'`` or ``'dot'``; ``None`` takes the variant's; if ``arch`` is ``None`` as well, the file's.
         checkpoint: the content of a training checkpoint to continue, and its path.
-        weights: instead of it, a file to start from. Its averaged weights are taken if it has some. A network of
-            stage 0 is widened for other stages.
+        weights: a file with weights to start from, used if no ``checkpoint`` is given. Its averaged weights are taken
+            if it has some. A network of stage 0 is widened for other stages.
         backbone_files: ImageNet weights for a new network; ``['none']`` for random ones, ``None`` for torchvision's.
 
     Raises:
@@ -155,15 +164,17 @@ def initial_network(
 
     if network.config.single_object != single_object:
         raise CheckpointError(
-            f'{path}: holds a multi-object network; stage 0 trains a single-object one, which starts the other stages'
+            f'{path}: holds a multi-object network; stage 0 trains a single-object network, from which the other '
+            'stages start'
             if single_object
-            else f'{path}: holds a single-object network of stage 0, which other stages start from, not continue'
+            else f'{path}: holds a single-object network of stage 0; other stages can start from it, but cannot '
+            'continue it'
         )
     expected = dataclasses.replace(VARIANTS[arch], **changes) if arch else network.config
     if network.config != expected:
         raise CheckpointError(
-            f'{path}: holds {network.config}, expected the variant {arch!r}, {expected}. Without '
-            'a variant, what the file holds is trained'
+            f'{path}: holds {network.config}, expected the variant {arch!r}, {expected}. If you name no variant, the '
+            'network in the file is trained as it is'
         )
     if similarity and network.similarity != similarity:
         raise CheckpointError(f'{path}: holds a network of similarity {network.similarity!r}, expected {similarity!r}')
@@ -182,7 +193,7 @@ def initial_state(
     """The network on its device with the paper's Adam (F.1), continued where a training checkpoint ended.
 
     Args:
-        amp_dtype: of mixed precision; float16 needs a gradient scaler.
+        amp_dtype: the type for mixed precision, ``None`` for full precision. With float16, a gradient scaler is used.
         average: decay of the average of the weights; ``None`` for no average.
         compiled: compile encoders and decoder with ``torch.compile``.
         checkpoint: the content of a training checkpoint to continue, and its path.

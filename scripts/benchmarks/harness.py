@@ -53,7 +53,7 @@ class Case:
 
 
 def padded(height: int, width: int) -> tuple[int, int]:
-    """The next multiples of the stride, as the core pads."""
+    """Height and width rounded up to multiples of the stride, to which ``InferenceCore`` pads a frame."""
     return height + -height % STRIDE, width + -width % STRIDE
 
 
@@ -65,7 +65,10 @@ def machine(device: torch.device) -> str:
 
 
 def load(case: Case) -> Network:
-    """Load the network to measure on its device, not optimised for inference. A variant gets random weights."""
+    """Load the network to be measured onto its device. It is not yet optimised for inference.
+
+    A variant gets random weights.
+    """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = case.precision == 'tf32'
     if case.is_file:
         return load_network(case.network, device=case.device)
@@ -108,9 +111,9 @@ def peaks(calls: dict[str, Callable[[], object]], device: torch.device) -> dict[
 
 @functools.cache
 def rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """Measure the machine: multiply-adds a second of a matrix product, bytes a second that a copy reads and writes.
+    """Measure the multiply-adds per second of a matrix product, and the bytes per second that a copy reads and writes.
 
-    Once in a process, whatever is measured there.
+    The result is cached, so each device and type is measured only once in a process.
     """
     a, b = (torch.randn(2048, 2048, device=device, dtype=dtype) for _ in range(2))
     source = torch.randn(2**26, device=device)

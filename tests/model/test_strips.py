@@ -1,4 +1,4 @@
-"""Blocks of a MobileNetV2 that compute a strip of rows at a time give what they give at once."""
+"""A block of a MobileNetV2 gives the same result in strips of rows as on all rows at once."""
 
 import pytest
 import torch
@@ -11,7 +11,10 @@ from model.network import fold_batch_norm
 @pytest.mark.parametrize('name', ['mobilenet_v2', 'mobilenet_v2_dilated'])
 @torch.inference_mode()
 def test_strips_are_the_whole(monkeypatch, name):
-    """All kinds of blocks: without expansion, with strides, residual and dilated; several rows a strip, and one."""
+    """The backbones have all kinds of blocks: without expansion, with strides, residual and dilated.
+
+    Strips of several rows and of one row are tested.
+    """
     monkeypatch.setattr(strips, 'LARGE', 0)
     torch.manual_seed(0)
     backbone = build_backbone(name).eval()

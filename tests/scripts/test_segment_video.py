@@ -765,7 +765,7 @@ def test_a_continued_run_has_the_same_adapted_network(run, tmp_path, adapting, m
 
 
 def test_what_cannot_be_adapted_is_refused(run, tmp_path, video, small_checkpoint):
-    with pytest.raises(UserError, match='adapts to frames that can be read before the segmentation'):
+    with pytest.raises(UserError, match='adapting needs the frames before the segmentation starts'):
         run('--input', f'camera:{video}', '--mask', FIRST, '--adapt')
     with pytest.raises(UserError, match='expected one network to adapt, found 2'):
         run('--input', video, '--mask', FIRST, '--adapt', '--model', small_checkpoint, small_checkpoint)

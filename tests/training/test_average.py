@@ -120,7 +120,8 @@ def test_begins_in_the_middle_of_a_run(learn, caplog):
     learn('--stage', 3, '--id', 'a', '-i', 2, '--lr', 1e-3)
     assert learn('--id', 'a', '--resume', '-i', 3, '--average', 0.9) == 0
     assert (
-        'checkpoint_00000002.pth: holds no average of the weights; it begins with those of iteration 2' in caplog.text
+        'checkpoint_00000002.pth: holds no average of the weights; the average starts from the weights of iteration 2'
+        in caplog.text
     )
     before, after = checkpoint('a', 2)['network'], checkpoint('a', 3)
     assert after['average_updates'] == 1

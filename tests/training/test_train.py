@@ -346,13 +346,13 @@ def test_stage_0_weights_start_the_other_stages(run):
     torch.testing.assert_close(fifth.T @ fifth, torch.eye(9))
     assert run('--stage', 3, '--id', 's03', '-i', 1, '--load_network', 'saves/s0/s0.pth') == 0
 
-    with pytest.raises(CheckpointError, match='multi-object network; stage 0 trains a single-object one'):
+    with pytest.raises(CheckpointError, match='multi-object network; stage 0 trains a single-object network'):
         run('--stage', 0, '--id', 'back', '-i', 1, '--load_network', 'saves/s03/s03.pth')
-    with pytest.raises(CheckpointError, match='which other stages start from'):
+    with pytest.raises(CheckpointError, match='other stages can start from it, but cannot continue it'):
         run('--stage', 3, '--id', 'on', '-i', 2, '--load_model', 'saves/s0/checkpoint_00000001.pth')
     with pytest.raises(CheckpointError, match="expected the variant 'stcn'"):
         run('--stage', 3, '--id', 'other', '--arch', 'stcn', '--load_network', 'saves/s03/s03.pth')
-    with pytest.raises(CheckpointError, match='weights alone begin a stage'):
+    with pytest.raises(CheckpointError, match='weights only can start a stage but cannot continue one'):
         run('--stage', 3, '--id', 'on', '--load_model', 'saves/s03/s03.pth')
 
 
