@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 MIN_CHANNELS = 64
-"""Of input and output. With fewer, the transforms take what the products save."""
+"""Of input and output, with one thread. With fewer, the transforms take what the products save."""
+MIN_CHANNELS_OF_THREADS = 256
+"""The same with several threads: they share the products well, and the small sums of the transforms badly."""
 SMALL = 256 * 256
 """Pairs of channels below which the larger weights cost little memory, however rarely a convolution is used."""
 LARGE = 512 * 512
@@ -142,22 +144,24 @@ def tile_of(conv: nn.Conv2d) -> tuple[int, int]:
     return (2, 4) if pairs < 2 * LARGE else (2, 2)
 
 
-def fits(conv: nn.Conv2d) -> bool:
-    """Whether Winograd's form can compute this convolution, and is faster."""
+def fits(conv: nn.Conv2d, *, threads: int) -> bool:
+    """Whether Winograd's form can compute this convolution, and is faster with so many threads."""
     plain = (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
-    return plain and conv.groups == 1 and min(conv.in_channels, conv.out_channels) >= MIN_CHANNELS
+    least = MIN_CHANNELS if threads == 1 else MIN_CHANNELS_OF_THREADS
+    return plain and conv.groups == 1 and min(conv.in_channels, conv.out_channels) >= least
 
 
 def replace_convolutions(module: nn.Module, names: Collection[str]) -> None:
     """Replace convolutions below ``module`` that :func:`fits` by their Winograd form, in place.
 
-    Those with many weights are replaced in the children ``names`` alone.
+    Those with many weights are replaced in the children ``names`` alone. Which ones gain depends on the number of
+    threads that PyTorch has at this moment.
     """
     found = [
         (path, child)
         for path, child in module.named_modules()
         if isinstance(child, nn.Conv2d)
-        and fits(child)
+        and fits(child, threads=torch.get_num_threads())
         and (path.split('.')[0] in names or child.in_channels * child.out_channels < SMALL)
     ]
     # The largest first: the memory that its weights leave has room for the new weights of smaller ones.

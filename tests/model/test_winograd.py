@@ -27,6 +27,7 @@ def tile(request, monkeypatch):
     """The tile of every convolution in this test, however few channels it has."""
     monkeypatch.setattr(winograd, 'tile_of', lambda conv: request.param)
     monkeypatch.setattr(winograd, 'MIN_CHANNELS', 1)
+    monkeypatch.setattr(winograd, 'MIN_CHANNELS_OF_THREADS', 1)
     return request.param
 
 
@@ -81,12 +82,14 @@ def test_which_convolutions():
         with torch.device('meta'):
             assert winograd.tile_of(nn.Conv2d(I, O, 3)) == expected
     with torch.device('meta'):
-        assert winograd.fits(nn.Conv2d(128, 128, 3, padding=1))
+        for channels, threads in ((64, 1), (128, 1), (256, 1), (256, 2), (256, 8)):
+            assert winograd.fits(nn.Conv2d(channels, channels, 3, padding=1), threads=threads)
+        assert not winograd.fits(nn.Conv2d(128, 256, 3, padding=1), threads=2)
         for changes in ({'stride': 2}, {'padding': 0}, {'dilation': 2}, {'groups': 128}):
-            assert not winograd.fits(nn.Conv2d(128, 128, 3, **({'padding': 1} | changes)))
+            assert not winograd.fits(nn.Conv2d(128, 128, 3, **({'padding': 1} | changes)), threads=1)
         for channels in ((32, 128), (128, 32)):
-            assert not winograd.fits(nn.Conv2d(*channels, 3, padding=1))
-        assert not winograd.fits(nn.Conv2d(128, 128, 1))
+            assert not winograd.fits(nn.Conv2d(*channels, 3, padding=1), threads=1)
+        assert not winograd.fits(nn.Conv2d(128, 128, 1), threads=1)
 
 
 @pytest.mark.parametrize('name', ['prob_3obj_every5_nolast', 'prob_2obj_every5_last'])
@@ -128,6 +131,7 @@ print(digest(core.step(torch.rand(3, 96, 128))))
 
 def test_the_same_bytes_again_and_in_another_process():
     """Nothing that was timed or left over by an earlier run decides how a convolution is computed."""
+    torch.set_num_threads(1)
     found = set()
     for _ in range(2):
         network = load_model(device='cpu')
