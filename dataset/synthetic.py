@@ -2,13 +2,13 @@
 
 Objects are cut out of their images and move over another frame, each along its own smooth path; they bend, touch and
 occlude one another. The frame is a still with a moving camera (``SyntheticDataset``) or a real video (``VideoDataset``
-with ``cut_outs``).
+with ``cut_outs``). Some of the objects may come from real videos, and turn and deform as they do there.
 """
 
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -28,6 +28,9 @@ from dataset.augment import (
 from dataset.sampling import AddressedDataset, choose_objects
 from dataset.static import Pair, draw_pair, read_pair
 
+if TYPE_CHECKING:
+    from dataset.video import MovingObjects, TrainingVideo  # which imports this module
+
 MAX_OBJECTS = 2
 MIN_SIDE = 8
 """The least width and height of a cut-out in its own image, in pixels; a smaller one, enlarged, would be noise."""
@@ -38,7 +41,7 @@ class Difficulty:
     """How cut-outs move, and how much they look alike.
 
     ``speed``, ``turn`` and ``growth`` are standard deviations of normal distributions, from which the change during
-    half of a clip is drawn. The last three values are probabilities, for each cut-out.
+    half of a clip is drawn. The last four values are probabilities, for each cut-out.
     """
 
     speed: float = 0.15
@@ -48,16 +51,19 @@ class Difficulty:
     growth: float = 0.12
     """Of the logarithm of the scale."""
     look_alike: float = 0.0
-    """That it shows an object that the clip has already, or another one from the same folder."""
+    """That it shows an object that the clip has already, or another one from the same folder. An object of a video is
+    shown as it looks at another time."""
     crossing: float = 0.0
     """That it covers another object in the middle of the clip and is beside it at both ends."""
     blur: float = 0.0
     """That it is blurred along its path, as if the shutter were open for a part of the time between two frames."""
+    moving: float = 0.0
+    """That it shows an object of a training video, in T of its frames; only where there are videos."""
 
 
 DIFFICULTIES = {
     'plain': Difficulty(),
-    'hard': Difficulty(speed=0.22, turn=22.0, growth=0.25, look_alike=0.5, crossing=0.25, blur=0.25),
+    'hard': Difficulty(speed=0.22, turn=22.0, growth=0.25, look_alike=0.5, crossing=0.25, blur=0.25, moving=0.5),
 }
 
 
@@ -65,8 +71,8 @@ DIFFICULTIES = {
 class Thing:
     """An object of a clip that later cut-outs may look like, or pass in front of."""
 
-    pair: Pair | None
-    """Where it was cut out; None for an object of a real video."""
+    source: 'Pair | TrainingVideo | None'
+    """Where it was cut out, or the video whose object it is; None: nothing is drawn to look like it."""
     coverage: np.ndarray
     """uint8 [T, S, S], 255 inside."""
 
@@ -92,10 +98,16 @@ class Layer(Thing):
 
 
 class CutOuts:
-    """Draws moving objects from image and mask pairs."""
+    """Draws moving objects from image and mask pairs, and from videos if there are any."""
 
-    def __init__(self, pairs: list[Pair], *, difficulty: Difficulty = DIFFICULTIES['plain']) -> None:
-        self.pairs, self.difficulty = pairs, difficulty
+    def __init__(
+        self,
+        pairs: list[Pair],
+        *,
+        difficulty: Difficulty = DIFFICULTIES['plain'],
+        moving: 'MovingObjects | None' = None,
+    ) -> None:
+        self.pairs, self.difficulty, self.moving = pairs, difficulty, moving
         self._folders: dict[str, list[Pair]] = {}
         for pair in pairs:
             self._folders.setdefault(os.path.dirname(pair.image), []).append(pair)
@@ -107,48 +119,63 @@ class CutOuts:
         *,
         limit: int = 2,
         frames: int = FRAMES,
+        max_skip: int = 1,
         scene: Sequence[Thing] = (),
     ) -> list[Layer]:
         """Up to ``limit`` objects, in the order in which they are pasted: the last one lies in front.
 
-        ``scene`` are the objects that the clip of ``frames`` frames shows already. A pair whose mask is narrower or
-        lower than ``MIN_SIDE`` gives no object.
+        ``scene`` are the objects that the clip of ``frames`` frames shows already. A mask that is narrower or lower
+        than ``MIN_SIDE`` gives no object. ``max_skip`` is that of the frames of a video, see ``sample_frames``.
 
         Raises:
             DataError: a file cannot be used.
         """
         layers: list[Layer] = []
         for _ in range(rng.integers(1, limit + 1)):
-            layer = self._layer(rng, size, frames, [*scene, *layers])
+            layer = self._layer(rng, size, frames, max_skip, [*scene, *layers])
             if layer is not None:
                 layers.append(layer)
         return layers
 
-    def _layer(self, rng: np.random.Generator, size: int, frames: int, scene: list[Thing]) -> Layer | None:
-        pair = self._pair(rng, [thing.pair for thing in scene if thing.pair])
-        image, coverage = read_pair(pair)
-        left, top, width, height = cv2.boundingRect((coverage > 127).astype(np.uint8))
+    def _layer(
+        self, rng: np.random.Generator, size: int, frames: int, max_skip: int, scene: list[Thing]
+    ) -> Layer | None:
+        source = self._source(rng, [thing.source for thing in scene if thing.source is not None])
+        if isinstance(source, Pair):
+            still, coverage = read_pair(source)
+            sources, masks = [still] * frames, [coverage] * frames
+        else:
+            assert self.moving is not None
+            sources, masks = self.moving.film(source, rng, frames=frames, max_skip=max_skip)
+        left, top, width, height = cv2.boundingRect((np.maximum.reduce(masks) > 127).astype(np.uint8))
         if min(width, height) < MIN_SIDE:
             return None
         box = np.s_[top : top + height, left : left + width]
-        image = recolour(image[box], random_jitter(rng, brightness=0.2, contrast=0.1, saturation=0.1, hue=0.05))
+        colour = random_jitter(rng, brightness=0.2, contrast=0.1, saturation=0.1, hue=0.05)
+        cut_outs = [(recolour(image[box], colour), mask[box]) for image, mask in zip(sources, masks, strict=True)]
         times = np.linspace(-1, 1, frames)
         path = self._path(rng, height, width, size, scene)
         if self.difficulty.blur and rng.random() < self.difficulty.blur:
             open_for = rng.uniform(0.1, 0.5) * (times[1] - times[0])
-            shown = [_blurred(image, coverage[box], path, time, open_for) for time in times]
+            shown = [_blurred(*each, path, time, open_for) for each, time in zip(cut_outs, times, strict=True)]
         else:
             warps = [path(time) for time in times]
-            shown = [(warp.image(image), warp.coverage(coverage[box])) for warp in warps]
+            shown = [(w.image(image), w.coverage(mask)) for w, (image, mask) in zip(warps, cut_outs, strict=True)]
         images, coverages = zip(*shown, strict=True)
-        return Layer(pair, np.stack(coverages), list(images))
+        return Layer(source, np.stack(coverages), list(images))
 
-    def _pair(self, rng: np.random.Generator, there: list[Pair]) -> Pair:
-        """The pair of a new cut-out, in a clip that shows objects of the pairs ``there``."""
+    def _source(self, rng: np.random.Generator, there: 'list[Pair | TrainingVideo]') -> 'Pair | TrainingVideo':
+        """The pair or the video of a new cut-out, in a clip that shows objects of the sources ``there``."""
+        if self.moving is None:
+            there = [source for source in there if isinstance(source, Pair)]
         if there and self.difficulty.look_alike and rng.random() < self.difficulty.look_alike:
             like = there[rng.integers(len(there))]
+            if not isinstance(like, Pair):
+                return like
             folder = self._folders.get(os.path.dirname(like.image), [like])
             return like if rng.random() < 0.5 else folder[rng.integers(len(folder))]
+        if self.moving is not None and self.difficulty.moving and rng.random() < self.difficulty.moving:
+            return self.moving.videos[rng.integers(len(self.moving.videos))]
         return self.pairs[rng.integers(len(self.pairs))]
 
     def _path(
@@ -218,23 +245,24 @@ class SyntheticDataset(AddressedDataset):
         size: int = 384,
         frames: int = FRAMES,
         difficulty: Difficulty = DIFFICULTIES['plain'],
+        moving: 'MovingObjects | None' = None,
     ) -> None:
         super().__init__()
         self.pairs, self.size, self.frames = pairs, size, frames
-        self.cut_outs = CutOuts(pairs, difficulty=difficulty)
+        self.cut_outs = CutOuts(pairs, difficulty=difficulty, moving=moving)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def sample(self, index: int, rng: np.random.Generator, *, max_skip: int = 0) -> dict[str, Any]:
-        """A clip around the pair of this index; ``max_skip`` is not used."""
+        """A clip around the pair of this index; ``max_skip`` is that of cut-outs from videos."""
         pair = self.pairs[index]
         augmentation, image, coverage = draw_pair(pair, rng, size=self.size, frames=self.frames)
         views = zip(augmentation.warps, augmentation.frame_colours, strict=True)
         frames = [warp.image(recolour(image, augmentation.colour + own)) for warp, own in views]
         labels = np.stack([warp.mask(coverage) for warp in augmentation.warps]).astype(np.uint8)
         scene = [Thing(pair, 255 * labels)]
-        for layer in self.cut_outs.draw(rng, self.size, limit=3, frames=self.frames, scene=scene):
+        for layer in self.cut_outs.draw(rng, self.size, limit=3, frames=self.frames, max_skip=max_skip, scene=scene):
             layer.paste(frames)
             layer.paste_label(labels)
         objects = choose_objects(labels, rng, limit=MAX_OBJECTS, discard_tiny=True)

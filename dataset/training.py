@@ -7,7 +7,7 @@ from dataset.augment import FRAMES
 from dataset.sampling import AddressedDataset
 from dataset.static import StaticDataset, find_pairs
 from dataset.synthetic import DIFFICULTIES, Mixture, SyntheticDataset
-from dataset.video import BL30K_CROP_SCALE, CROP_SCALE, VideoDataset, find_bl30k, find_main
+from dataset.video import BL30K_CROP_SCALE, CROP_SCALE, MovingObjects, VideoDataset, find_bl30k, find_main
 
 
 def open_training_set(
@@ -48,30 +48,37 @@ def open_training_set(
     """
     if name == 'static':
         return StaticDataset(find_pairs(static_root, cache_dir=cache_dir), size=size, frames=frames)
-    synthetic = cut_outs = None
-    if synthetic_root:
-        pairs = find_pairs(synthetic_root, cache_dir=cache_dir)
-        synthetic = SyntheticDataset(pairs, size=size, frames=frames, difficulty=DIFFICULTIES[difficulty])
-        cut_outs = synthetic.cut_outs
-    if name == 'bl30k':
-        scale = crop_scale or BL30K_CROP_SCALE
-        return synthetic or VideoDataset(
-            find_bl30k(bl_root), size=size, crop_scale=scale, discard_tiny=True, frames=frames
-        )
-    if name != 'main':
+    if name not in ('bl30k', 'main'):
         raise KeyError(name)
-    videos = VideoDataset(
-        find_main(
+    videos = []
+    if name == 'main':
+        videos = find_main(
             davis_root,
             yv_root,
             video_roots=video_roots,
             video_list=video_list,
             video_repeat=video_repeat,
             hold_aside=hold_aside,
-        ),
+        )
+    synthetic = None
+    if synthetic_root:
+        synthetic = SyntheticDataset(
+            find_pairs(synthetic_root, cache_dir=cache_dir),
+            size=size,
+            frames=frames,
+            difficulty=DIFFICULTIES[difficulty],
+            moving=MovingObjects(videos) if videos else None,
+        )
+    if name == 'bl30k':
+        scale = crop_scale or BL30K_CROP_SCALE
+        return synthetic or VideoDataset(
+            find_bl30k(bl_root), size=size, crop_scale=scale, discard_tiny=True, frames=frames
+        )
+    real = VideoDataset(
+        videos,
         size=size,
         crop_scale=crop_scale or CROP_SCALE,
-        cut_outs=cut_outs,
+        cut_outs=synthetic.cut_outs if synthetic else None,
         frames=frames,
     )
-    return Mixture(videos, synthetic) if synthetic else videos
+    return Mixture(real, synthetic) if synthetic else real

@@ -360,6 +360,44 @@ def _some(names: Sequence[str]) -> str:
     return ', '.join(names[:SHOWN]) + (', ...' if len(names) > SHOWN else '')
 
 
+class MovingObjects:
+    """Objects of training videos, to be cut out of some of their frames and pasted into other clips."""
+
+    def __init__(self, videos: list[TrainingVideo]) -> None:
+        self.videos = videos
+
+    def film(
+        self, video: TrainingVideo, rng: np.random.Generator, *, frames: int, max_skip: int
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """An object of a video in ``frames`` of its frames; ``max_skip`` counts frames of the original video.
+
+        The object is a random one of those in the first of these frames; without any, the coverages are empty.
+
+        Returns:
+            Images, uint8 [H, W, 3], and coverages, uint8 [H, W], 0 or 255.
+
+        Raises:
+            DataError: a file cannot be used.
+        """
+        names = _draw_frames(video, rng, frames=frames, max_skip=max_skip)
+        size = _common_size(video, names)
+        annotations = [_read_annotation(video, name, size) for name in names]
+        chosen = choose_objects(np.stack(annotations[:1]), rng, limit=1)
+        coverages = [255 * np.isin(labels, chosen).astype(np.uint8) for labels in annotations]
+        return [read_image(_image_path(video, name)) for name in names], coverages
+
+
+def _draw_frames(video: TrainingVideo, rng: np.random.Generator, *, frames: int, max_skip: int) -> list[str]:
+    """The names of some frames, in the order of the video or against it. A short one is shown to its end and back."""
+    there, skip = len(video.frames), max(1, max_skip // video.stride)
+    places = sample_frames(there, skip, rng, count=min(frames, there))
+    there_and_back = itertools.cycle(places + places[-2:0:-1])
+    names = [video.frames[place] for place in itertools.islice(there_and_back, frames)]
+    if rng.random() < 0.5:
+        names.reverse()
+    return names
+
+
 class VideoDataset(AddressedDataset):
     """Clips of some frames of a video with up to K = 2 objects, as ``video_sample`` makes them.
 
@@ -396,19 +434,14 @@ class VideoDataset(AddressedDataset):
         """
         video = self.videos[index]
         for _ in range(1 + REDRAWS):
-            there, skip = len(video.frames), max(1, max_skip // video.stride)
-            places = sample_frames(there, skip, rng, count=min(self.frames, there))
-            there_and_back = itertools.cycle(places + places[-2:0:-1])
-            names = [video.frames[place] for place in itertools.islice(there_and_back, self.frames)]
-            if rng.random() < 0.5:
-                names.reverse()
+            names = _draw_frames(video, rng, frames=self.frames, max_skip=max_skip)
             height, width = _common_size(video, names)
             annotations = [_read_annotation(video, name, (height, width)) for name in names]
             augmentation = draw_video(
                 rng, height, width, size=self.size, crop_scale=self.crop_scale, frames=self.frames
             )
             labels = np.stack([w.labels(a) for w, a in zip(augmentation.warps, annotations, strict=True)])
-            layers = self._cut_outs(rng, labels)
+            layers = self._cut_outs(rng, labels, video, max_skip)
             for layer in layers:
                 layer.paste_label(labels)
             objects = choose_objects(labels, rng, discard_tiny=self.discard_tiny)
@@ -426,12 +459,14 @@ class VideoDataset(AddressedDataset):
             layer.paste(frames)
         return video_sample(frames, labels, objects, name=f'{video.images} {" ".join(names)}')
 
-    def _cut_outs(self, rng: np.random.Generator, labels: np.ndarray) -> list[Layer]:
+    def _cut_outs(
+        self, rng: np.random.Generator, labels: np.ndarray, video: TrainingVideo, max_skip: int
+    ) -> list[Layer]:
         """The cut-outs for a clip whose objects are in ``labels``, uint8 [T, S, S]; half of the clips get none."""
         if self.cut_outs is None or rng.random() >= 0.5:
             return []
-        scene = [Thing(None, 255 * (labels == label).astype(np.uint8)) for label in labels_in(labels)]
-        return self.cut_outs.draw(rng, self.size, frames=self.frames, scene=scene)
+        scene = [Thing(video, 255 * (labels == label).astype(np.uint8)) for label in labels_in(labels)]
+        return self.cut_outs.draw(rng, self.size, frames=self.frames, max_skip=max_skip, scene=scene)
 
 
 def _image_path(video: TrainingVideo, name: str) -> str:

@@ -141,8 +141,8 @@ def add_sample_flags(add: Add) -> None:
         '--difficulty',
         choices=('plain', 'hard'),
         default='plain',
-        help='difficulty of the clips of --synthetic_root. hard: with similar objects, more motion, occlusions and '
-        'blur (default: %(default)s)',
+        help='difficulty of the clips of --synthetic_root. hard: with similar objects, more motion, occlusions, blur '
+        'and, in stages 2 and 3, objects of the videos (default: %(default)s)',
     )
     add(
         '--clip_frames',

@@ -13,7 +13,7 @@ from dataset.sampling import Address
 from dataset.static import find_pairs
 from dataset.synthetic import DIFFICULTIES, CutOuts, Layer, Mixture, SyntheticDataset, Thing
 from dataset.training import open_training_set
-from dataset.video import VideoDataset, find_davis
+from dataset.video import MovingObjects, VideoDataset, find_davis
 from tests.trees import write_pair
 
 SIZE = 96
@@ -161,10 +161,10 @@ def layers_of(pairs, difficulty, count, **options):
 def test_cut_outs_look_like_those_before_them(folders):
     """Half of the later cut-outs repeat an earlier one, the others come from the folder of an earlier one."""
     clips = layers_of(folders, replace(PLAIN, look_alike=1.0), 100)
-    names = [[str(Path(layer.pair.image).parent) for layer in layers] for layers in clips]
+    names = [[str(Path(layer.source.image).parent) for layer in layers] for layers in clips]
     assert len({each[0] for each in names}) == 2
     assert all(len(set(each)) == 1 for each in names)
-    same = np.mean([layers[0].pair == layers[1].pair for layers in clips])
+    same = np.mean([layers[0].source == layers[1].source for layers in clips])
     assert 0.5 < same < 0.85  # 1/2 + 1/2 * 1/3: a draw from the folder may be the same one, too
     assert all(not np.array_equal(layers[0].coverage, layers[1].coverage) for layers in clips)
 
@@ -173,7 +173,27 @@ def test_an_object_of_the_scene_is_what_cut_outs_look_like(folders):
     thing = Thing(folders[0], np.zeros((3, SIZE, SIZE), np.uint8))
     draw = CutOuts(folders, difficulty=replace(HARD, look_alike=1.0)).draw
     layers = [layer for seed in range(20) for layer in draw(np.random.default_rng(seed), SIZE, scene=[thing])]
-    assert {Path(layer.pair.image).parent for layer in layers} == {Path(folders[0].image).parent}
+    assert {Path(layer.source.image).parent for layer in layers} == {Path(folders[0].image).parent}
+
+
+def test_objects_of_videos_move_as_they_do_there(roots, pairs):
+    """A cut-out from a video has another mask in each frame, and may show what the clip shows at another time."""
+    videos = find_davis(roots['davis_root'])
+    moving = MovingObjects(videos)
+    images, coverages = moving.film(videos[0], np.random.default_rng(0), frames=3, max_skip=5)
+    assert len(images) == 3
+    assert all(coverage.shape == image.shape[:2] for image, coverage in zip(images, coverages, strict=True))
+    assert [set(np.unique(each)) for each in coverages] == 3 * [{0, 255}]
+    assert not np.array_equal(coverages[0], coverages[2])
+
+    scene = [Thing(videos[0], np.zeros((3, SIZE, SIZE), np.uint8))]
+    for difficulty in (replace(PLAIN, moving=1.0), replace(PLAIN, look_alike=1.0)):
+        draw = CutOuts(pairs, difficulty=difficulty, moving=moving).draw
+        layers = [layer for seed in range(10) for layer in draw(np.random.default_rng(seed), SIZE, scene=scene)]
+        assert layers
+        assert all(layer.source in videos for layer in layers)
+    still = CutOuts(pairs, difficulty=replace(HARD, look_alike=1.0)).draw(np.random.default_rng(0), SIZE, scene=scene)
+    assert all(layer.source in pairs for layer in still)
 
 
 def test_a_crossing_hides_an_object_that_comes_back(pairs):
