@@ -185,7 +185,7 @@ class Session:
             self._delete(frame)
 
     def annotated_frames(self, limit: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Painted frames with an object, and their masks: uint8 [H, W, 3] and [H, W]. Of more than ``limit``, some."""
+        """Painted frames with an object, and their masks: uint8 [H, W, 3] and [H, W]; at most ``limit`` of them."""
         for frame in at_even_distances([frame for frame, labels in self.painted.items() if labels], limit):
             yield self.read_image(frame), self.labels(frame)
 
