@@ -91,7 +91,7 @@ class Report:
             )
 
     def images(self, iteration: int, rgb: Tensor, target: Tensor, logits: Tensor) -> None:
-        """Write some samples, one a row: all frames with their targets, then the later frames with their predictions.
+        """Write some samples, one per row: all frames with their targets, then the later ones with their predictions.
 
         ``rgb [B, T, 3, H, W], target [B, T, H, W], logits [B, T-1, K+1, H, W]``.
         """
