@@ -133,8 +133,8 @@ class Session:
     def remove(self, label: int) -> None:
         """Remove an object from all masks; its pixels become background.
 
-        A painted mask that showed only this object stays as an empty one while other objects are painted: it says that
-        they are absent on this frame.
+        If other objects are painted, a painted mask that showed only this object stays, and is now empty. It then says
+        that the others are absent on its frame.
 
         Raises:
             DataError: there is no such object.
@@ -238,7 +238,7 @@ class Session:
         """Segment the clip from a frame on; all other frames keep their masks. To stop early, stop iterating.
 
         At ``start`` the core has the same state as in an uninterrupted run over all painted masks, bit for bit. To
-        reach it, a new core gets the earlier frames from the first painted one on, but computes only those that go
+        reach this state, a new core gets the earlier frames from the first painted one on, but computes only those that go
         into the memory. These are yielded without labels. Backwards it is the same with the frames in reverse order,
         from the last painted mask on.
 

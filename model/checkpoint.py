@@ -113,7 +113,7 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def _other_content(path: str | Path) -> str | None:
-    """What a file is that cannot be a checkpoint, and what to do about it; ``None`` if it may be one."""
+    """Describe a file that cannot be a checkpoint, with advice what to do; ``None`` if it may be one."""
     with open(path, 'rb') as file:
         begin = file.read(512)
     if not begin:
@@ -152,7 +152,7 @@ def _other_zip(path: str | Path) -> str | None:
 
 
 def _damaged_record(path: str | Path) -> str | None:
-    """The first record of a file whose checksum is wrong: ``torch.load`` does not look at them."""
+    """The first record with a wrong checksum in a file. ``torch.load`` does not compare checksums."""
     if not zipfile.is_zipfile(path):
         return None  # from before PyTorch 1.6, without checksums
     with zipfile.ZipFile(path) as file:

@@ -114,7 +114,7 @@ class Report:
 
     def evaluation(self, found: dict, best: dict, *, seconds: float) -> None:
         """Write the scores that ``Validation`` found on the videos held aside, and the seconds that it took."""
-        self.since += seconds  # the rate stays that of training
+        self.since += seconds  # so that the rate counts training only
         if self.writer:
             with _writing(self.writer):
                 for name, each in {'all': found, **found['videos']}.items():
