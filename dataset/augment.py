@@ -208,9 +208,9 @@ def thin_plate_spline(points: np.ndarray, values: np.ndarray) -> tuple[np.ndarra
 
 
 def spline_map(points: np.ndarray, displacements: np.ndarray, size: int, *, cell: int = 4) -> np.ndarray:
-    """Where the pixels of a frame look under a thin-plate spline: float32 [size, size, 2], (x, y) in pixels.
+    """The places that the pixels of a frame show under a thin-plate spline: float32 [size, size, 2], (x, y) in pixels.
 
-    ``points`` (x, y) and ``displacements`` are float [N, 2] in units of ``size``. A pixel at a point looks at
+    ``points`` (x, y) and ``displacements`` are float [N, 2] in units of ``size``. A pixel at a point shows
     point + displacement. The spline is evaluated at one point of each cell and interpolated linearly in between, which
     is typically 0.005 pixels off.
     """

@@ -163,7 +163,7 @@ def fit_mask(mask: np.ndarray, size_hw: tuple[int, int], path: str | Path, pixel
             the image fits, too.
 
     Raises:
-        DataError: the aspect ratio is another. ``path``, the mask's file, is only for messages.
+        DataError: the aspect ratios differ. ``path``, the mask's file, is only for messages.
     """
     (h, w), (H, W) = mask.shape, size_hw
     if (h, w) == (H, W):

@@ -238,9 +238,9 @@ class Session:
         """Segment the clip from a frame on; all other frames keep their masks. To stop early, stop iterating.
 
         At ``start`` the core has the same state as in an uninterrupted run over all painted masks, bit for bit. To
-        reach this state, a new core gets the earlier frames from the first painted one on, but computes only those that go
-        into the memory. These are yielded without labels. Backwards it is the same with the frames in reverse order,
-        from the last painted mask on.
+        reach this state, a new core gets the earlier frames from the first painted one on, but computes only those
+        that go into the memory. These are yielded without labels. Backwards it is the same with the frames in reverse
+        order, from the last painted mask on.
 
         Args:
             start: the first frame to segment. Frames before the first painted object (backwards: after the last one)

@@ -39,7 +39,7 @@ def object_name(text: str) -> str:
 def write_masks(session: Session, path: str | Path) -> int:
     """Write a zip with a palette PNG for every frame that has a mask, named like the frame. Returns their number.
 
-    The zip also has a file ``session.json``, which says which masks are painted, how the objects are called, and how
+    The zip also has a file ``session.json``, which says which masks are painted, what the objects are called, and how
     sure the network was, so that :func:`import_masks` can restore the session.
 
     Raises:

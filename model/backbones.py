@@ -1,8 +1,7 @@
 """Image backbones: torchvision classifiers cut at stride 16, with a table to name them.
 
-A backbone turns ``[B, C, H, W]`` into features at strides 16, 8 and 4. Surgery adapts
-torchvision's networks to what the value encoder needs: extra input channels for the masks,
-and convolutions with a bias.
+A backbone turns ``[B, C, H, W]`` into features at strides 16, 8 and 4. For the value encoder,
+torchvision's networks get extra input channels for the masks, and a bias in every convolution.
 """
 
 from abc import ABC, abstractmethod

@@ -28,7 +28,7 @@ def similarity(
 
     ``memory_key [G, N, Ck], query_key [1 or G, Q, Ck] -> [G, Q, N]``; ``metric`` is a name in ``SIMILARITIES``.
     ``bias [G, N]`` is the term that depends on the memory keys alone. The memory bank computes it once for each frame
-    and gives it here; without it, it is computed.
+    and gives it here; if it is not given, it is computed.
     """
     query_key = query_key.expand(memory_key.shape[0], -1, -1)
     chosen = SIMILARITIES[metric]

@@ -46,8 +46,8 @@ class Network(nn.Module, ABC):
     # The core pads frames to multiples of 16:
     padding_colour: tuple[float, float, float] = (0, 0, 0)  # the colour of the padding in normalised RGB
     objects_in_padding: bool = True  # whether the padding of predicted masks is memorised as predicted, or as zeros
-    # The names of the modules that run on every frame. Only for these are faster convolutions with many weights worth
-    # their memory.
+    # The names of the modules that run on every frame. Convolutions with many weights take more memory when they are
+    # made faster. This is done only in these modules.
     every_frame: tuple[str, ...] = ()
     exact: bool = True  # whether all its convolutions are direct; see optimize_
     recommended: Mapping[str, int] = MappingProxyType({})  # from its checkpoint; see model.checkpoint.RECOMMENDED

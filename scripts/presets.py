@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Preset:
-    """The values of flags for rows of the paper. The user adds the data set, and ``--model`` if the preset lacks it."""
+    """The values of flags for rows of the paper. The user adds the data set, and ``--model`` if it is missing."""
 
     rows: str  # the rows of the paper's tables, with their published results
     dataset: str  # the dataset whose evaluation script offers the preset

@@ -141,7 +141,7 @@ def initial_network(
     Args:
         arch: a name in ``VARIANTS``; ``None`` for the variant in the file, or for ``'stcn'`` if there is no file.
         single_object: whether the network is a single-object one, as trained in stage 0.
-        similarity: ``'l2'`` or ``'dot'``; ``None`` takes that of ``arch``, or of the file if ``arch`` is ``None``, too.
+        similarity: ``'l2'`` or ``'dot'``; ``None`` takes that of ``arch`` or, without ``arch``, of the file.
         checkpoint: the content of a training checkpoint to continue, and its path.
         weights: a file with weights to start from, used if no ``checkpoint`` is given. Its averaged weights are taken
             if it has some. A network of stage 0 is widened for other stages.
