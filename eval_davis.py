@@ -19,7 +19,11 @@ def run(argv: Sequence[str] | None) -> 'Summary':
     """Segment what the command line asks for. ``scripts/runs.py`` calls this function for a row of a table."""
     parser = evaluation_parser(__doc__, size=0, dataset='davis')
     parser.add_argument(
-        '--year', type=int, choices=(2016, 2017), default=2017, help='2016: every non-zero label is the one object'
+        '--year',
+        type=int,
+        choices=(2016, 2017),
+        default=2017,
+        help='2016: all non-zero labels are one object',
     )
     parser.add_argument(
         '--davis_path',

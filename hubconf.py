@@ -62,6 +62,6 @@ def stcn_light(pretrained: bool = True, **options) -> InferenceCore:
 def stcn(checkpoint: str, **options) -> InferenceCore:
     """A core with the network of a checkpoint file, a published one or our own.
 
-    ``options`` are those of ``InferenceCore``; the others have the values that the checkpoint recommends.
+    ``options`` are those of ``InferenceCore``. Those not given have the values that the checkpoint recommends.
     """
     return InferenceCore(load_model(checkpoint, exact=options.get('exact', False)), **options)

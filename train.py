@@ -111,7 +111,7 @@ def begin(
         if args.stage != saved['flags']['stage']:
             raise model.CheckpointError(
                 f'{run.folder}: is a run of stage {saved["flags"]["stage"]}, not {args.stage}; '
-                'begin another --id with --load_network'
+                'start a new run, with another --id, from --load_network'
             )
         for name in RECIPE:
             before, now = saved['flags'].get(name, parser.get_default(name)), getattr(args, name)

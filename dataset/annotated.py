@@ -22,7 +22,7 @@ from dataset.sampling import AddressedDataset
 from dataset.synthetic import MAX_OBJECTS, Layer, video_sample
 
 WORKING_SIZE = 480
-"""Shorter side in pixels to which larger frames are reduced. Clips show them smaller than this."""
+"""Shorter side in pixels to which larger frames are reduced. Few clips show them larger than this."""
 
 HOLE_REDUCTION = 4
 """The background behind an object is made at this fraction of the frame's size: it is smooth, so this is enough."""
@@ -120,7 +120,8 @@ class AnnotatedDataset(AddressedDataset):
         inside = source.labels == label
         x, y, width, height = cv2.boundingRect(inside.astype(np.uint8))
         middle = np.array([x + width / 2, y + height / 2])
-        reach = self.size / np.sqrt(abs(np.linalg.det(cameras[0][:2, :2])))  # of the clip, in pixels of the frame
+        # The side of the clip, in pixels of the frame.
+        reach = self.size / np.sqrt(abs(np.linalg.det(cameras[0][:2, :2])))
         start = middle + rng.normal(0, 0.05 if is_itself else 0.35, 2) * reach
         velocity, turn, growth = rng.normal(0, 0.15, 2) * reach, rng.normal(0, 10), rng.normal(0, 0.12)
         shape = affine_about((0, 0), angle=rng.normal(0, 5), scale=np.exp(rng.normal(0, 0.1)), shear=rng.normal(0, 4))
@@ -139,7 +140,7 @@ class AnnotatedDataset(AddressedDataset):
         return Layer(None, np.stack(coverages), images)
 
     def _occluder(self, rng: np.random.Generator, source: Annotated, cameras: list[np.ndarray]) -> Layer:
-        """A round piece of the ground that passes in front of everything."""
+        """A round piece of the background that passes in front of everything."""
         S = self.size
         middle, velocity, shift = (
             rng.uniform(0.2, 0.8, 2) * S,

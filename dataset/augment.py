@@ -27,7 +27,7 @@ FRAMES = 3
 """Frames of a training clip, in the paper."""
 
 MAX_STEP = 1.5
-"""If neighbouring frame pixels are more source pixels apart than this, linear interpolation would alias visibly."""
+"""Largest step without visible aliasing by linear interpolation: source pixels from one frame pixel to the next."""
 
 REDUCTIONS = (8, 4, 2)
 """A JPEG can be decoded at one of these fractions of its size (1/8, 1/4, 1/2), in less time."""
@@ -138,7 +138,7 @@ def scaling(x: float, y: float) -> np.ndarray:
 def affine_about(
     centre: tuple[float, float], *, angle: float = 0.0, scale: float = 1.0, shear: float = 0.0
 ) -> np.ndarray:
-    """torchvision's affine: shear along x, then scale, then rotate clockwise (as seen) about (x, y). Degrees."""
+    """torchvision's affine, in degrees: shear along x, then scale, then rotate clockwise (as seen) about (x, y)."""
     rotation, shear = np.radians([angle, shear])
     cos, sin, tan = np.cos(rotation), np.sin(rotation), np.tan(shear)
     linear = np.eye(3)
@@ -174,8 +174,8 @@ def random_resized_crop(
 ) -> tuple[int, int, int, int]:
     """torchvision's RandomResizedCrop: (top, left, height, width) of a box inside of the image.
 
-    The area is a fraction ``scale`` of the image's, and the logarithm of the ratio width / height is uniform. If ten
-    drawn boxes do not fit into the image, it is the largest central box with an allowed ratio.
+    The area is a fraction ``scale`` of the image's, and the logarithm of the ratio width / height is uniform. If none
+    of ten drawn boxes fits into the image, the box is the largest central one with an allowed ratio.
     """
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
@@ -208,9 +208,9 @@ def thin_plate_spline(points: np.ndarray, values: np.ndarray) -> tuple[np.ndarra
 
 
 def spline_map(points: np.ndarray, displacements: np.ndarray, size: int, *, cell: int = 4) -> np.ndarray:
-    """Where the pixels of a frame look under a thin-plate spline: float32 [size, size, 2], (x, y) in pixels.
+    """The places that the pixels of a frame show under a thin-plate spline: float32 [size, size, 2], (x, y) in pixels.
 
-    ``points`` (x, y) and ``displacements`` are float [N, 2] in units of ``size``. A pixel at a point looks at
+    ``points`` (x, y) and ``displacements`` are float [N, 2] in units of ``size``. A pixel at a point shows
     point + displacement. The spline is evaluated at one point of each cell and interpolated linearly in between, which
     is typically 0.005 pixels off.
     """

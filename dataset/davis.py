@@ -82,7 +82,7 @@ def davis_videos(root: str | Path, *, year: int, split: str) -> tuple[Path, list
     except OSError as error:
         raise DataError(f'{image_set}: cannot read the list of videos ({error.strerror})') from error
     except UnicodeDecodeError as error:
-        raise DataError(f'{image_set}: expected a text file with one video a line, found other bytes') from error
+        raise DataError(f'{image_set}: expected a text file with one video per line, found other bytes') from error
     if not names:
         raise DataError(f'{image_set}: lists no videos')
     for name in names:

@@ -58,7 +58,7 @@ def find_held_aside(
 
 
 def open_video(images: Path, masks: Path) -> HeldAside:
-    """A video from the folder of its frames and the folder of its annotations, which may lack frames.
+    """A video from the folder of its frames and the folder of its annotations. Not every frame needs one.
 
     Raises ``DataError`` as :func:`find_held_aside`.
     """

@@ -66,7 +66,7 @@ PALETTE = _voc_palette()
 
 
 def image_size(path: str | Path, *, formats: tuple[str, ...] = FORMATS) -> tuple[int, int]:
-    """Read the size (H, W) of the image that ``read_image`` returns from the file's header. Raises ``DataError``."""
+    """Read from the file's header the size (H, W) of what ``read_image`` would return. Raises ``DataError``."""
     with _open_file(path, formats) as image:
         # For a TIFF, some versions of Pillow give the size before turning it and others the size after it.
         if isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -163,7 +163,7 @@ def fit_mask(mask: np.ndarray, size_hw: tuple[int, int], path: str | Path, pixel
             the image fits, too.
 
     Raises:
-        DataError: the aspect ratio is another. ``path``, the mask's file, is only for messages.
+        DataError: the aspect ratios differ. ``path``, the mask's file, is only for messages.
     """
     (h, w), (H, W) = mask.shape, size_hw
     if (h, w) == (H, W):
@@ -237,13 +237,13 @@ def list_frames(folder: str | Path, *, suffixes: tuple[str, ...] = FRAME_SUFFIXE
         if path.is_dir():
             folders.append(f'{path.name}/')
             continue
-        # A link to nothing is a frame that is missing.
+        # A broken link is kept: reading it says that the frame is missing.
         if path.suffix.lower() not in suffixes or not (path.is_file() or path.is_symlink()):
             others.append(path.name)
             continue
         if path.stem in frames:
             raise DataError(
-                f'{folder}: expected one file a frame, found {frames[path.stem].name} and {path.name}. '
+                f'{folder}: expected one file per frame, found {frames[path.stem].name} and {path.name}. '
                 'Remove one of them.'
             )
         frames[check_path(path).stem] = path
@@ -343,7 +343,7 @@ def open_image(path: str | Path, *, formats: tuple[str, ...] = FORMATS, animated
             image.verify()  # checks a PNG's checksums, which decoding ignores; damage could become labels
         if pages > 1 and (image.format == 'TIFF' or not animated):
             raise DataError(
-                f'{path}: expected one picture, found {pages} in one file. Save the one that counts alone.'
+                f'{path}: expected one picture, found {pages} in one file. Save the one to use as a file of its own.'
             )
     with _open_file(path, formats) as image:
         if image.format == 'TIFF':
@@ -433,7 +433,7 @@ def check_crisp(
     """Refuse labels that come from interpolation, compression or dithering instead of being drawn.
 
     A real object fills a window of 3 x 3 pixels somewhere, or is thin. Interpolation makes labels along edges, with
-    values strictly between those of two neighbours. Compression makes specks, and dithering specks or a chequered
+    values strictly between those of two neighbours. Compression makes specks; dithering makes specks or a chequered
     pattern.
 
     Args:
@@ -483,7 +483,7 @@ def check_crisp_colours(values: np.ndarray, path: str | Path) -> None:
 def _soft_mask(path: str | Path, found: str) -> DataError:
     """The error of a mask that is not crisp; ``found``: what shows it."""
     return DataError(
-        f'{path}: expected a mask with one exact value an object, found {found}, as anti-aliasing, '
+        f'{path}: expected a mask with one exact value per object, found {found}, as anti-aliasing, '
         'interpolation, dithering or JPEG compression leave behind. Save the original mask as a palette or grayscale '
         'PNG, resized by nearest neighbour if at all.'
     )

@@ -75,13 +75,13 @@ def _number_objects(folders: list[Path]) -> dict[int, Path]:
     """Label -> the folder of an object."""
     if len(folders) > MAX_LABEL:
         raise DataError(
-            f'{folders[0].parent}: expected at most {MAX_LABEL} folders, one an object, found {len(folders)}'
+            f'{folders[0].parent}: expected at most {MAX_LABEL} folders, one per object, found {len(folders)}'
         )
     numbers = [int(path.name) if path.name.isdecimal() else 0 for path in folders]
     if len(set(numbers)) == len(numbers) and all(1 <= number <= MAX_LABEL for number in numbers):
         return dict(zip(numbers, folders, strict=True))
     log.info(
-        '%s: one folder of masks an object: %s',
+        '%s: one folder of masks per object: %s',
         folders[0].parent,
         some([f'{path.name} is object {label}' for label, path in enumerate(folders, 1)]),
     )
@@ -92,9 +92,9 @@ def match_masks(given: Sequence[GivenMask], names: Sequence[str] | None) -> list
     """Which masks belong to which frames, in frame order.
 
     Masks of a folder, and several single files, belong to the frames that have their names. So does one single file,
-    if there is such a frame; else it belongs to the first frame. If several folders are given, or a folder that has
-    folders, each of them is one object. Where a frame, a label or several files for one mask are given, names do not
-    matter. A file that does not exist may be a pattern (``masks/*.png``).
+    if there is such a frame; else it belongs to the first frame. If several folders are given, or a folder of
+    folders, each of these folders is one object. Where a frame, a label or several files for one mask are given, names
+    do not matter. A file that does not exist may be a pattern (``masks/*.png``).
 
     Args:
         names: of the frames, without suffixes; ``None`` for a video file or a camera, whose frames have no names.
@@ -125,7 +125,7 @@ def match_masks(given: Sequence[GivenMask], names: Sequence[str] | None) -> list
         if (other := frames.setdefault(masks.frame, masks)) is not masks:
             raise DataError(
                 f'expected one mask for frame {masks.frame}, found {other.files[0]} and {masks.files[0]}. Several '
-                'files of a frame, one an object, are joined by commas.'
+                'files of a frame, one per object, are joined by commas.'
             )
     return [frames[frame] for frame in sorted(frames)]
 
@@ -196,7 +196,11 @@ def _expanded(path: Path) -> list[Path]:
     if not masks:
         raise DataError(f'{path}: expected masks ({" ".join(MASK_SUFFIXES)}), found none')
     if len(masks) < len(files):
-        log.warning('%s: left out, being no masks: %s', path, some([file.name for file in files if file not in masks]))
+        log.warning(
+            '%s: left out, since they are not masks: %s',
+            path,
+            some([file.name for file in files if file not in masks]),
+        )
     return masks
 
 
@@ -204,8 +208,8 @@ def _matched(masks: list[FrameMasks[str]], names: Sequence[str] | None) -> list[
     """The same masks, by the indices of their frames instead of the names."""
     if masks and names is None:
         raise DataError(
-            f'{masks[0].files[0]}: expected the number of its frame, since frames of a video have no names that masks '
-            'could have. Give each mask as FRAME=FILE, counting from 0.'
+            f'{masks[0].files[0]}: expected the number of its frame, since frames of a video file have no names that '
+            'masks could share. Give each mask as FRAME=FILE, counting from 0.'
         )
     places = {name: place for place, name in enumerate(names or ())}
     strangers = [str(each.files[0]) for each in masks if each.frame not in places]

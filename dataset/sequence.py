@@ -28,7 +28,7 @@ class Video:
     name: str
     folder: str
     frames: tuple[Frame, ...]
-    binary: bool = False  # every non-zero label is the one object
+    binary: bool = False  # all non-zero labels together are one object
 
     def output_name(self, frame: Frame) -> str:
         """The name of the frame's output files: a path below the output folder, without a suffix."""
@@ -58,7 +58,7 @@ class GroundTruth:
     name: str
     masks: tuple[Path, ...]
     skip_last: bool = False  # the last frame is not scored
-    binary: bool = False  # every non-zero label is the one object, 1
+    binary: bool = False  # all non-zero labels together are object 1
     categories: Mapping[int, str] = field(default_factory=dict)  # of objects, where they are known
 
     def read(self, path: Path) -> np.ndarray:

@@ -54,7 +54,7 @@ class UserMasks(Generic[Key]):
             and the masks need not show an object.
 
     Attributes:
-        given: by frame.
+        given: by frame, its masks.
         objects: by frame, the labels that its masks show.
 
     Raises:
@@ -136,7 +136,7 @@ class UserMasks(Generic[Key]):
                     continue
                 several = f'{path}: expected a mask of object {label} alone, found {len(found)} values beside'
                 if each.binary:
-                    raise DataError(f'{several} the background. Is this folder that of an object?')
+                    raise DataError(f'{several} the background. Does this folder hold the masks of one object?')
                 log.warning('%s the background; all of them are object %d', several, label)
         if may_be_empty:
             return
@@ -151,7 +151,7 @@ class UserMasks(Generic[Key]):
 
 
 class _Kind(Enum):
-    """What a file stores for each pixel; also which of these is taken as the meaning of its pixels."""
+    """What a file stores for each pixel, or what its pixels are converted to before they get labels."""
 
     INDEX = 'index of a palette'
     VALUE = 'gray value'
@@ -165,7 +165,7 @@ class _Picture:
     path: Path
     kind: _Kind
     codes: np.ndarray
-    """Values of its kind, or CLEAR: int32 [H, W] of all pixels, or [N] of the values in use, by first appearance."""
+    """int32 values of this kind, or CLEAR: [H, W] of all pixels, or [N] without repetition, by first appearance."""
     palette: np.ndarray  # int32 [256]: the colours of a palette, or CLEAR; empty for the other kinds
     lossy: bool
 
@@ -300,7 +300,7 @@ def _label_colours(colours: list[int], name: str, numbered: set[int], known: dic
 
     Args:
         numbered: labels in other files of the video, which have values or indices.
-        known: the colours that palettes show for them.
+        known: the label of each colour in the palettes of these files.
     """
     davis = _davis_labels(colours)
     if numbered and set(colours) <= set(known):
@@ -413,7 +413,7 @@ def _gray_values(image: Image.Image, path: Path) -> np.ndarray:
 
 
 def _palette(image: Image.Image, used: np.ndarray, path: Path) -> np.ndarray:
-    """int32 [256] of colours, or CLEAR. Entries that the file lacks are black; no palette stands for gray values."""
+    """int32 [256] of colours, or CLEAR. Entries that the file lacks are black. Without a palette, indices are gray."""
     if image.palette is None:
         return np.arange(256, dtype=np.int32) * GRAY
     colours = np.zeros((256, 3), np.int32)
@@ -443,7 +443,8 @@ def _translate(codes: np.ndarray, labels: dict[int, int], path: Path) -> np.ndar
     place = np.searchsorted(keys, codes).clip(max=len(keys) - 1)
     if not len(keys) or not np.array_equal(keys[place], codes):
         raise DataError(
-            f'{path}: expected the mask of the start of the run, found it changed. Do not change masks during a run.'
+            f'{path}: expected the mask as it was at the start of the run, found it changed. Do not change masks '
+            'during a run.'
         )
     return np.array([labels[key] for key in keys.tolist()], np.uint8)[place]
 

@@ -125,7 +125,7 @@ def find_own(roots: Iterable[str | Path], *, video_list: str | Path | None = Non
     The stride of each video is found by ``annotation_stride``, and logged.
 
     Args:
-        video_list: a text file that names the videos to take, one a line; all of them if it is not given.
+        video_list: a text file that names the videos to take, one per line; all of them if it is not given.
 
     Raises:
         DataError: a root lacks one of these folders; there is no list, and a root has no video that can be used; or
@@ -168,7 +168,7 @@ def _read_list(path: str | Path, folders: list[Path]) -> list[str]:
     lines = Path(path).read_text(encoding='utf-8-sig', errors='surrogateescape').splitlines()
     names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not names:
-        raise DataError(f'{path}: expected names of videos, one a line, found none.')
+        raise DataError(f'{path}: expected names of videos, one per line, found none.')
     there = set().union(*map(_folders, folders))
     if unknown := [name for name in names if name not in there]:
         raise DataError(
@@ -304,7 +304,7 @@ def find_videos(
         ('video(s) that are not in the training list', others, unlisted),
         (f'video(s) without frames ({" ".join(FRAME_SUFFIXES)})', frameless, None),
         ('video(s) without annotations', unannotated, f'expected {masks}/<video>/<frame>.png'),
-        ('video(s) with fewer than 3 frames that have an annotation', short, 'that of 00000.jpg is 00000.png'),
+        ('video(s) with fewer than 3 frames that have an annotation', short, 'expected 00000.png for 00000.jpg'),
         ('frame(s) with the name of another one (.jpg, .png)', double, f'{masks} is the folder of annotations'),
         ('annotation(s) without a frame of the same name', stray, None),
         ('frame(s) that are in no folder of a video', loose, f'expected {images}/<video>/<frame>'),
@@ -318,7 +318,7 @@ def find_videos(
 def annotation_stride(frames: Sequence[str]) -> int | None:
     """The smallest step between the numbers in the names of annotated frames; None if it does not divide all steps.
 
-    00000.jpg, 00005.jpg, 00010.jpg, 00025.jpg: 5, and a gap. Of several numbers in a name, the one that varies counts.
+    It is 5 for 00000.jpg, 00005.jpg, 00010.jpg, 00025.jpg. Of several numbers in a name, the one that varies counts.
     """
     numbers = zip(*(map(int, re.findall('[0-9]+', os.path.splitext(name)[0])) for name in frames), strict=False)
     varying = [column for column in numbers if len(set(column)) > 1]

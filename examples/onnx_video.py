@@ -35,7 +35,7 @@ class Network:
             try:
                 session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
                 about = {key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
-            except Exception as error:  # onnxruntime has a kind for each cause
+            except Exception as error:  # onnxruntime has an exception for each cause
                 raise ValueError(f'{path}: cannot be loaded; export it again ({error})') from error
             function, _ = about.pop('function', None), about.pop('tensors', None)
             self.sessions[name], self.settings = session, self.settings or about
@@ -78,7 +78,7 @@ class Memory:
 
 
 def segment(network: Network, frames: list[Path], masks: dict[int, np.ndarray]) -> Iterator[np.ndarray]:
-    """The labels ``[H, W]`` of every frame, where ``masks`` has those of some frames by their numbers."""
+    """Yield the labels ``[H, W]`` of every frame. ``masks`` has those of some frames, by the number of the frame."""
     config, padding_colour = network.settings['inference'], network.settings['padding_colour']
     memory, objects, last_given, size = Memory(), [], None, masks[min(masks)].shape
     for time, path in enumerate(frames):
@@ -101,7 +101,7 @@ def segment(network: Network, frames: list[Path], masks: dict[int, np.ndarray]) 
         if objects:
             logits = network.decode(readout=memory.read(network, query['key']), **query)['logits'][0]
             prob = aggregate(1 / (1 + np.exp(-logits.clip(-60))))
-        # A mask that is given replaces it where it has objects; some of them may be new.
+        # A given mask replaces these where it has objects. Some of its objects may be new.
         if given:
             objects = objects + [label for label in given if label not in objects]
             rows, columns = (np.arange(new) * old // new for old, new in zip(size, image[crop].shape[2:], strict=True))
@@ -129,7 +129,7 @@ def aggregate(prob: np.ndarray) -> np.ndarray:
 
 
 def prepare(frame: np.ndarray, padding_colour: list[float], config: dict) -> tuple[np.ndarray, tuple]:
-    """``[H, W, 3]`` as the network takes it, ``[1, 3, H', W']``, and what cuts off its padding."""
+    """``[H, W, 3]`` as the network takes it, ``[1, 3, H', W']``, and the index that cuts off its padding."""
     shape, size = frame.shape[:2], config['size']
     if size and (size < min(shape) or config['enlarge']):
         shape = size * shape[0] // min(shape), size * shape[1] // min(shape)
@@ -178,7 +178,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--model', type=Path, required=True, help='folder of the exported network')
     parser.add_argument('--input', type=Path, required=True, help='folder of images, in the order of their names')
-    parser.add_argument('--mask', type=Path, required=True, help='of the first frame; or folder, named like frames')
+    parser.add_argument('--mask', type=Path, required=True, help='mask of the first frame, or folder of masks')
     parser.add_argument('--output', type=Path, required=True, help='new folder for the masks')
     args = parser.parse_args(argv)
     try:

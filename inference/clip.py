@@ -16,7 +16,7 @@ from util.errors import foreign_call
 log = logging.getLogger(__name__)
 
 IMAGE_RATE = Fraction(25)  # frames a second of a clip of images
-MAX_RATE = 240  # this many frames count as a second or more, so that a limit of seconds also limits the frames
+MAX_RATE = 240  # this many frames count as at least a second, so that the limit in seconds also limits the frames
 MAX_PIXELS = 4096 * 2304  # largest area of a frame in pixels
 STORE_FACTOR = 10  # frames on disk may take this many times the largest upload
 JPEG_QUALITY = 95
@@ -77,7 +77,9 @@ def _import_images(path: Path, folder: Path, *, max_seconds: float, limit: int) 
         for name, entry in upload.entries:
             target = folder / check_name(name.name, path.name)
             if target.exists():
-                raise DataError(f'{path.name}: two frames are called {target.name}. Put one folder of frames into it.')
+                raise DataError(
+                    f'{path.name}: two frames are called {target.name}. Put only one folder of frames into the zip.'
+                )
             limit = upload.unpack(entry, target, limit)
     frames = list_frames(folder)
     if not frames:
@@ -168,7 +170,7 @@ def _check_length(path: Path, seconds: Fraction, max_seconds: float) -> None:
     if seconds > max_seconds:
         raise LimitError(
             f'{path.name}: longer than the {max_seconds:g} seconds that are allowed '
-            f'(images count as {IMAGE_RATE} a second, and no more than {MAX_RATE} frames as one)'
+            f'({IMAGE_RATE} images count as a second, {MAX_RATE} frames of a video as at least a second)'
         )
 
 

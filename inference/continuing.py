@@ -35,8 +35,8 @@ class Unfinished:
 
     The memory is saved exactly: each memory frame has a file with its keys and values, which is written once, and
     ``state.pt`` names the files in use. On the same machine, a continued run therefore gives the masks of an
-    uninterrupted run, bit for bit. The folder ``waiting`` holds what one pass keeps for the other. Apart from it, the
-    folder takes about as much disk as the memory takes RAM.
+    uninterrupted run, bit for bit. The folder ``waiting`` holds what one pass keeps for the other. The other
+    files take about as much disk as the memory takes RAM.
 
     Args:
         output: the output folder of the run; the state is in a folder in it.

@@ -38,7 +38,7 @@ class Step(NamedTuple):
 
 @dataclass
 class Schedule:
-    """Decides which frames are computed and memorised. It holds no tensors, so that a run plans ahead with a copy."""
+    """Decides which frames are computed and memorised. It holds no tensors, so a run can plan ahead with a copy."""
 
     mem_every: int | None = 5  # None: only annotated frames stay in the memory
     include_last: bool = False

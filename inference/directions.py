@@ -100,7 +100,7 @@ def blend(frame: int, forward: Known, backward: Known, annotations: Annotations)
 
 
 class WaitingPass:
-    """Keeps the probabilities of one pass on the disk until the other pass needs them, in one compressed file a frame.
+    """Keeps the probabilities of one pass on the disk until the other pass needs them: a compressed file per frame.
 
     They are stored in steps of 1/255, and at the size at which the network works if frames are larger. This is a
     context manager: files are written in the background and are complete after its block. ``remove`` deletes them.

@@ -10,7 +10,7 @@ from inference.eviction import LeastUsed
 from model.memory import add_kernel, best_query, read_sparse, similarity, top_k_weights
 from model.similarity import SIMILARITIES, check_similarity
 
-SCRATCH_BYTES = 64 * 2**20  # bound of the similarities that are held at a time, whatever the length of the video
+SCRATCH_BYTES = 64 * 2**20  # limit for the similarities that are held at a time, whatever the length of the video
 GROWTH = 1.5  # factor by which a full buffer grows
 
 
@@ -142,7 +142,7 @@ class MemoryBank:
     """Stores the memory frames in order. An object reads only the frames since it joined.
 
     Objects that joined together form a group, and may leave one by one. With shared keys (STCN) the keys are
-    stored once and the similarity is computed once for all objects; top-k and the gather of values run once a
+    stored once and the similarity is computed once for all objects; top-k and the gather of values run once per
     group. Without them (STM), every object has its own keys. The last slot may be temporary: the next ``add``
     replaces it.
 
@@ -155,7 +155,7 @@ class MemoryBank:
             see :class:`inference.eviction.LeastUsed`; protected frames stay, whatever their number.
         capacity: how many memory frames to reserve space for; the space grows when there are more.
         value_dtype: the type in which values are stored; ``None`` keeps their own. Keys are always float32.
-        scratch_bytes: bound of the similarities that are held at a time, in bytes.
+        scratch_bytes: limit for the similarities that are held at a time, in bytes.
 
     Raises:
         ValueError: an argument is out of its range.

@@ -149,7 +149,7 @@ def check_alike(results: Sequence[Result]) -> None:
 
 
 def merged_settings(results: Sequence[Result]) -> dict[str, object]:
-    """The settings of the merged result: a list of those of the runs, and beside it those of the dataset, once."""
+    """The settings of the merged result: a list of the runs' settings, and once those of the dataset."""
     shared = {name: results[0].settings[name] for name in ('format', 'given') if name in results[0].settings}
     runs = [{name: value for name, value in each.settings.items() if name not in shared} for each in results]
     return {'merged': runs} | shared

@@ -364,8 +364,8 @@ def claim(
         raise replaceable(f'{folder}: has results already ({found[0]})')
     elif found and not recorded:
         raise OutputError(
-            f'{found[0]}: exists, but {folder} has no {SETTINGS_FILE}, which every run writes: nothing is deleted '
-            'there, since it may not be the result of a run; choose another place for the output',
+            f'{found[0]}: exists, but {folder} has no {SETTINGS_FILE}, which every run writes. Nothing is deleted, '
+            'since these files may not come from a run; choose another place for the output',
             options=['output'],
         )
     check_writable(record)

@@ -133,8 +133,8 @@ class Session:
     def remove(self, label: int) -> None:
         """Remove an object from all masks; its pixels become background.
 
-        A painted mask that showed only this object stays as an empty one while other objects are painted: it says that
-        they are absent on this frame.
+        If other objects are painted, a painted mask that showed only this object stays, and is now empty. It then says
+        that the others are absent on its frame.
 
         Raises:
             DataError: there is no such object.
@@ -185,7 +185,7 @@ class Session:
             self._delete(frame)
 
     def annotated_frames(self, limit: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Painted frames with an object, and their masks: uint8 [H, W, 3] and [H, W]. Of more than ``limit``, some."""
+        """Painted frames with an object, and their masks: uint8 [H, W, 3] and [H, W]; at most ``limit`` of them."""
         for frame in at_even_distances([frame for frame, labels in self.painted.items() if labels], limit):
             yield self.read_image(frame), self.labels(frame)
 
@@ -238,9 +238,9 @@ class Session:
         """Segment the clip from a frame on; all other frames keep their masks. To stop early, stop iterating.
 
         At ``start`` the core has the same state as in an uninterrupted run over all painted masks, bit for bit. To
-        reach it, a new core gets the earlier frames from the first painted one on, but computes only those that go
-        into the memory. These are yielded without labels. Backwards it is the same with the frames in reverse order,
-        from the last painted mask on.
+        reach this state, a new core gets the earlier frames from the first painted one on, but computes only those
+        that go into the memory. These are yielded without labels. Backwards it is the same with the frames in reverse
+        order, from the last painted mask on.
 
         Args:
             start: the first frame to segment. Frames before the first painted object (backwards: after the last one)

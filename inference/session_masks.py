@@ -39,7 +39,7 @@ def object_name(text: str) -> str:
 def write_masks(session: Session, path: str | Path) -> int:
     """Write a zip with a palette PNG for every frame that has a mask, named like the frame. Returns their number.
 
-    The zip also has a file ``session.json``, which says which masks are painted, how the objects are called, and how
+    The zip also has a file ``session.json``, which says which masks are painted, what the objects are called, and how
     sure the network was, so that :func:`import_masks` can restore the session.
 
     Raises:
@@ -138,7 +138,9 @@ def _unzip(path: Path, folder: Path, limit: int) -> Record | None:
             place.mkdir(exist_ok=True)
             file = place / check_name(name.name, path.name)
             if file.exists():
-                raise DataError(f'{path.name}: two masks are called {name.name}. Put one folder of masks into it.')
+                raise DataError(
+                    f'{path.name}: two masks are called {name.name}. Put only one folder of masks into the zip.'
+                )
             limit = upload.unpack(entry, file, limit)
     return record
 
@@ -183,7 +185,7 @@ def _restore(session: Session, folder: Path, record: Record) -> list[int]:
     files = {path.stem: path for path in list_frames(folder, suffixes=MASK_SUFFIXES)}
     if strangers := sorted(files.keys() - numbers.keys()):
         raise DataError(
-            f'expected the masks of this clip, found no frames for {some(strangers)}. Is the zip of another clip?'
+            f'expected the masks of this clip, found no frames for {some(strangers)}. Is this the zip of another clip?'
         )
     if absent := sorted({*record.painted, *record.confidence} - files.keys()):
         raise DataError(f'{RECORD}: lists frames without a mask: {some(absent)}')

@@ -1,4 +1,4 @@
-"""Sources of frames: videos of a dataset, video files, folders of images and cameras. They know no network."""
+"""Sources of frames: videos of a dataset, video files, folders of images and cameras, without networks."""
 
 import itertools
 import logging
@@ -233,7 +233,8 @@ class UserSource(Source):
     def annotated_frames(self, limit: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The frames that have a mask with an object, and their masks: uint8 [H, W, 3] and [H, W].
 
-        If there are more than ``limit``, some at even distances are taken. A video file is read up to the last one.
+        If there are more than ``limit``, only some at even distances are taken. A video file is read only up to the
+        last frame that is taken.
 
         Raises:
             DataError: a frame or a mask cannot be read.

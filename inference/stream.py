@@ -1,4 +1,4 @@
-"""Runs the frames of a source through a core: reading ahead, progress, stopping, and errors of full memory."""
+"""Runs the frames of a source through a core: reading ahead, progress, stopping, and out-of-memory errors."""
 
 import logging
 import resource
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 READ_AHEAD = 8  # frames
 LOG_SECONDS = 10
-STOPPING = 'stopping after this frame; once more to stop at once'
+STOPPING = 'stopping after this frame; Ctrl-C again stops at once'
 
 
 class TooLittleMemoryError(UserError, MemoryError):
@@ -42,7 +42,7 @@ def enough_memory() -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise TooLittleMemoryError(
             'out of GPU memory; object_chunk helps with many objects, max_memory_frames with long videos, amp and a '
-            f'smaller size with all ({cause_of(error)})'
+            f'smaller size always ({cause_of(error)})'
         ) from error
 
 

@@ -43,7 +43,7 @@ class Undo(Generic[State]):
 
     @contextmanager
     def change(self, what: str, state: State) -> Iterator[None]:
-        """Everything in the block is one change. If an exception ends the block, what was done until then counts.
+        """Everything in the block is one change. If an exception ends it, what was done until then is the change.
 
         Args:
             what: a short description.

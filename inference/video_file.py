@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONTAINERS = {'.mp4': 'mp4', '.m4v': 'mp4', '.mov': 'mov', '.mkv': 'matroska'}  # suffix -> muxer
-# Formats that FFmpeg also opens but that are no videos: text, and lists of other files. Those of images end in _pipe.
+# Formats that FFmpeg also opens but that are no videos: text, and lists of other files. Image formats end in _pipe.
 NOT_VIDEOS = {'tty', 'image2', 'hls', 'dash', 'concat'}
 # The timestamps of MPEG streams begin at any number, not at zero.
 UNANCHORED = {'mpegts', 'mpeg'}
@@ -281,8 +281,8 @@ class VideoWriter:
     The file appears when the ``with`` block ends without an exception and a frame was written; otherwise nothing is
     left. Timestamps are kept. Odd sizes get one more row or column, since the chroma has half the resolution.
 
-    The audio is copied packet by packet, or encoded as AAC if the container does not support its codec. It ends with
-    the pictures. The audio keeps its timestamps, so the pictures need the timestamps of the same file.
+    The audio is copied packet by packet, or encoded as AAC if the container does not support its codec. It ends when
+    the pictures end. The audio keeps its timestamps, so the pictures need the timestamps of the same file.
 
     Args:
         path: the file to write, with the suffix .mp4, .m4v, .mov or .mkv.

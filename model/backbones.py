@@ -1,8 +1,7 @@
 """Image backbones: torchvision classifiers cut at stride 16, with a table to name them.
 
-A backbone turns ``[B, C, H, W]`` into features at strides 16, 8 and 4. Surgery adapts
-torchvision's networks to what the value encoder needs: extra input channels for the masks,
-and convolutions with a bias.
+A backbone turns ``[B, C, H, W]`` into features at strides 16, 8 and 4. For the value encoder,
+torchvision's networks get extra input channels for the masks, and a bias in every convolution.
 """
 
 from abc import ABC, abstractmethod
@@ -198,9 +197,9 @@ def encode_objects(
     *,
     object_chunk: int | None = None,
 ) -> Iterator[Tensor]:
-    """Features of a frame's objects at stride 16, as a list with ``[B, k, C, h, w]`` for each chunk of k objects.
+    """Yield the features of a frame's objects at stride 16: ``[B, k, C, h, w]`` for each chunk of k objects.
 
-    The first convolution is linear, so its output is a sum of a part that all objects share and one of each object.
+    The first convolution is linear. So its output is a part that all objects share plus a part of each object.
 
     Args:
         of_frame: [B, C, H/2, W/2], the part that all objects share.
@@ -227,7 +226,7 @@ def append_input_channels(weight: Tensor, channels: int, *, init: str) -> Tensor
 
 
 def new_input_channels(weight: Tensor, channels: int, *, init: str) -> Tensor:
-    """``[O, I, k, k] -> [O, channels, k, k]``: weights of inputs beside those of ``weight``."""
+    """``[O, I, k, k] -> [O, channels, k, k]``: weights for additional input channels."""
     extra = weight.new_zeros(weight.shape[0], channels, *weight.shape[2:], dtype=torch.float32)
     if init == 'orthogonal':
         nn.init.orthogonal_(extra)

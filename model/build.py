@@ -1,4 +1,4 @@
-"""From a configuration to its network."""
+"""Builds the network of a configuration."""
 
 from collections.abc import Callable, Mapping
 
@@ -19,6 +19,6 @@ def build_network(
 ) -> Network:
     """The network of a configuration, with new weights.
 
-    ``backbone_weights``: a state dict for each name in ``config.backbones`` (``model.pretrained``); random without.
+    ``backbone_weights``: a state dict for each name in ``config.backbones`` (``model.pretrained``); random by default.
     """
     return NETWORKS[config.arch](config, backbone_weights=backbone_weights)

@@ -8,8 +8,8 @@ A file is one of
 - our own: ``{'config': {...}, 'network': {...}}``, from which the network is rebuilt: ``config['arch']`` names its
   class;
 
-each with or without the ``module.`` prefix of a parallel wrapper. Our own may also carry ``recommended``: the values
-of inference that the network was selected with, on videos held aside.
+each with or without the ``module.`` prefix of a parallel wrapper. Our own may also carry ``recommended``: the
+settings of inference with which the network was selected, on videos held aside.
 """
 
 import codecs
@@ -36,8 +36,8 @@ RECOMMENDED: dict[str, tuple[type[int], int]] = {
     'top': (int, 0),
     'size': (int, 0),
 }
-"""What a checkpoint may recommend, its type and its least value. 0 is as in the flags: memorise annotated frames only,
-read all positions, keep the size of the frames."""
+"""The settings that a checkpoint may recommend, each with its type and its smallest value. As in the flags, 0 means to
+memorise only annotated frames (``mem_every``), read all positions (``top``) or keep the frames' size (``size``)."""
 
 OTHER_FILES = {
     b'\x1f\x8b': 'a file packed by gzip. Unpack it with gunzip; inside may be the checkpoint, or a web page.',
@@ -54,7 +54,7 @@ NOT_COMPARED = 'num_batches_tracked'  # batch norm's counter; never used, absent
 
 
 class CheckpointError(UserError, RuntimeError):
-    """A file that is no usable checkpoint: what is wrong with it, and what was expected."""
+    """A file is not a usable checkpoint. The message says what is wrong with it and what was expected."""
 
 
 def load_network(
@@ -100,7 +100,7 @@ def read_checkpoint(path: str | Path) -> dict:
         ) from error
     except MemoryError:
         raise
-    except Exception as error:  # which one, depends on the place of the damage: zip directory, pickle or tensors
+    except Exception as error:  # its class depends on what is damaged: zip directory, pickle or tensors
         cause = cause_of(error).partition('. ')[0]  # the rest is advice that does not help here
         raise CheckpointError(f'{unreadable} ({cause})') from error
     with foreign_call(CheckpointError, unreadable):
@@ -113,7 +113,7 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def _other_content(path: str | Path) -> str | None:
-    """What a file is that was taken for a checkpoint, and what to do about it; ``None`` where it may be one."""
+    """Describe a file that cannot be a checkpoint, with advice what to do; ``None`` if it may be one."""
     with open(path, 'rb') as file:
         begin = file.read(512)
     if not begin:
@@ -152,7 +152,7 @@ def _other_zip(path: str | Path) -> str | None:
 
 
 def _damaged_record(path: str | Path) -> str | None:
-    """The first record of a file whose checksum is wrong: ``torch.load`` does not look at them."""
+    """The first record with a wrong checksum in a file. ``torch.load`` does not compare checksums."""
     if not zipfile.is_zipfile(path):
         return None  # from before PyTorch 1.6, without checksums
     with zipfile.ZipFile(path) as file:
@@ -169,7 +169,7 @@ def network_from_checkpoint(
 ) -> Network:
     """As :func:`load_network`, for a file that has been read already.
 
-    ``averaged``: take the average of the weights where there is one; ``False`` for the weights that training goes on
+    ``averaged``: take the average of the weights where there is one; ``False`` for the weights that training continues
     with.
     """
     name = 'average' if averaged and 'average' in content else 'network'
@@ -212,10 +212,10 @@ def save_network(
 ) -> None:
     """Write the weights and the configuration that rebuilds the network, atomically; ``dtype`` converts the weights.
 
-    ``recommended`` are values of ``RECOMMENDED`` that inference takes unless it is told otherwise, by default those of
-    the file that the network came from;
-    ``save_network(path, load_network(path), recommended={'mem_every': 3, 'size': 360})`` puts them into a file.
-    ``notes`` are plain values to be kept beside them; loading the network does not look at them.
+    ``recommended`` are values for the names in ``RECOMMENDED``. Inference uses them unless it is told otherwise. By
+    default they are those of the file that the network came from. To write them into an existing file:
+    ``save_network(path, load_network(path), recommended={'mem_every': 3, 'size': 360})``.
+    ``notes`` are other plain values to keep in the file; loading the network ignores them.
     """
     recommended = network.recommended if recommended is None else recommended
     if recommended:
@@ -255,8 +255,8 @@ def _check_tensors(state: dict[str, Tensor], path: str | Path) -> None:
     for name, value in state.items():
         if value.is_floating_point() and not value.float().isfinite().all():
             raise CheckpointError(
-                f'{path}: {name}: expected numbers, found some that are not finite, as a training '
-                'that went wrong leaves them; take a checkpoint from before'
+                f'{path}: {name}: expected finite numbers, found infinity or NaN, as a training that '
+                'diverged leaves them; take an earlier checkpoint'
             )
 
 
@@ -277,8 +277,8 @@ def _config_of(content: dict, state: dict[str, Tensor], path: str | Path) -> STC
     known = _on_meta(VARIANTS[closest]).state_dict().keys() & state.keys()
     if 2 * len(known) < len(state):
         raise CheckpointError(
-            f'{path}: expected the weights of STCN or STM, found those of another network: of {len(state)} tensors '
-            f'({", ".join(list(state)[:3])} ...) {len(known)} have names that {closest!r} knows, too'
+            f'{path}: expected the weights of STCN or STM, found those of another network: only {len(known)} of '
+            f'{len(state)} tensors ({", ".join(list(state)[:3])} ...) have names that {closest!r} has, too'
         )
     raise CheckpointError(
         f'{path}: matches no known network; the closest is {closest!r}, from which it differs:\n' + problems[closest]

@@ -31,12 +31,12 @@ TENSORS = {
     'f16': ('1 C16 h w', 'features at stride 16'),
     'f8': ('1 C8 h8 w8', 'features at stride 8'),
     'f4': ('1 C4 h4 w4', 'features at stride 4'),
-    'memory_key': ('T G Ck hm wm', 'keys of T memory frames (T = 1: of one); G is 1 if objects share them, or else K'),
+    'memory_key': ('T G Ck hm wm', 'keys of T memory frames (encode_memory: T = 1); G is 1 with shared keys, else K'),
     'memory_value': ('T K Cv hm wm', 'values of T memory frames'),
     'readout': ('1 K Cv h w', 'what the memory holds for each position of the image'),
     'logits': ('1 K H W', 'their sigmoid is the probability of each object alone'),
 }
-"""Shape and meaning of every input and output. ``hm`` differs from ``h`` if a read gets only some rows of a key."""
+"""Shape and meaning of every input and output. In ``read``, ``h`` is less than ``hm`` if only some rows are read."""
 
 CHANNELS = {'1', '3', 'Ck', 'Cv', 'C16', 'C8', 'C4'}  # sizes that a network fixes; all others may vary
 
@@ -179,10 +179,10 @@ def _export(
     for name in outputs:
         free[name].pop(0, None)  # every output is that of one frame
     with warnings.catch_warnings():
-        # This exporter warns that a newer one exists, and that it takes sizes for constants: these are the batch size,
-        # which is 1. It is the better one here: it needs a second for a network and no other package, and gives the
-        # same graphs with PyTorch 2.6 as with 2.14. The newer one (dynamo=True) needs one and a half minutes, and
-        # with 2.6 it warns of conditions on the sizes.
+        # This exporter warns that a newer one exists, and that it treats sizes as constants. The only such size is the
+        # batch size, which is 1. It is the better exporter here: it needs a second for a network and no other package,
+        # and gives the same graphs with PyTorch 2.6 as with 2.14. The newer one (dynamo=True) needs one and a half
+        # minutes, and with 2.6 it warns of conditions on the sizes.
         warnings.simplefilter('ignore')
         torch.onnx.export(
             module,

@@ -1,4 +1,4 @@
-"""Feature fusion: the value encoder's features meet the key encoder's (supplementary F.2)."""
+"""Feature fusion: joins the features of the value encoder and of the key encoder (supplementary F.2)."""
 
 from torch import Tensor, nn
 

@@ -28,7 +28,7 @@ def similarity(
 
     ``memory_key [G, N, Ck], query_key [1 or G, Q, Ck] -> [G, Q, N]``; ``metric`` is a name in ``SIMILARITIES``.
     ``bias [G, N]`` is the term that depends on the memory keys alone. The memory bank computes it once for each frame
-    and gives it here; without it, it is computed.
+    and gives it here; if it is not given, it is computed.
     """
     query_key = query_key.expand(memory_key.shape[0], -1, -1)
     chosen = SIMILARITIES[metric]
@@ -44,9 +44,9 @@ def similarity(
 def best_query(memory_key: Tensor, query_key: Tensor, *, metric: str, out: Tensor | None = None) -> Tensor:
     """The query position that each memory position is most similar to, where its kernel is centred.
 
-    Here query positions are compared, so the two keys exchange their roles: of the L2 distance, ``|k_M|^2`` is the
-    same for all query positions and ``|k_Q|^2`` counts. With the dot product it is the position with the largest
-    ``k_M . k_Q``, as in the paper of the kernel (Seong et al., ECCV 2020).
+    Here query positions are compared for one memory position, so the two keys exchange their roles. In the L2
+    distance, ``|k_Q|^2`` counts and ``|k_M|^2``, the same for all query positions, does not. With the dot product it
+    is the position with the largest ``k_M . k_Q``, as in the paper of the kernel (Seong et al., ECCV 2020).
 
     ``memory_key [G, N, Ck], query_key [1 or G, Q, Ck] -> [G, N]`` int64; ``out [G, N, Q]`` is a buffer that the
     similarities are written to.
@@ -106,7 +106,7 @@ def read_dense(memory_key: Tensor, memory_value: Tensor, query_key: Tensor, *, m
     """Softmax over the whole memory, differentiable: the read of training.
 
     ``memory_key [B, 1 or K, Ck, T, h, w], memory_value [B, K, Cv, T, h, w], query_key [B, Ck, h, w]
-    -> [B, K, Cv, h, w]``; ``metric`` is a name in ``SIMILARITIES``. Computed in float32: keys are squared.
+    -> [B, K, Cv, h, w]``; ``metric`` is a name in ``SIMILARITIES``. Computed in float32, since it squares keys.
     """
     B, K, Cv = memory_value.shape[:3]
     h, w = query_key.shape[-2:]

@@ -45,9 +45,9 @@ class Network(nn.Module, ABC):
     shared_keys: bool  # whether a memory frame has one key for all of its objects
     # The core pads frames to multiples of 16:
     padding_colour: tuple[float, float, float] = (0, 0, 0)  # the colour of the padding in normalised RGB
-    objects_in_padding: bool = True  # whether predicted masks are memorised in the padding, too; otherwise zeros are
-    # The names of the modules that run on every frame. Only for these are faster convolutions with many weights worth
-    # their memory.
+    objects_in_padding: bool = True  # whether the padding of predicted masks is memorised as predicted, or as zeros
+    # The names of the modules that run on every frame. Convolutions with many weights take more memory when they are
+    # made faster. This is done only in these modules.
     every_frame: tuple[str, ...] = ()
     exact: bool = True  # whether all its convolutions are direct; see optimize_
     recommended: Mapping[str, int] = MappingProxyType({})  # from its checkpoint; see model.checkpoint.RECOMMENDED
@@ -111,7 +111,7 @@ class Network(nn.Module, ABC):
             if not exact:
                 self.exact = False
                 replace_convolutions(self, self.every_frame)
-            self.to(memory_format=torch.channels_last)  # after that: a copy of weights that go would leave gaps
+            self.to(memory_format=torch.channels_last)  # last: copies of weights that are replaced would leave gaps
             replace_blocks(self)
         return self
 
@@ -119,7 +119,7 @@ class Network(nn.Module, ABC):
         """Compile encoders and decoder (``torch.compile``) in place, and return this network.
 
         The memory read is not compiled, since the memory grows with every frame. The first few frame sizes and numbers
-        of objects are compiled one by one; then torch makes code for all of them.
+        of objects are compiled one by one; then torch compiles code for all of them.
         """
         for name in ('encode_query', 'encode_memory', 'decode'):
             setattr(self, name, torch.compile(getattr(self, name)))

@@ -42,7 +42,7 @@ class STCN(Network):
         *,
         backbone_weights: Mapping[str, Mapping[str, Tensor]] | None = None,
     ):
-        """``backbone_weights``: a state dict for each backbone's name (``model.pretrained``); random without."""
+        """``backbone_weights``: a state dict for each backbone's name (``model.pretrained``); random by default."""
         config, weights = config or STCNConfig(), backbone_weights or {}
         super().__init__(config)
         key16, key8, key4 = BACKBONES[config.key_backbone].channels

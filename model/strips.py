@@ -1,8 +1,8 @@
 """Blocks of a MobileNetV2 computed a strip of rows at a time, for inference on a CPU.
 
-Such a block expands its channels, filters each of them by itself, and projects them to few again. At strides 2 and 4
-the wide features in between are the largest of the network by far, and each operation on them waits for memory. Those
-of a strip stay in the cache. The results are the same but for rounding.
+Such a block expands its channels, filters each of them by itself, and projects them back to few. At strides 2 and 4
+the wide features in between are the largest of the network by far, and each operation on them waits for memory. The
+features of one strip stay in the cache. The results are the same but for rounding.
 """
 
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 
 LARGE = 2**21
-"""Values between expansion and projection from which on a block is computed in strips."""
+"""A block with at least this many values between expansion and projection is computed in strips."""
 STRIP = 2**19
-"""Values of them in a strip."""
+"""The number of these values in one strip."""
 
 
 class InStrips(nn.Module):
@@ -38,7 +38,7 @@ class InStrips(nn.Module):
             strip = x[:, :, max(first, 0) : min(last, H)]
             for layer in expand:
                 strip = layer(strip)
-            if first < 0 or last > H:  # padding by nothing would copy it, too
+            if first < 0 or last > H:  # F.pad copies the strip even where it adds nothing
                 strip = F.pad(strip, (0, 0, max(-first, 0), max(last - H, 0)))
             strip = F.conv2d(
                 strip,
@@ -54,7 +54,7 @@ class InStrips(nn.Module):
 
 
 def replace_blocks(module: nn.Module) -> None:
-    """Let each block below ``module`` compute in strips, where it is large, in place."""
+    """Replace each ``InvertedResidual`` in ``module``, in place, by one that computes in strips where it is large."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, InvertedResidual):

@@ -74,7 +74,7 @@ def begin(args: argparse.Namespace, frames: 'Iterable[tuple[np.ndarray, np.ndarr
 
 
 def adapted_network(args: argparse.Namespace, source: UserSource, unfinished: 'Unfinished') -> 'Network':
-    """The network adapted to the video, ready for inference. If the output folder does not have it yet, it is made.
+    """The network adapted to the video, ready for inference. If the output folder does not have it yet, it is trained.
 
     A continued run thus has the weights of the run that it continues. A run that is killed while its network adapts
     leaves no network, and the next one adapts it again.

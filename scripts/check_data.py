@@ -249,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help='read only the headers of files; this finds neither bad labels nor truncated files',
     )
     add('--json', type=Path, metavar='FILE', help='write all problems to this file, unabridged')
-    add('--num_workers', type=positive, default=os.cpu_count(), help='number of processes (default: one a core)')
+    add('--num_workers', type=positive, default=os.cpu_count(), help='number of processes (default: one per core)')
     args = parser.parse_args(argv)
     plans = [
         ('static', plan_static, args.static_root),

@@ -5,7 +5,7 @@
 
 It finds missing and superfluous videos and frames, masks of a wrong size or format, labels that the first masks do
 not have, a wrong layout, and in an archive also other files. It prints a line with examples for each cause. The exit
-status is 1 if there is any.
+status is 1 if it finds anything.
 """
 
 import argparse

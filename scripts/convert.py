@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         '--hold_aside', nargs='+', default=[], metavar='VIDEO', help='videos to leave out, as for train.py'
     )
     parser.add_argument(
-        '--num_workers', type=positive, default=os.cpu_count(), help='number of processes (default: one a core)'
+        '--num_workers', type=positive, default=os.cpu_count(), help='number of processes (default: one per core)'
     )
     args = parser.parse_args(argv)
     if args.dataset == 'stills' and args.output is None:

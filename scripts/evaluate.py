@@ -6,12 +6,12 @@ An object is scored in every ground-truth frame after its first one; for DAVIS t
 frame where only the result or only the ground truth lacks the object, it scores 0; where both lack it, 1. The score of
 a sequence is the mean over its objects, the score of the data set the mean over all objects. Frames of the result
 without ground truth are ignored. If a sequence's ground truth has label 255 beside other labels, 255 is void: its
-pixels do not count (except for DAVIS 2016, where every label is the one object). Masks that eval_folder.py gave to the
+pixels do not count (except for DAVIS 2016, where all labels are one object). Masks that eval_folder.py gave to the
 network, according to settings.json, are not scored. Sequences that are too short to be scored are named and left out.
 
 YouTubeVOS: the scored frames are those that meta.json lists for any object of the video. The means of seen and unseen
-categories, and their mean G, need a list of categories "seen" or "unseen" at the top level of meta.json; if one of the
-two is missing, it has all other categories.
+categories, and their mean G, need a list of categories "seen" or "unseen" at the top level of meta.json; a list that
+is missing stands for all other categories.
 """
 
 import argparse
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         '--dataset',
         choices=list(DATASETS),
         required=True,
-        help='data set. davis2016: every non-zero label is the one object; folder: the ground truth is '
+        help='data set. davis2016: all non-zero labels are one object; folder: the ground truth is '
         'ROOT/Annotations/<video>/<frame>.png',
     )
     add(
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add('--split', help='split of the data set (default: val for DAVIS, valid for youtube)')
     add('--json', type=Path, metavar='FILE', help='write all numbers, down to single frames, to this file')
     add('--csv', type=Path, metavar='FILE', help='write a table with a row for each object to this file')
-    add('--num_workers', type=int, default=os.cpu_count(), help='number of processes (default: one a core)')
+    add('--num_workers', type=int, default=os.cpu_count(), help='number of processes (default: one per core)')
     args = parser.parse_args(argv)
     for path in filter(None, (args.json, args.csv)):
         check_writable(path)

@@ -126,8 +126,8 @@ def add_inference_flags(parser: argparse.ArgumentParser, *, model: Sequence[str]
     add(
         '--num_threads',
         type=positive,
-        help='CPU threads of each process; another number may change single pixels of the masks (default: one a core, '
-        'also if several processes run)',
+        help='CPU threads of each process; another number may change single pixels of the masks (default: one per '
+        'core, also if several processes run)',
     )
 
 

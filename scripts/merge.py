@@ -6,7 +6,7 @@
 
 Every run has the same weight. The masks are those of '--model a.pth b.pth', where each network also has its own
 memory; only pixels with nearly equal probabilities may differ, since the files are rounded to float16. Runs with
---flip or several --size are averages themselves; combine only runs that average equally many.
+--flip or several --size are averages themselves; combine only runs that average the same number of results.
 """
 
 import argparse

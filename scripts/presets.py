@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Preset:
-    """The values of flags for rows of the paper. The user adds the data set and, if it is not set, ``--model``."""
+    """The values of flags for rows of the paper. The user adds the data set, and ``--model`` if it is missing."""
 
     rows: str  # the rows of the paper's tables, with their published results
     dataset: str  # the dataset whose evaluation script offers the preset
@@ -39,7 +39,7 @@ PRESETS = {
         {**WITHOUT_BL30K, **VAL, **PLAIN, **SCHEDULE, 'include_last': True},
     ),
     'paper-val-ms': Preset(
-        "Table 3's multi-scale testing on DAVIS; not in the tables",
+        'the multi-scale testing of Table 3, but on DAVIS; the paper has no result for it',
         'davis',
         {**VAL, 'size': [480, 600], **MULTI_SCALE, **SCHEDULE},
     ),

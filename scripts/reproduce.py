@@ -3,8 +3,8 @@
     python scripts/reproduce.py --table 1 --output ../results/paper
 
 For the other rows it prints what is missing and how to get it. To continue after an interruption, or when more weights
-or data exist, run the same command again. Writes table1.md and so on to the output folder. FPS do not include reading
-and writing, like the paper's, which were measured on an RTX 2080 Ti.
+or data exist, run the same command again. Writes table1.md and so on to the output folder. As in the paper, FPS do
+not include reading and writing. The paper's FPS were measured on an RTX 2080 Ti.
 
 Table 1 is scored by this script. Only the servers have the ground truth of tables 2 and 3: for these rows the script
 writes an archive to submit.

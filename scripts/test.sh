@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the environment if need be and runs the tests, one process a core with one compute thread each; arguments go to
+# Makes the environment if need be and runs the tests, one process per core with one compute thread each; arguments go to
 # pytest (-n 0: all tests in one process).
 set -euo pipefail
 cd "$(dirname "$0")/.."

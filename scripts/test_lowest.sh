@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests with the oldest minor versions that requirements.txt allows, and of av, which decodes videos, in an
+# Runs the tests with the oldest minor versions that requirements.txt allows, and with the oldest av (for videos), in an
 # environment of its own (5 GB, made once); arguments go to pytest. What needs the rest of requirements-extras.txt is
 # skipped.
 set -euo pipefail

@@ -97,14 +97,14 @@ def add_data_flags(add: Add) -> None:
         help='videos of your own in FOLDER/JPEGImages/VIDEO and FOLDER/Annotations/VIDEO for stages 2 and 3, in '
         'addition to DAVIS and YouTubeVOS; see docs/train.md (default: none)',
     )
-    add('--video_list', metavar='FILE', help='list of the videos of --video_root to use, one a line (default: all)')
+    add('--video_list', metavar='FILE', help='list of the videos of --video_root to use, one per line (default: all)')
     add(
         '--video_repeat',
         type=positive,
         default=1,
         metavar='N',
-        help='how many times as often a video of --video_root is drawn as one of YouTubeVOS; for DAVIS this is 5 '
-        '(default: %(default)s)',
+        help='how often an epoch has each video of --video_root; those of YouTubeVOS are in it once, those of DAVIS '
+        '5 times (default: %(default)s)',
     )
     add(
         '--synthetic_root',
@@ -174,8 +174,8 @@ def add_validation_flags(add: Add) -> None:
         type=not_negative,
         default=480,
         metavar='PIXELS',
-        help='largest shorter side of a frame for --evaluate_every, in pixels; larger frames are reduced to it. 0: no '
-        'frame is resized (default: %(default)s, as in the data of the paper)',
+        help='limit of the shorter side of a frame in --evaluate_every, in pixels; larger ones are reduced to it. 0: '
+        'no frame is resized (default: %(default)s, as in the data of the paper)',
     )
 
 

@@ -137,7 +137,7 @@ def check_tar_end(archive: Path) -> None:
 
 
 def install(source: Source, *, keep: bool = False) -> None:
-    """Unpack the archive, move its content into the target, and delete it. After an interruption it can start again.
+    """Unpack the archive, move its content into the target, and delete the archive. It can start again at any time.
 
     Raises:
         ArchiveError: see ``unpack``; or the archive lacks the expected content. The target is unchanged.

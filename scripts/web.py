@@ -37,7 +37,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         '--adapt_seconds',
         type=positive,
         default=adapting.SECONDS,
-        help='how long "Adapt to this video" trains: seconds of processor time, on a GPU of the clock',
+        help='how many seconds "Adapt to this video" trains: processor time on a CPU, clock time on a GPU',
     )
     add_inference_flags(parser, model=None, size=[480])
     return parse_flags(parser, argv=argv)

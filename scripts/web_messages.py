@@ -21,7 +21,7 @@ def told() -> Iterator[None]:
         yield
     except TooLittleMemoryError as error:
         gr.Warning(
-            f'{error}. The masks up to here are kept. The options are flags of scripts/web.py, and so is --device cpu.'
+            f'{error}. The masks up to here are kept. These are flags of scripts/web.py; --device cpu avoids the GPU.'
         )
     except (UserError, OSError) as error:
         gr.Warning(

@@ -42,7 +42,7 @@ class Tab:
         self.shown = session.labels(0)  # the mask of the frame when the editor got it
         self.brush = max(2, min(session.shape) // 40)  # radius of the brush in pixels
         self._label = 1
-        self.brushes = {1}  # the labels of the brushes that were chosen since then
+        self.brushes = {1}  # the labels of the brushes chosen since the frame was shown
         self.stop = threading.Event()
         self.busy = threading.Lock()  # held while frames are propagated, the network adapts or masks are changed
         self.closed = False

@@ -32,7 +32,7 @@ def adapt(
 ) -> Network:
     """Return a copy of a network that was trained for a while on clips made of the annotated frames of one video.
 
-    The clips are those of :class:`dataset.annotated.AnnotatedDataset`, one an iteration, and the loss is that of the
+    The clips are those of :class:`dataset.annotated.AnnotatedDataset`, one per iteration, and the loss is that of the
     ordinary training. The given network is not changed.
 
     Args:

@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 class Validation:
     """Segments the videos held aside from time to time, scores them, and keeps the best network of the run.
 
-    The core segments each video from the first annotation of each object. Its settings are those that the checkpoint
-    recommends with which the training began, otherwise the defaults. J and F are those of ``scripts/evaluate.py
+    The core segments each video from the first annotation of each object. The checkpoint with which the training
+    began may recommend its settings; otherwise they are the defaults. J and F are those of ``scripts/evaluate.py
     --dataset folder``: all annotated frames after an object's first one count, the last frame of a video included. The
     score of a video is the mean over its objects, and that of all videos the mean over all objects.
 
@@ -40,8 +40,7 @@ class Validation:
     Args:
         every: iterations from one evaluation to the next; the last iteration is evaluated, too.
         at_start: whether the network is also evaluated before the first iteration, to compare later ones with it.
-        size: largest shorter side in pixels at which the network works. Smaller frames are not resized; with 0, no
-            frames are.
+        size: limit of the shorter side in pixels. Larger frames are reduced to it for the network; with 0, none are.
         best: the evaluation of the best network so far, see ``Run.best``. It does not count if it is of other videos
             or another size, since later evaluations cannot be compared with it.
     """
@@ -124,7 +123,7 @@ def score_video(network: Network, video: HeldAside, *, size: int, stop: StopRequ
                     score_frame(scores, frame.name, truth, result)
     except TooLittleMemoryError as error:
         raise TooLittleMemoryError(
-            f'out of GPU memory while {video.name} was evaluated; a smaller size to evaluate at takes less. A run '
+            f'out of GPU memory while {video.name} was evaluated; a smaller evaluation size needs less. A run '
             f'that is resumed continues from the checkpoint before it ({cause_of(error.__cause__ or error)})',
             options=['evaluate_size', 'resume'],
         ) from error

@@ -54,7 +54,8 @@ def train(
         keep_every: iterations between checkpoints that stay for good; ``None``: there are none.
 
     Returns:
-        0, or the signal (SIGTERM or SIGINT) to any process that ended the training early, with its state saved.
+        0, or the signal (SIGTERM or SIGINT) that ended the training early; the state is then saved. It is enough that
+        one of the processes gets the signal.
 
     Raises:
         NotFiniteError: the loss or a weight is not finite any more.

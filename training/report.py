@@ -91,7 +91,7 @@ class Report:
             )
 
     def images(self, iteration: int, rgb: Tensor, target: Tensor, logits: Tensor) -> None:
-        """Write some samples, one a row: all frames with their targets, then the later frames with their predictions.
+        """Write some samples, one per row: all frames with their targets, then the later ones with their predictions.
 
         ``rgb [B, T, 3, H, W], target [B, T, H, W], logits [B, T-1, K+1, H, W]``.
         """
@@ -114,7 +114,7 @@ class Report:
 
     def evaluation(self, found: dict, best: dict, *, seconds: float) -> None:
         """Write the scores that ``Validation`` found on the videos held aside, and the seconds that it took."""
-        self.since += seconds  # the rate stays that of training
+        self.since += seconds  # so that the rate counts training only
         if self.writer:
             with _writing(self.writer):
                 for name, each in {'all': found, **found['videos']}.items():

@@ -136,8 +136,9 @@ class Run:
     def keep_best(self, network: Network, evaluation: dict) -> None:
         """Write the best network so far to ``best.pth``, with its evaluation under ``evaluation``.
 
-        The evaluation scripts load it as any network. The evaluation has the ``iteration``, the ``size`` at which the
-        network worked, ``J``, ``F`` and ``J&F`` in [0, 1] over all objects, and the same for each of the ``videos``.
+        The evaluation scripts load it like any other network. The evaluation has the ``iteration``, the ``size`` at
+        which the network worked, ``J``, ``F`` and ``J&F`` in [0, 1] over all objects, and the same for each of the
+        ``videos``.
         """
         if self.folder is not None:
             save_network(self.folder / 'best.pth', network, evaluation=evaluation)

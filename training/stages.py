@@ -1,4 +1,4 @@
-"""The training stages as data (supplementary F.1, F.3, F.4). Imports nothing: ``--help`` shows the table."""
+"""The training stages as data (supplementary F.1, F.3, F.4). Imports no torch, since ``--help`` shows the table."""
 
 from dataclasses import dataclass
 

@@ -98,7 +98,9 @@ class TrainingState:
 
     def _restore_scaler(self, found: dict | None, path: str | Path) -> None:
         if found is None or found == {}:
-            log.warning('%s: holds no gradient scaler; it may skip some steps until it has found its scale', path)
+            log.warning(
+                '%s: holds no gradient scaler; a new one may skip some steps until it has found its scale', path
+            )
             return
         expected = self.scaler.state_dict()
         try:
@@ -139,7 +141,7 @@ def initial_network(
     Args:
         arch: a name in ``VARIANTS``; ``None`` for the variant in the file, or for ``'stcn'`` if there is no file.
         single_object: whether the network is a single-object one, as trained in stage 0.
-        similarity: ``'l2'`` or ``'dot'``; ``None`` takes the variant's; if ``arch`` is ``None`` as well, the file's.
+        similarity: ``'l2'`` or ``'dot'``; ``None`` takes that of ``arch`` or, without ``arch``, of the file.
         checkpoint: the content of a training checkpoint to continue, and its path.
         weights: a file with weights to start from, used if no ``checkpoint`` is given. Its averaged weights are taken
             if it has some. A network of stage 0 is widened for other stages.

@@ -101,8 +101,8 @@ def run_main(main) -> None:
         if lacks_shared_memory(error):
             sys.exit(
                 'error: too little shared memory for the processes that load data. A container has 64 MB unless it is '
-                'started with --shm-size=8g or --ipc=host. With --num_workers 0 none is needed; nor is it with 1, in '
-                f'scripts that do not train ({cause_of(error)})'
+                'started with --shm-size=8g or --ipc=host. --num_workers 0 needs none; in scripts that do not '
+                f'train, --num_workers 1 needs none either ({cause_of(error)})'
             )
         if not is_for_the_user(error):
             raise

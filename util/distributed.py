@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 
 
 def choose_device(name: str | torch.device | None) -> torch.device:
-    """A device of this computer, made this thread's own.
+    """Choose a device of this computer, and make it the current one of this thread.
 
-    Without a name it is this process's GPU, on a Mac ``mps`` (its GPU), and the CPU where there is neither. Plain
+    Without a name it is this process's GPU; on a Mac it is ``mps``, the Mac's GPU; without a GPU it is the CPU. Plain
     ``cuda`` is this process's GPU, too.
 
     Raises:
@@ -40,7 +40,7 @@ def choose_device(name: str | torch.device | None) -> torch.device:
     except Exception as error:  # depends on the kind of the device, and on the version of PyTorch
         there = ['cpu', *(f'cuda:{index}' for index in range(torch.cuda.device_count()))]
         there += ['mps'] if torch.backends.mps.is_available() else []
-        without = '' if torch.backends.cuda.is_built() or 'cuda' not in name else ', which is built without CUDA'
+        without = '' if torch.backends.cuda.is_built() or 'cuda' not in name else ' (built without CUDA)'
         raise UserError(
             f'{name}: expected a device of this computer ({", ".join(there)}), found none of this name that '
             f'PyTorch {torch.__version__}{without} can use'

@@ -10,7 +10,7 @@ class UserError(Exception):
     """An error that the user can mend. Its message names the file or value, what was expected and found, what to do.
 
     Args:
-        options: names of the options that the advice is about. Scripts, where options are flags, add them.
+        options: names of the options that the advice is about. Scripts add them to the message as flags.
     """
 
     def __init__(self, message: str = '', *, options: Sequence[str] = ()):

@@ -16,14 +16,14 @@ def atomic_path(path: str | Path, *, shared: bool = False) -> Iterator[Path]:
     """Give a temporary path in the folder of ``path``, and rename it to ``path`` when the block ends well.
 
     The parent folder is created. After an exception, ``path`` is unchanged and no temporary file is left.
-    A process that is killed inside the block leaves a hidden ``.NAME.part``, which the next one replaces.
+    A process that is killed inside the block leaves a hidden ``.NAME.part``, which the next writer replaces.
 
     Args:
         shared: several processes may write the same file at once. Each has its own ``.NAME.PID.part``, and
             the last one to finish wins.
 
     Raises:
-        OSError: the disk is full, or the folder is read-only or no folder; the message names ``path``.
+        OSError: the disk is full, or the folder is read-only or not a folder; the message names ``path``.
     """
     path = Path(path)
     temporary = _temporary(path, f'.{os.getpid()}' if shared else '')

@@ -59,7 +59,7 @@ def boundary(mask: np.ndarray) -> np.ndarray:
 
 
 VOID = 255
-"""The label of pixels that do not count, as in VOC. If a video's ground truth has no other label, it is an object."""
+"""The label of pixels that do not count, as in VOC. If a video's ground truth has no other label, 255 is an object."""
 
 MEASURES = {'J': region_similarity, 'F': boundary_accuracy}
 

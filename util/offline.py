@@ -1,4 +1,7 @@
-"""Keeps a process to its machine. Imports nothing: tests/offline runs it at the start of every Python."""
+"""Keeps a process from connecting to other machines.
+
+Imports no other package, because tests/offline runs it at the start of every Python process.
+"""
 
 import os
 import sys

@@ -9,7 +9,7 @@ def rank() -> int:
     """The number of this process, from 0 on. Raises ``UserError`` if the environment is not as torchrun sets it."""
     number = _number('RANK', 0)
     if number >= world_size():
-        raise _misfit('RANK', f'a number below that of the processes, WORLD_SIZE {world_size()}')
+        raise _misfit('RANK', f'a number below WORLD_SIZE={world_size()}')
     return number
 
 
@@ -31,5 +31,5 @@ def _number(name: str, default: int) -> int:
 def _misfit(name: str, expected: str) -> UserError:
     return UserError(
         f'{name}={os.environ.get(name)} in the environment: expected {expected}, as torchrun sets it. Start several '
-        f'processes with torchrun, or unset {name} for one.'
+        f'processes with torchrun, or unset {name} to start one.'
     )

@@ -1,7 +1,8 @@
 """The baseline of the benchmarks: the straightforward formulation of the network, the memory and its read.
 
 Objects share only the key, no batch norm is folded, and the memory is concatenated frame by frame. The read multiplies
-a whole affinity matrix, which is zero except for the top k, with all values. It computes the same function as ours.
+a whole affinity matrix, which is zero except for the top k, with all values. The baseline
+computes the same function as our network.
 """
 
 import logging

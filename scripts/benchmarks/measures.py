@@ -178,7 +178,8 @@ def measure_core(case: Case) -> list[Row]:
                 'straightforward / ours': times['straightforward'] / times['ours'],
                 'exact / ours': times['exact'] / times['ours'],
                 'largest difference': float((probs['ours'] - probs['straightforward']).abs().max()),
-                'its encoders / matrix rate': encoder_rate(networks['straightforward'], objects, case) / rate,
+                'straightforward encoders / matrix rate': encoder_rate(networks['straightforward'], objects, case)
+                / rate,
             }
         )
     return rows

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add('--batch_size', type=positive, default=4, help='samples in a batch')
     add('--num_workers', type=int, default=1, help='processes that load data')
     add('--steps', type=positive, default=5, help='steps of each loop; the median counts')
-    add('--amp_dtype', choices=('float16', 'bfloat16'), help='type of mixed precision; without, float32')
+    add('--amp_dtype', choices=('float16', 'bfloat16'), help='type of mixed precision (default: none, float32)')
     add('--recompute', action='store_true', help='use train.py --recompute in our loop')
     add('--compile', action='store_true', help='use train.py --compile in our loop')
     add('--device', help='device to measure, e.g. cuda:1 or cpu (default: the GPU, if there is one)')

@@ -217,7 +217,7 @@ def test_what_is_no_mask_in_a_folder_is_named(tmp_path, caplog):
     ]
     caplog.clear()
     match_masks([given(tmp_path / 'm' / '*')], NAMES)
-    assert 'left out, being no masks: labels.json, notes.txt, old' in caplog.text
+    assert 'left out, since they are not masks: labels.json, notes.txt, old' in caplog.text
 
 
 # Frames

@@ -314,7 +314,7 @@ def test_a_list_takes_some_videos(own_root, tmp_path):
     with pytest.raises(DataError, match=f'^{re.escape(message)}$'):
         find_own(roots, video_list=names)
     names.write_text('\n')
-    with pytest.raises(DataError, match='expected names of videos, one a line, found none'):
+    with pytest.raises(DataError, match='expected names of videos, one per line, found none'):
         find_own(roots, video_list=names)
     with pytest.raises(FileNotFoundError, match=r'nowhere\.txt'):
         find_own(roots, video_list=tmp_path / 'nowhere.txt')
@@ -347,7 +347,7 @@ def test_what_is_left_out_of_a_folder_is_a_line_a_cause(own_root, caplog):
             '1 video(s) without frames (.jpg .jpeg .png .bmp .webp .tif .tiff): two',
             f'4 video(s) without annotations: bat, cow, hen, ...; expected {annotations}/<video>/<frame>.png',
             '1 video(s) with fewer than 3 frames that have an annotation: short (2 of 6); '
-            'that of 00000.jpg is 00000.png',
+            'expected 00000.png for 00000.jpg',
             '1 frame(s) with the name of another one (.jpg, .png): my cat/00003.jpg; '
             f'{annotations} is the folder of annotations',
             '1 annotation(s) without a frame of the same name: my cat/00007.png',

@@ -486,7 +486,7 @@ def test_smooth_edges_are_refused_in_palettes_too(save, form, how):
         'gray': lambda: image.convert('L'),
     }[form]()
     for suffix in ('.png', '.bmp', '.tif'):
-        with pytest.raises(DataError, match='expected a mask with one exact value an object') as error:
+        with pytest.raises(DataError, match='expected a mask with one exact value per object') as error:
             read(save(image, f'soft{suffix}'))
         assert f'soft{suffix}' in str(error.value)
         assert 'anti-aliasing' in str(error.value)

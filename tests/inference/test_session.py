@@ -371,7 +371,7 @@ def test_zip_stays_in_its_folder(tmp_path):
     [
         ([], 'no images'),
         ([('a/1.png', 'FRAME'), ('b/1.png', 'FRAME')], 'two frames are called 1.png'),
-        ([('1.png', 'FRAME'), ('1.jpg', 'FRAME')], 'one file a frame'),
+        ([('1.png', 'FRAME'), ('1.jpg', 'FRAME')], 'one file per frame'),
         ([('1.png', b'no image')], '1.png: expected an image'),
         ([('1.png', 'FRAME'), ('2.png', 'SMALL')], 'one size, found 1.png 182 x 110, 2.png 4 x 3'),
         ([('a\\1.png', 'FRAME')], 'expected the name'),

@@ -115,7 +115,7 @@ def record(**changes) -> bytes:
     ('files', 'message'),
     [
         ({'a.png': 'MASK', f'{NAMES[1]}.png': 'MASK'}, 'found no frame for a.png'),
-        ({f'{NAMES[1]}.png': 'MASK', f'{NAMES[1]}.gif': 'MASK'}, 'expected one file a frame'),
+        ({f'{NAMES[1]}.png': 'MASK', f'{NAMES[1]}.gif': 'MASK'}, 'expected one file per frame'),
         ({f'a/{NAMES[1]}.png': 'MASK', f'b/a/{NAMES[1]}.png': 'MASK'}, f'two masks are called {NAMES[1]}.png'),
         ({f'a/{NAMES[1]}.png': 'MASK', f'{NAMES[2]}.png': 'MASK'}, 'or one for each object, found both'),
         ({f'{NAMES[1]}.png': b'no image'}, rf'^{NAMES[1]}.png: expected an image, cannot read it'),
@@ -165,7 +165,7 @@ def test_zips_that_are_refused_change_nothing(session, labels, tmp_path, files, 
 def test_masks_stay_in_their_folder_and_in_bounds(session, labels, tmp_path):
     outside = tree(tmp_path)
     files = {f'../../{NAMES[1]}.png': png(labels, tmp_path), f'/etc/../../{NAMES[2]}.png': png(labels, tmp_path)}
-    with pytest.raises(DataError, match=r'expected the name|one an object'):
+    with pytest.raises(DataError, match=r'expected the name|one per object'):
         import_masks(session, [zipped(tmp_path / 'm.zip', files)], 0, **LIMIT)
     files = {f'../../{name}': content for name, content in ((f'{NAMES[1]}.png', png(labels, tmp_path)),)}
     assert import_masks(session, [zipped(tmp_path / 'm.zip', files)], 0, **LIMIT) == [1]

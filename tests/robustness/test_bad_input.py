@@ -240,7 +240,7 @@ def test_no_spoiled_mask_brings_phantom_objects(spoiler, kind, labels, amount, s
         ImageDraw.Draw(image).ellipse((int(x), int(y), int(x + a), int(y + b)), label)
     with scratch('mask.png') as path:
         SPOILERS[spoiler](MASKS[kind](np.array(image)), amount).save(path)
-        found = attempt(read_mask, path, says='expected a mask with one exact value an object')
+        found = attempt(read_mask, path, says='expected a mask with one exact value per object')
     if found is not None:
         assert set(np.unique(found)) <= {0, 1, *labels}
 

@@ -498,7 +498,7 @@ def test_the_shell_sees_what_ended_an_evaluation(network, tmp_path):
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == SIGNALS[signal.SIGTERM], errors
-    assert errors == 'stopping after this frame; once more to stop at once\ninterrupted; what is finished is kept\n'
+    assert errors == 'stopping after this frame; Ctrl-C again stops at once\ninterrupted; what is finished is kept\n'
     assert not list((tmp_path / 'out').rglob('.*'))
 
 

@@ -805,7 +805,7 @@ def test_limits_speak(server, tmp_path):
     assert error.value.code == 413
     assert b'maximum allowed size' in error.value.read()
     [path] = page.upload(zip_of_frames(tmp_path / 'long.zip', 26, (16, 16)))
-    assert 'long.zip: longer than the 1 seconds that are allowed (images count as 25 a second' in warnings(
+    assert 'long.zip: longer than the 1 seconds that are allowed (25 images count as a second' in warnings(
         page.open(path)
     )
     (tmp_path / 'bad.zip').write_bytes(zip_with(('a\\<img src=x onerror=alert(1)>.png', b'x')))

@@ -337,7 +337,10 @@ def test_masks_of_another_size(folder_root, run_folder, tmp_path):
         (lambda root: shutil.rmtree(root / 'Annotations/cat'), 'no masks of the frames'),
         (lambda root: (root / 'Annotations/cat/0.png').unlink(), 'no masks'),
         (lambda root: (root / 'Annotations/cat/0.png').rename(root / 'Annotations/cat/00.png'), 'without a frame'),
-        (lambda root: shutil.copy(root / 'JPEGImages/cat/1.jpeg', root / 'JPEGImages/cat/1.jpg'), 'one file a frame'),
+        (
+            lambda root: shutil.copy(root / 'JPEGImages/cat/1.jpeg', root / 'JPEGImages/cat/1.jpg'),
+            'one file per frame',
+        ),
         (
             lambda root: [path.unlink() for path in (root / 'JPEGImages/cat').iterdir()],
             'expected frames of a video .*, found nothing',

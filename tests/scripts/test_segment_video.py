@@ -512,7 +512,7 @@ def test_a_second_run_refuses_or_replaces(run, tmp_path):
 def test_files_of_others_are_never_deleted(run, tmp_path):
     (tmp_path / 'mine' / 'masks').mkdir(parents=True)
     shutil.copy(FIRST, tmp_path / 'mine' / 'masks')
-    with pytest.raises(DataError, match='nothing is deleted'):
+    with pytest.raises(DataError, match='Nothing is deleted'):
         run('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay', '--overwrite', output=tmp_path / 'mine')
     assert list(tree(tmp_path / 'mine')) == ['masks/first_mask.png']
 

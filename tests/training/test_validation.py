@@ -248,7 +248,7 @@ def test_too_little_memory_names_the_flag(learn, monkeypatch):
 
     monkeypatch.setattr(InferenceCore, 'step', fail)
     with pytest.raises(
-        MemoryError, match=r'while bear was evaluated; a smaller size to evaluate at.*CUDA out of memory\.\)'
+        MemoryError, match=r'while bear was evaluated; a smaller evaluation size.*CUDA out of memory\.\)'
     ):
         learn('--stage', 3, '--id', 'a', '-i', 1, '--evaluate_every', 1, '--hold_aside', 'bear')
     assert checkpoint('a', 1)['iteration'] == 1
