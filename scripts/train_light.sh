@@ -50,3 +50,15 @@ ln -sfn ../few/davis "$all/davis"
 stage 2 light_wide2 saves/light_wide1/light_wide1.pth "${wide[@]}" --synthetic_root "$all" --clip_frames 4 \
     --video_root "$videos" --video_repeat 8 --hold_aside "${held_aside[@]}" butterfly yt_camel \
     --crop_scale 0.15 1 -i 900 --lr 2e-4 --steps 450 675 810 --gamma 0.4 --bootstrap 300 1800 --seed 1
+
+# On the videos held aside, the mean of their weights was better than either.
+"$python" - <<'END'
+import torch
+from model import load_network, save_network
+networks = [load_network(f'saves/{run}/{run}.pth') for run in ('light_wide1', 'light_wide2')]
+with torch.no_grad():
+    for weight, other in zip(*(network.parameters() for network in networks), strict=True):
+        weight.lerp_(other, 0.5)
+save_network('saves/light_wide2/stcn_light.pth', networks[0], dtype=torch.half, recommended={'mem_every': 2})
+END
+echo "finished: saves/light_wide2/stcn_light.pth" >&2
