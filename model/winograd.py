@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 MIN_CHANNELS = 64
 """Of input and output, with one thread. With fewer, the transforms take what the products save."""
-MIN_CHANNELS_OF_THREADS = 256
+MIN_CHANNELS_OF_THREADS = 128
 """The same with several threads: they share the products well, and the small sums of the transforms badly."""
 SMALL = 256 * 256
 """Pairs of channels below which the larger weights cost little memory, however rarely a convolution is used."""
@@ -188,12 +188,12 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, tile: tuple[int, in
     dtype = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else x.dtype
     out = torch.empty(B, weight.shape[2], H, W, dtype=dtype, memory_format=torch.channels_last)
     work = list(itertools.product(range(B), range(0, high, step)))
-    shares = [work[k::threads] for k in range(min(threads, len(work)))]
-    computers = [_computer(x, out, weight, bias, tile, step, relu=relu) for _ in shares]
+    computers = [_computer(x, out, weight, bias, tile, step, relu=relu) for _ in work[:threads]]
     if threads == 1:
-        computers[0](shares[0])
+        computers[0](iter(work))
     else:
-        list(_pool(threads).map(lambda compute, share: compute(share), computers, shares))
+        remaining = iter(work)  # from which every thread takes its next block
+        list(_pool(threads).map(lambda compute: compute(remaining), computers))
     return out
 
 
@@ -220,7 +220,7 @@ def _pool(count: int) -> ThreadPoolExecutor:
 
 def _computer(
     x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, tile: tuple[int, int], step: int, *, relu: bool
-) -> Callable[[list[tuple[int, int]]], None]:
+) -> Callable[[Iterator[tuple[int, int]]], None]:
     """Make a function that computes blocks of ``out``, one after the other in the same memory.
 
     A block has ``step`` rows of tiles. It is given as its image and the first of these rows.
@@ -246,7 +246,7 @@ def _computer(
     rows_of_outputs = in_columns.unbind(1), found.view(step, m, wide, n, O).permute(1, 3, 0, 2, 4).unbind()
 
     @torch.inference_mode()
-    def compute(blocks: list[tuple[int, int]]) -> None:
+    def compute(blocks: Iterator[tuple[int, int]]) -> None:
         for b, first in blocks:
             # The last block of an image begins in the one before, so that all are of one size.
             top = m * min(first, high - step)

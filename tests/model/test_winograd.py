@@ -4,6 +4,7 @@ import copy
 import hashlib
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -47,6 +48,24 @@ def test_a_convolution(tile, size, bias, block, monkeypatch):
     for each in (x, x.to(memory_format=torch.channels_last), x.flip(0).mT.contiguous().mT):
         torch.testing.assert_close(WinogradConv2d(conv)(each), conv(each), **ROUNDING)
         torch.testing.assert_close(WinogradConv2d(conv)(each, relu=True), conv(F.relu(each)), **ROUNDING)
+
+
+@pytest.mark.parametrize('threads', [2, 3])
+@pytest.mark.parametrize('size', [(1, 1), (13, 30), (30, 54)])
+def test_threads_share_the_blocks(tile, threads, size):
+    """Every block is computed, the bytes do not depend on which thread comes first, and each keeps its settings."""
+    torch.set_num_threads(threads)
+    conv = random_conv(20, 7)
+    x = torch.randn(2, 20, *size)
+    fast = WinogradConv2d(conv)
+    found = [fast(x)]
+    with torch.inference_mode():
+        found += [fast(x.clone()) for _ in range(20)]
+    torch.testing.assert_close(found[0], conv(x), **ROUNDING)
+    assert len({digest(each) for each in found}) == 1
+    assert torch.get_num_threads() == threads
+    with ThreadPoolExecutor(1) as later:  # a thread that begins after those of the convolutions
+        assert later.submit(torch.get_num_threads).result() == threads
 
 
 @pytest.mark.parametrize('relu', [False, True])
@@ -118,10 +137,11 @@ def digest(tensor: Tensor) -> str:
 
 
 SEGMENT = """
+import sys
 import torch
 from inference import InferenceCore, load_model
 from tests.model.test_winograd import digest
-torch.set_num_threads(1)
+torch.set_num_threads(int(sys.argv[1]))
 torch.manual_seed(0)
 core = InferenceCore(load_model(device='cpu'))
 core.step(torch.rand(3, 96, 128), torch.arange(128).expand(96, 128) // 64)
@@ -129,9 +149,10 @@ print(digest(core.step(torch.rand(3, 96, 128))))
 """
 
 
-def test_the_same_bytes_again_and_in_another_process():
+@pytest.mark.parametrize('threads', [1, 2])
+def test_the_same_bytes_again_and_in_another_process(threads):
     """Nothing that was timed or left over by an earlier run decides how a convolution is computed."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     found = set()
     for _ in range(2):
         network = load_model(device='cpu')
@@ -141,7 +162,7 @@ def test_the_same_bytes_again_and_in_another_process():
             core = InferenceCore(network)
             core.step(torch.rand(3, 96, 128), torch.arange(128).expand(96, 128) // 64)
             found.add(digest(core.step(torch.rand(3, 96, 128))))
-    command = [sys.executable, '-c', SEGMENT]
+    command = [sys.executable, '-c', SEGMENT, str(threads)]
     other = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
     assert found == {other}
 
