@@ -21,13 +21,13 @@ from torch import Tensor, nn
 MIN_CHANNELS = 64
 """Of input and output, with one thread. With fewer, the transforms take what the products save."""
 MIN_CHANNELS_OF_THREADS = 128
-"""The same with several threads: they share the products well, and the small sums of the transforms badly."""
+"""The same with several threads. With fewer, they compute for so short a time that they wait for the interpreter."""
 SMALL = 256 * 256
 """Pairs of channels below which the larger weights cost little memory, however rarely a convolution is used."""
 LARGE = 512 * 512
 """Pairs of channels from which on tiles are smaller, since their weights grow less; see :func:`tile_of`."""
-BLOCK = 240
-"""Tiles that are transformed at a time. They stay in the cache, and fill a product of matrices."""
+BLOCK = 160
+"""Tiles that a thread transforms at a time. They stay in the cache, and fill a product of matrices."""
 
 
 Convolution = Callable[[Tensor], Tensor]
@@ -199,10 +199,10 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, tile: tuple[int, in
 
 @functools.cache
 def _pool(count: int) -> ThreadPoolExecutor:
-    """Make threads each of which computes alone.
+    """Make threads in which PyTorch starts no others.
 
-    Where all threads share one operation after the other, as PyTorch does it by itself, they wait for each other after
-    each. The sums of the transforms are so short that this takes as long as they do.
+    By itself PyTorch divides each operation among its threads, which then wait for each other. The sums of the
+    transforms are so short that they gain nothing from that.
     """
     ready = threading.Barrier(count + 1)
 
@@ -212,9 +212,9 @@ def _pool(count: int) -> ThreadPoolExecutor:
 
     pool = ThreadPoolExecutor(count, 'winograd', start)
     for _ in range(count):
-        pool.submit(int)
+        pool.submit(int)  # starts a thread, since none is idle before all are ready
     ready.wait()
-    torch.set_num_threads(count)  # for threads that begin later, too; they would have 1
+    torch.set_num_threads(count)  # also in other threads that begin later, which would have 1
     return pool
 
 

@@ -101,9 +101,9 @@ def test_which_convolutions():
         with torch.device('meta'):
             assert winograd.tile_of(nn.Conv2d(I, O, 3)) == expected
     with torch.device('meta'):
-        for channels, threads in ((64, 1), (128, 1), (256, 1), (256, 2), (256, 8)):
+        for channels, threads in ((64, 1), (128, 1), (256, 1), (128, 2), (128, 8)):
             assert winograd.fits(nn.Conv2d(channels, channels, 3, padding=1), threads=threads)
-        assert not winograd.fits(nn.Conv2d(128, 256, 3, padding=1), threads=2)
+        assert not winograd.fits(nn.Conv2d(64, 128, 3, padding=1), threads=2)
         for changes in ({'stride': 2}, {'padding': 0}, {'dilation': 2}, {'groups': 128}):
             assert not winograd.fits(nn.Conv2d(128, 128, 3, **({'padding': 1} | changes)), threads=1)
         for channels in ((32, 128), (128, 32)):
