@@ -21,7 +21,7 @@ from torch import Tensor, nn
 MIN_CHANNELS = 64
 """Of input and output, with one thread. With fewer, the transforms take what the products save."""
 MIN_CHANNELS_OF_THREADS = 128
-"""The same with several threads. With fewer, they compute for so short a time that they wait for the interpreter."""
+"""The same with several threads, where 64 channels were measured to gain nothing."""
 SMALL = 256 * 256
 """Pairs of channels below which the larger weights cost little memory, however rarely a convolution is used."""
 LARGE = 512 * 512
