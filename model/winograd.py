@@ -7,9 +7,13 @@ are sums along rows and then along columns, and the products are those of matric
 Only for inference on a CPU: nothing here is differentiable. Results differ from a direct convolution by rounding.
 """
 
+import functools
 import itertools
 import math
-from collections.abc import Callable, Collection, Sequence
+import os
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -17,18 +21,18 @@ from torch import Tensor, nn
 
 MIN_CHANNELS = 64
 """Of input and output, with one thread. With fewer, the transforms take what the products save."""
-MIN_CHANNELS_OF_THREADS = 256
-"""The same with several threads: they share the products well, and the small sums of the transforms badly."""
+MIN_CHANNELS_OF_THREADS = 128
+"""The same with several threads, where 64 channels were measured to gain nothing."""
 SMALL = 256 * 256
 """Pairs of channels below which the larger weights cost little memory, however rarely a convolution is used."""
 LARGE = 512 * 512
 """Pairs of channels from which on tiles are smaller, since their weights grow less; see :func:`tile_of`."""
-BLOCK = 240
-"""Tiles that are transformed at a time. They stay in the cache, and fill a product of matrices."""
+BLOCK = 160
+"""Tiles that a thread transforms at a time. They stay in the cache, and fill a product of matrices."""
 
 
 Convolution = Callable[[Tensor], Tensor]
-Views = Sequence[Tensor] | Tensor  # of a tensor, those along its first dimension
+Views = Sequence[Tensor]
 
 
 class Transform(NamedTuple):
@@ -176,49 +180,105 @@ def replace_convolutions(module: nn.Module, names: Collection[str]) -> None:
 @torch.no_grad()
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, tile: tuple[int, int], *, relu: bool) -> Tensor:
     """``x [B, I, h, w] -> [B, O, h, w]`` with transformed weights for outputs of ``tile``; of the ReLU of ``x``."""
-    B, I, H, W = x.shape  # noqa: E741
-    O, (m, n) = weight.shape[2], tile  # noqa: E741
-    rows, columns = m + 2, n + 2
-    down, right = TRANSFORMS[m], TRANSFORMS[n]
-    high, wide = -(-H // m), -(-W // n)  # tiles
-    step = -(-high // -(-high * wide // BLOCK))  # rows of tiles in a block
+    B, _, H, W = x.shape
+    high, wide = -(-H // tile[0]), -(-W // tile[1])  # tiles
+    threads = torch.get_num_threads()
+    blocks = -(-high * wide // (BLOCK * threads)) * threads  # of an image: as many for each thread
+    step = -(-high // blocks)  # rows of tiles in a block
 
-    # What is needed before the products and after them shares its memory with them.
-    padded, in_rows, products = _scratch(
-        [(m * step + 2, n * wide + 2, I), (rows, step, n * wide + 2, I)], (columns, rows, step, wide, O)
-    )
-    in_columns, block, elements = _scratch(
-        [(n, rows, step, wide, O), (m, n, step, wide, O)], (columns, rows, step, wide, I)
-    )
     dtype = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else x.dtype
-    out = torch.empty(B, O, H, W, dtype=dtype, memory_format=torch.channels_last)
-    for b in range(B):
-        source, target = x[b].permute(1, 2, 0), out[b].permute(1, 2, 0)
-        for first in range(0, high, step):
-            # The last block takes rows again that the one before has: all blocks are of one size.
-            top = m * min(first, high - step)
-            _pad(source, top, padded)
-            if relu:
-                padded.clamp_(min=0)
-            down.inputs([padded[r : r + m * step : m] for r in range(rows)], in_rows)
-            right.inputs([in_rows[:, :, c : c + n * wide : n] for c in range(columns)], elements)
-            torch.bmm(elements.view(-1, step * wide, I), weight, out=products.view(-1, step * wide, O))
-            if bias is not None:
-                products[POINT_ONE, POINT_ONE] += bias
-            right.outputs(products, in_columns)
-            down.outputs(in_columns.transpose(0, 1), block)
-            bottom = min(top + m * step, H)
-            found = block.permute(2, 0, 3, 1, 4).reshape(m * step, n * wide, O)
-            target[top:bottom] = found[: bottom - top, :W]
+    out = torch.empty(B, weight.shape[2], H, W, dtype=dtype, memory_format=torch.channels_last)
+    work = list(itertools.product(range(B), range(0, high, step)))
+    computers = [_computer(x, out, weight, bias, tile, step, relu=relu) for _ in work[:threads]]
+    if threads == 1:
+        computers[0](iter(work))
+    else:
+        remaining = iter(work)  # from which every thread takes its next block
+        list(_pool(threads).map(lambda compute: compute(remaining), computers))
     return out
 
 
-def _scratch(parts: Sequence[tuple[int, ...]], whole: tuple[int, ...]) -> list[Tensor]:
-    """Tensors of the shapes ``parts``, one after the other, and one of the shape ``whole`` in the same place."""
-    sizes = [math.prod(shape) for shape in parts]
-    buffer = torch.empty(max(sum(sizes), math.prod(whole)))
-    views = [part.view(shape) for part, shape in zip(buffer[: sum(sizes)].split(sizes), parts, strict=True)]
-    return [*views, buffer[: math.prod(whole)].view(whole)]
+@functools.cache
+def _pool(count: int) -> ThreadPoolExecutor:
+    """Make threads in which PyTorch starts no others.
+
+    By itself PyTorch divides each operation among its threads, which then wait for each other. The sums of the
+    transforms are so short that they gain nothing from that.
+    """
+    ready = threading.Barrier(count + 1)
+
+    def start() -> None:
+        torch.set_num_threads(1)
+        ready.wait()
+
+    pool = ThreadPoolExecutor(count, 'winograd', start)
+    for _ in range(count):
+        pool.submit(int)  # starts a thread, since none is idle before all are ready
+    ready.wait()
+    torch.set_num_threads(count)  # also in other threads that begin later, which would have 1
+    return pool
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # the threads are not there in a child
+
+
+def _computer(
+    x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, tile: tuple[int, int], step: int, *, relu: bool
+) -> Callable[[Iterator[tuple[int, int]]], None]:
+    """Make a function that computes blocks of ``out``, one after the other in the same memory.
+
+    A block has ``step`` rows of tiles. It is given as its image and the first of these rows.
+    """
+    (H, W), (I, O), (m, n) = x.shape[2:], weight.shape[1:], tile  # noqa: E741
+    high, wide = -(-H // m), -(-W // n)  # tiles
+    rows, columns = m + 2, n + 2
+    # What is needed before the products and after them shares its memory with them.
+    (padded, in_rows), (products,), (found,) = _scratch(
+        [(m * step + 2, n * wide + 2, I), (rows, step, n * wide + 2, I)],
+        [(columns, rows, step, wide, O)],
+        [(m * step, n * wide, O)],
+    )
+    (elements,), (in_columns,) = _scratch([(columns, rows, step, wide, I)], [(n, rows, step, wide, O)])
+
+    # All views are made once: making one takes as long as adding some thousand values.
+    rows_of_inputs = [padded[r : r + m * step : m] for r in range(rows)], in_rows.unbind()
+    columns_of_inputs = [in_rows[:, :, c : c + n * wide : n] for c in range(columns)], elements.unbind()
+    factors = elements.view(-1, step * wide, I), weight
+    matrices = products.view(-1, step * wide, O)
+    point_one = products[POINT_ONE, POINT_ONE]
+    columns_of_outputs = products.unbind(), in_columns.unbind()
+    rows_of_outputs = in_columns.unbind(1), found.view(step, m, wide, n, O).permute(1, 3, 0, 2, 4).unbind()
+
+    @torch.inference_mode()
+    def compute(blocks: Iterator[tuple[int, int]]) -> None:
+        for b, first in blocks:
+            # The last block of an image begins in the one before, so that all are of one size.
+            top = m * min(first, high - step)
+            _pad(x[b].permute(1, 2, 0), top, padded)
+            if relu:
+                padded.clamp_(min=0)
+            TRANSFORMS[m].inputs(*rows_of_inputs)
+            TRANSFORMS[n].inputs(*columns_of_inputs)
+            torch.bmm(*factors, out=matrices)
+            if bias is not None:
+                point_one.add_(bias)
+            TRANSFORMS[n].outputs(*columns_of_outputs)
+            TRANSFORMS[m].outputs(*rows_of_outputs)
+            # Another thread may write those rows of tiles that the block before has.
+            begin, end = m * first, min(top + m * step, H)
+            out[b].permute(1, 2, 0)[begin:end] = found[begin - top : end - top, :W]
+
+    return compute
+
+
+def _scratch(*layouts: Sequence[tuple[int, ...]]) -> list[list[Tensor]]:
+    """Tensors of the shapes of each layout, one after the other, for all layouts in the same place."""
+    sizes = [[math.prod(shape) for shape in layout] for layout in layouts]
+    buffer = torch.empty(max(map(sum, sizes)))
+    return [
+        [part.view(shape) for part, shape in zip(buffer[: sum(size)].split(size), layout, strict=True)]
+        for size, layout in zip(sizes, layouts, strict=True)
+    ]
 
 
 def _pad(source: Tensor, top: int, padded: Tensor) -> None:

@@ -2,8 +2,11 @@
 
 import copy
 import hashlib
+import os
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -49,6 +52,35 @@ def test_a_convolution(tile, size, bias, block, monkeypatch):
         torch.testing.assert_close(WinogradConv2d(conv)(each, relu=True), conv(F.relu(each)), **ROUNDING)
 
 
+@pytest.mark.parametrize('threads', [2, 3])
+@pytest.mark.parametrize('size', [(1, 1), (13, 30), (30, 54)])
+def test_threads_share_the_blocks(tile, threads, size):
+    """Every block is computed, the bytes do not depend on which thread comes first, and each keeps its settings."""
+    torch.set_num_threads(threads)
+    conv = random_conv(20, 7)
+    x = torch.randn(2, 20, *size)
+    fast = WinogradConv2d(conv)
+    found = [fast(x)]
+    with torch.inference_mode():
+        found += [fast(x.clone()) for _ in range(20)]
+    torch.testing.assert_close(found[0], conv(x), **ROUNDING)
+    assert len({digest(each) for each in found}) == 1
+    assert torch.get_num_threads() == threads
+    with ThreadPoolExecutor(1) as later:  # a thread that begins after those of the convolutions
+        assert later.submit(torch.get_num_threads).result() == threads
+
+
+def test_a_forked_process_has_threads_of_its_own(tile):
+    torch.set_num_threads(2)
+    fast, x = WinogradConv2d(random_conv(20, 7)), torch.randn(1, 20, 30, 30)
+    expected = fast(x)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # it would wait for ever for the threads of its parent
+        os._exit(0 if torch.equal(fast(x), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 @pytest.mark.parametrize('relu', [False, True])
 def test_what_objects_share_is_convolved_once(tile, relu):
     conv = random_conv(12, 5)
@@ -82,9 +114,9 @@ def test_which_convolutions():
         with torch.device('meta'):
             assert winograd.tile_of(nn.Conv2d(I, O, 3)) == expected
     with torch.device('meta'):
-        for channels, threads in ((64, 1), (128, 1), (256, 1), (256, 2), (256, 8)):
+        for channels, threads in ((64, 1), (128, 1), (256, 1), (128, 2), (128, 8)):
             assert winograd.fits(nn.Conv2d(channels, channels, 3, padding=1), threads=threads)
-        assert not winograd.fits(nn.Conv2d(128, 256, 3, padding=1), threads=2)
+        assert not winograd.fits(nn.Conv2d(64, 128, 3, padding=1), threads=2)
         for changes in ({'stride': 2}, {'padding': 0}, {'dilation': 2}, {'groups': 128}):
             assert not winograd.fits(nn.Conv2d(128, 128, 3, **({'padding': 1} | changes)), threads=1)
         for channels in ((32, 128), (128, 32)):
@@ -118,10 +150,11 @@ def digest(tensor: Tensor) -> str:
 
 
 SEGMENT = """
+import sys
 import torch
 from inference import InferenceCore, load_model
 from tests.model.test_winograd import digest
-torch.set_num_threads(1)
+torch.set_num_threads(int(sys.argv[1]))
 torch.manual_seed(0)
 core = InferenceCore(load_model(device='cpu'))
 core.step(torch.rand(3, 96, 128), torch.arange(128).expand(96, 128) // 64)
@@ -129,9 +162,10 @@ print(digest(core.step(torch.rand(3, 96, 128))))
 """
 
 
-def test_the_same_bytes_again_and_in_another_process():
+@pytest.mark.parametrize('threads', [1, 2])
+def test_the_same_bytes_again_and_in_another_process(threads):
     """Nothing that was timed or left over by an earlier run decides how a convolution is computed."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     found = set()
     for _ in range(2):
         network = load_model(device='cpu')
@@ -141,7 +175,7 @@ def test_the_same_bytes_again_and_in_another_process():
             core = InferenceCore(network)
             core.step(torch.rand(3, 96, 128), torch.arange(128).expand(96, 128) // 64)
             found.add(digest(core.step(torch.rand(3, 96, 128))))
-    command = [sys.executable, '-c', SEGMENT]
+    command = [sys.executable, '-c', SEGMENT, str(threads)]
     other = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
     assert found == {other}
 
