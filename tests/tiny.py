@@ -27,7 +27,7 @@ from training import loop
 class TinyClassifier(nn.Module):
     def __init__(self, weights: None = None):
         super().__init__()
-        channels = (3, 8, 16, 16, 32)
+        channels = (3, 16, 16, 16, 32)
         self.layers = nn.ModuleList(
             nn.Sequential(nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU())
             for before, after in itertools.pairwise(channels)
