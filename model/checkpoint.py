@@ -184,11 +184,8 @@ def network_from_checkpoint(
         )
     _check_tensors(state, path)
 
-    config = _config_of(content, state, path)
-    network = _on_meta(config)
-    problems = differences(network, state)
-    if problems:
-        raise CheckpointError(f'{path}: the tensors do not fit the network of its configuration\n' + problems)
+    network = _network_of(content, state, path)
+    config = network.config
     if config.single_object and widen:
         state = network.widened(state, init=widen)
         network = _on_meta(dataclasses.replace(config, single_object=False))
@@ -260,21 +257,24 @@ def _check_tensors(state: dict[str, Tensor], path: str | Path) -> None:
             )
 
 
-def _config_of(content: dict, state: dict[str, Tensor], path: str | Path) -> STCNConfig | STMConfig:
+def _network_of(content: dict, state: dict[str, Tensor], path: str | Path) -> Network:
+    """The network that these tensors fit, without memory for its weights."""
     if 'config' in content:
         try:
-            config = config_from(content['config'])
-            _on_meta(config)
+            network = _on_meta(config_from(content['config']))
         except Exception as error:
             raise CheckpointError(f'{path}: its configuration is not understood: {error!r}') from error
-        return config
-    problems = {}
+        if different := differences(network, state):
+            raise CheckpointError(f'{path}: the tensors do not fit the network of its configuration\n' + different)
+        return network
+    networks, problems = {}, {}
     for name, config in VARIANTS.items():
-        problems[name] = differences(_on_meta(config), state)
+        networks[name] = _on_meta(config)
+        problems[name] = differences(networks[name], state)
         if not problems[name]:
-            return config
+            return networks[name]
     closest = min(problems, key=lambda name: len(problems[name]))
-    known = _on_meta(VARIANTS[closest]).state_dict().keys() & state.keys()
+    known = networks[closest].state_dict().keys() & state.keys()
     if 2 * len(known) < len(state):
         raise CheckpointError(
             f'{path}: expected the weights of STCN or STM, found those of another network: only {len(known)} of '

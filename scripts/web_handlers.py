@@ -172,30 +172,30 @@ class Handlers:
             return self._all_changed(tab)
         return gr.skip()
 
-    def forward(self, drawn: dict | None, to_painted: bool, request: gr.Request) -> Iterator[dict]:
+    def forward(self, drawn: dict | None, to_painted: bool, run: int, request: gr.Request) -> Iterator[dict]:
         """Propagate forwards."""
-        yield from self._propagate('forward', drawn, to_painted, request)
+        yield from self._propagate('forward', drawn, to_painted, run, request)
 
-    def backward(self, drawn: dict | None, to_painted: bool, request: gr.Request) -> Iterator[dict]:
+    def backward(self, drawn: dict | None, to_painted: bool, run: int, request: gr.Request) -> Iterator[dict]:
         """Propagate backwards."""
-        yield from self._propagate('backward', drawn, to_painted, request)
+        yield from self._propagate('backward', drawn, to_painted, run, request)
 
-    def both(self, drawn: dict | None, to_painted: bool, request: gr.Request) -> Iterator[dict]:
+    def both(self, drawn: dict | None, to_painted: bool, run: int, request: gr.Request) -> Iterator[dict]:
         """Propagate both ways."""
-        yield from self._propagate('both', drawn, to_painted, request)
+        yield from self._propagate('both', drawn, to_painted, run, request)
 
     def _propagate(
-        self, direction: Direction, drawn: dict | None, to_painted: bool, request: gr.Request
+        self, direction: Direction, drawn: dict | None, to_painted: bool, run: int, request: gr.Request
     ) -> Iterator[dict]:
-        """Propagate from the present frame on, with previews."""
+        """Propagate from the present frame on, with previews. ``run`` is the number that the page gave it."""
         with told():
             tab = self.tabs[request.session_hash]
             with tab.alone():
                 tab.keep(drawn)
-                tab.stop.clear()
                 began, due = tab.frame, 0.0
                 for reached in tab.session.propagate(began, direction, to_painted=bool(to_painted)):
-                    if tab.stop.is_set():
+                    if run <= tab.stopped:
+                        ended = 'Stopped.'
                         break
                     if time.monotonic() < due:
                         continue
@@ -210,7 +210,8 @@ class Handlers:
                         self.elements.bar: bar(tab.session, reached.frame),
                     }
                     due = time.monotonic() + PREVIEW_SECONDS
-                ended = 'Stopped.' if tab.stop.is_set() else 'Done.'
+                else:
+                    ended = 'Done.'
             ending = self._masks_changed(tab, ended)
             if tab.frame == began and began not in tab.session.painted:
                 ending[self.elements.editor] = tab.show(began)
@@ -218,18 +219,19 @@ class Handlers:
             return
         yield gr.skip()
 
-    def adapt(self, drawn: dict | None, request: gr.Request) -> Iterator[dict]:
+    def adapt(self, drawn: dict | None, run: int, request: gr.Request) -> Iterator[dict]:
         """Adapt the network to the painted frames. After a stop the network is the one from before."""
         with told():
             tab = self.tabs[request.session_hash]
             with tab.alone():
                 tab.keep(drawn)
-                tab.stop.clear()
                 for done in tab.adapt(self.tabs.adapting):
-                    if tab.stop.is_set():
+                    if run <= tab.stopped:
+                        ended = 'Stopped; the network is as it was.'
                         break
                     yield {self.elements.status: f'Adapting to this video: {100 * done:.0f} %'}
-            ended = 'Stopped; the network is as it was.' if tab.stop.is_set() else 'Adapted. Now propagate again.'
+                else:
+                    ended = 'Adapted. Now propagate again.'
             yield self._masks_changed(tab, ended)
             return
         yield gr.skip()
@@ -243,10 +245,10 @@ class Handlers:
             return self._masks_changed(tab, 'Done.')
         return gr.skip()
 
-    def stop(self, request: gr.Request) -> None:
-        """Stop the propagation after the current frame, or the adaptation."""
+    def stop(self, run: int, request: gr.Request) -> None:
+        """Stop the propagation after the current frame, or the adaptation, also if it has not begun yet."""
         with told():
-            self.tabs[request.session_hash].stop.set()
+            self.tabs[request.session_hash].stop(run)
 
     def _written(self, request: gr.Request, ending: str, write: Callable[[Session, Path], object]) -> str | dict:
         """Write a file of the tab's results with ``write``, and return its path."""

@@ -26,6 +26,13 @@
     return frame;
   };
 
+  // Propagations and adaptations are numbered when their buttons are pressed, and "Stop" names the last of them: the
+  // server may hear of the stop before it begins what is to be stopped.
+  window.run = 0;
+  document.addEventListener('click', event => {
+    if (event.target.closest('#forward, #backward, #both, #adapt')) window.run += 1;
+  }, true);
+
   // Undo the last stroke that is not kept yet or, if there is none, the last change of the masks.
   const undo = () => {
     const stroke = strokeToUndo();

@@ -99,6 +99,7 @@ def painting() -> tuple[dict[str, gr.Component], dict[str, gr.Component]]:
             'both': button('both', '◀ Both ways ▶', variant='primary'),
             'forward': button('forward', 'Forwards ▶', variant='primary'),
             'stop': button('stop', 'Stop', variant='stop'),
+            'run': gr.Number(0, precision=0, visible=False),  # web_page.js gives its value
         }
     with gr.Row():
         buttons |= {
@@ -171,12 +172,13 @@ def connect(on: Elements, buttons: dict[str, gr.Component], do: Handlers) -> Non
 
     for name in ('forward', 'backward', 'both'):
         reached = [*masks, on.editor, on.preview]
-        given = [on.editor, buttons['to_painted']]
-        js = '(editor, to_painted) => [drawn(editor), to_painted]'
+        given = [on.editor, buttons['to_painted'], buttons['run']]
+        js = '(editor, to_painted) => [drawn(editor), to_painted, run]'
         buttons[name].click(getattr(do, name), given, reached, js=js, **quiet)
-    buttons['adapt'].click(do.adapt, on.editor, masks, js='editor => [drawn(editor)]', **quiet)
+    given = [on.editor, buttons['run']]
+    buttons['adapt'].click(do.adapt, given, masks, js='editor => [drawn(editor), run]', **quiet)
     buttons['unadapt'].click(do.unadapt, None, masks, **quiet)
-    buttons['stop'].click(do.stop, None, None, **quiet)
+    buttons['stop'].click(do.stop, buttons['run'], None, js='() => run', **quiet)
     buttons['keep'].click(do.keep, on.editor, masks, js='editor => [drawn(editor)]', **quiet)
     buttons['forget'].click(do.forget, None, everything, **quiet)
     buttons['masks'].click(do.masks, None, on.files, api_visibility='private')

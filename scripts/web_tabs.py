@@ -1,5 +1,6 @@
 """The clips that are open in the browser tabs of the web page."""
 
+import math
 import shutil
 import tempfile
 import threading
@@ -43,7 +44,7 @@ class Tab:
         self.brush = max(2, min(session.shape) // 40)  # radius of the brush in pixels
         self._label = 1
         self.brushes = {1}  # the labels of the brushes chosen since the frame was shown
-        self.stop = threading.Event()
+        self.stopped: float = 0  # the last propagation or adaptation that is to stop; the page numbers them
         self.busy = threading.Lock()  # held while frames are propagated, the network adapts or masks are changed
         self.closed = False
 
@@ -127,6 +128,10 @@ class Tab:
             raise DataError('The network is the original one already.')
         self.session.use(self.original, 'going back to the original network')
 
+    def stop(self, run: float) -> None:
+        """Stop the propagations and adaptations up to this number."""
+        self.stopped = max(self.stopped, run)
+
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keep the clip from being propagated, adapted to or changed by others while the block runs.
@@ -158,7 +163,7 @@ class Tab:
     def close(self) -> None:
         """Stop a propagation, and delete all files."""
         self.closed = True
-        self.stop.set()
+        self.stop(math.inf)
         # A propagation ends after its current frame and releases the lock. If its browser is gone, gradio no longer
         # runs it, and it never releases the lock; therefore the timeout.
         self.busy.acquire(timeout=5)

@@ -474,6 +474,7 @@ def test_the_shell_sees_what_ended_an_evaluation(network, tmp_path):
     process = subprocess.Popen(
         [
             sys.executable,
+            REPOSITORY / 'tests' / 'tiny.py',
             REPOSITORY / 'eval_davis.py',
             '--model',
             network,
@@ -484,7 +485,7 @@ def test_the_shell_sees_what_ended_an_evaluation(network, tmp_path):
             '--num_threads',
             '1',
             '--size',
-            '48',
+            '96',
             '--output',
             tmp_path / 'out',
         ],
