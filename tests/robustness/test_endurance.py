@@ -141,12 +141,12 @@ def test_a_page_says_that_memory_is_out_and_goes_on(small_network, first_mask, t
     [propagate] = [event.fn for event in build(tabs).fns.values() if event.name == 'forward']
     request = type('Request', (), {'session_hash': 'key'})
     with too_little_memory(monkeypatch, frame=7):
-        list(propagate(drawn, False, request))
+        list(propagate(drawn, False, 1, request))
     assert len(told) == 1
     assert told[0].startswith('out of GPU memory; object_chunk helps with many objects')
     assert 'The masks up to here are kept' in told[0]
     assert tab.session.masked() == list(range(7))
-    list(propagate(drawn, False, request))  # the clip can be propagated again
+    list(propagate(drawn, False, 1, request))  # the clip can be propagated again
     assert tab.session.masked() == list(range(12))
     assert len(told) == 1
 

@@ -148,7 +148,7 @@ def test_a_damaged_average_is_refused(tmp_path):
     content = state.content()
     average, name = content['average'], 'decoder.pred.weight'
     for changes, message in (
-        ({'average': average | {name: average[name] * torch.nan}}, f'{name}: expected numbers, found some'),
+        ({'average': average | {name: average[name] * torch.nan}}, f'{name}: expected finite numbers, found'),
         ({'average': average | {name: average[name][:, 1:]}}, f'mis-shaped: {name}'),
         ({'average': {key: value for key, value in average.items() if key != name}}, f'missing: {name}'),
         ({'average': average | {'more': torch.ones(1)}}, 'unexpected: more'),
