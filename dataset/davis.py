@@ -97,7 +97,7 @@ def davis_videos(root: str | Path, *, year: int, split: str) -> tuple[Path, list
 
 
 def davis(root: str | Path, *, year: int = 2017, split: str = 'val') -> list[Video]:
-    """The videos of a split to segment, from the annotation of the first frame.
+    """The videos of a split. Each is to be segmented from the annotation of its first frame.
 
     Every frame of ``val`` has an annotation on disk, but only that of the first frame is used. Arguments and errors
     are those of :func:`davis_videos`. An annotation whose frame is missing is an error, too.

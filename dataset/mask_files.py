@@ -36,7 +36,7 @@ class FrameMasks(Generic[Key]):
     objects: tuple[int, ...] | None = None
     """The object that each file shows. None: there is one file, with the labels of all objects."""
     binary: bool = False
-    """Whether an object's file that shows several labels is refused."""
+    """Whether a file is refused if it shows several labels: each shows one object."""
 
     @property
     def pairs(self) -> list[tuple[Path, int | None]]:

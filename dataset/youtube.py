@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def youtube(root: str | Path, *, split: str = 'valid', output_all: bool = False) -> list[Video]:
-    """The videos of a split to segment, each object from its first annotation on.
+    """The videos of a split. Each object is to be segmented from its first annotation on.
 
     An object's annotation is that of the first frame that ``meta.json`` lists for it; later ones, which training
     videos have, are not read. An object that this annotation does not show begins at the first annotation that shows

@@ -177,7 +177,7 @@ def _check_length(path: Path, seconds: Fraction, max_seconds: float) -> None:
 def _check_store(path: Path, left: int) -> None:
     if left < 0:
         raise LimitError(
-            f'{path.name}: its frames take more than {STORE_FACTOR} times the largest upload on disk; '
+            f'{path.name}: on disk, its frames take more than {STORE_FACTOR} times the largest upload allowed; '
             'shorten it or scale it down'
         )
 

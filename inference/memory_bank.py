@@ -143,7 +143,7 @@ class MemoryBank:
 
     Objects that joined together form a group, and may leave one by one. With shared keys (STCN) the keys are
     stored once and the similarity is computed once for all objects; top-k and the gather of values run once per
-    group. Without them (STM), every object has its own keys. The last slot may be temporary: the next ``add``
+    group. Without shared keys (STM), every object has its own. The last slot may be temporary: the next ``add``
     replaces it.
 
     Args:
@@ -235,8 +235,8 @@ class MemoryBank:
         joining = len(value) - self.num_objects
         if joining < 0 or (joining and not permanent):
             raise ValueError(
-                f'{len(value)} objects at a {"" if permanent else "temporary "}memory frame after '
-                f'{self.num_objects}: objects only leave by remove, and only join at permanent frames'
+                f'value: found {len(value)} objects at a {"" if permanent else "temporary "}memory frame, but '
+                f'{self.num_objects} in the memory: objects only leave by remove, and only join at permanent frames'
             )
         if joining:
             capacity = max(self.capacity - slot, 1)
@@ -350,7 +350,7 @@ class MemoryBank:
         Queries are processed in chunks that keep the similarities below ``scratch_bytes``.
         """
         if not len(self):
-            raise ValueError('the memory is empty: the last frame of a video is not memorised, and nothing follows it')
+            raise ValueError('the memory is empty: no frame was memorised so far; the last of a video never is')
         # The similarity squares the keys, for which half precision is not enough.
         with torch.autocast(query_key.device.type, enabled=False):
             return self._read(query_key).to(query_key.dtype)

@@ -134,8 +134,8 @@ def check_alike(results: Sequence[Result]) -> None:
         for name in ('format', 'given'):
             if first.settings.get(name) != other.settings.get(name):
                 raise DataError(
-                    f'{other.folder / SETTINGS_FILE}: expected the masks of {first.folder}, found another "{name}": '
-                    'the runs are not of the same dataset'
+                    f'{other.folder / SETTINGS_FILE}: expected a run on the same dataset as '
+                    f'{first.folder}, found another "{name}"'
                 )
     for frame in first.frames:
         expected = read_content(first.path(frame))

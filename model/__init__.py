@@ -1,4 +1,4 @@
-"""The networks and the paper's equations, which work on tensors, and checkpoints. Names are imported at first use."""
+"""The networks, their checkpoints, and the paper's equations on tensors. Names are imported at first use."""
 
 from typing import TYPE_CHECKING
 

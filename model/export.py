@@ -1,7 +1,7 @@
 """Exports a network as ONNX files, one for each of its functions, to be run without PyTorch.
 
-The tensors between them are float32, with the names and shapes of ``TENSORS``. The metadata of every file name its
-network and the settings of the export, so that files of different networks are not used together.
+The tensors between them are float32, with the names and shapes of ``TENSORS``. The metadata of every file say which
+network it is of, and the settings of the export, so that files of different networks are not used together.
 """
 
 import copy

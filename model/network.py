@@ -47,7 +47,7 @@ class Network(nn.Module, ABC):
     padding_colour: tuple[float, float, float] = (0, 0, 0)  # the colour of the padding in normalised RGB
     objects_in_padding: bool = True  # whether the padding of predicted masks is memorised as predicted, or as zeros
     # The names of the modules that run on every frame. Convolutions with many weights take more memory when they are
-    # made faster. This is done only in these modules.
+    # made faster, so those are made faster only in these modules.
     every_frame: tuple[str, ...] = ()
     exact: bool = True  # whether all its convolutions are direct; see optimize_
     recommended: Mapping[str, int] = MappingProxyType({})  # from its checkpoint; see model.checkpoint.RECOMMENDED
@@ -111,7 +111,8 @@ class Network(nn.Module, ABC):
             if not exact:
                 self.exact = False
                 replace_convolutions(self, self.every_frame)
-            self.to(memory_format=torch.channels_last)  # last: copies of weights that are replaced would leave gaps
+            # After replace_convolutions: copies of the weights that it replaces would leave gaps in memory.
+            self.to(memory_format=torch.channels_last)
             replace_blocks(self)
         return self
 

@@ -109,7 +109,7 @@ class STM(Network):
         )
 
     def encode_query(self, image: Tensor) -> Query:
-        """Features, key and value (``thin``) of a frame. ``image [B, 3, H, W] -> Query``."""
+        """Features, key and value (in the field ``thin``) of a frame. ``image [B, 3, H, W] -> Query``."""
         f16, f8, f4 = self.Encoder_Q(_normalised(image, self.Encoder_Q))
         key, value = self.KV_Q_r4(f16)
         return Query(key, value, f16, f8, f4)

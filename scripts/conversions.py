@@ -138,7 +138,7 @@ def shrink(values: np.ndarray, size: Size) -> Image.Image:
 
 
 def shrink_labels(labels: np.ndarray, size: Size, palette: bytes) -> Image.Image:
-    # PIL takes the pixel at the centre, like the averaging of the image; OpenCV's choice may lie a pixel beside it.
+    # PIL takes the pixel at the centre of the area that is averaged in the image; OpenCV's may lie a pixel beside it.
     small = Image.fromarray(labels).resize(size, Image.Resampling.NEAREST)
     small.putpalette(palette)
     return small

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = {video.name: video.given for video in videos}
     if rank() == 0:
         frames, all_frames = sum(map(len, given.values())), sum(len(video.frames) for video in videos)
-        log.info('given to the network: the masks of %d of %d frames, which are not scored', frames, all_frames)
+        log.info('given to the network, and therefore not scored: the masks of %d of %d frames', frames, all_frames)
         if left := sum(not frame.wanted for video in videos for frame in video.frames):
             beyond = 'after the last mask' if args.direction == 'backward' else 'before the first mask'
             log.info('%d frames %s of their video stay empty; --direction both segments them, too', left, beyond)

@@ -21,7 +21,8 @@ def told() -> Iterator[None]:
         yield
     except TooLittleMemoryError as error:
         gr.Warning(
-            f'{error}. The masks up to here are kept. These are flags of scripts/web.py; --device cpu avoids the GPU.'
+            f'{error}. The masks up to here are kept. All flags named here are those of scripts/web.py; '
+            '--device cpu avoids the GPU.'
         )
     except (UserError, OSError) as error:
         gr.Warning(

@@ -127,7 +127,7 @@ class Run:
     def save_broken(self, content: dict) -> str:
         """Write a state for the user to look into, which no run resumes; return its path."""
         if self.folder is None:
-            return 'not saved, since nothing of this run is'
+            return 'not saved, since this run keeps nothing'
         path = self.folder / f'nonfinite_{content["iteration"]:08d}.pth'
         with atomic_path(path) as temporary:
             torch.save(content, temporary)

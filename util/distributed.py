@@ -34,7 +34,7 @@ def choose_device(name: str | torch.device | None) -> torch.device:
     try:
         device = torch.device(name)
         use_device(device)
-        torch.zeros(1, device=device).item()  # only use shows whether there is one
+        torch.zeros(1, device=device).item()  # only its use shows whether it works
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # depends on the kind of the device, and on the version of PyTorch

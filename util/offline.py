@@ -23,7 +23,7 @@ def remote_host(event: str, arguments: tuple) -> str | None:
     if event not in EVENTS:
         return None
     host = arguments[EVENTS[event]]
-    if EVENTS[event] == 1:  # an address: a tuple, but for the path of a Unix socket
+    if EVENTS[event] == 1:  # an address: a tuple, or the path of a Unix socket
         host = host[0] if isinstance(host, tuple) else None
     if isinstance(host, bytes):
         host = host.decode(errors='replace')

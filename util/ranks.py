@@ -1,4 +1,4 @@
-"""The place of this process among those that torchrun starts. Does not import torch, so that command lines can ask."""
+"""The place of this process among those that torchrun starts. Does not import torch, to save time on command lines."""
 
 import os
 

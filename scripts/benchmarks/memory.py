@@ -6,8 +6,8 @@
 On a CPU, --check measures the peak memory of a process. On a GPU, it runs every row that should fit into 11 GB in a
 process that may take no more than that.
 
-The model runs the network on fake tensors, which have shapes but no data, and adds up the sizes of all tensors that
-exist at a time. It does not include workspaces of libraries (cuDNN, oneDNN's packed weights) and fragmentation.
+The network runs on fake tensors, which have shapes but no data, and the sizes of all tensors that exist at a time are
+added up. Workspaces of libraries (cuDNN, oneDNN's packed weights) and fragmentation are not included.
 """
 
 import argparse
