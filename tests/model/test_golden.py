@@ -102,9 +102,7 @@ def test_training_read():
 )
 def test_propagation(network, clip, first_mask, name):
     expected = unpadded_pixels(golden('propagation')[name])
-    core = InferenceCore(
-        network, mem_every=int(name.split('every')[1][0]), include_last=not name.endswith('nolast')
-    )
+    core = InferenceCore(network, mem_every=int(name.split('every')[1][0]), include_last=not name.endswith('nolast'))
     objects = list(range(1, int(name[5]) + 1))
     for t, image in enumerate(clip):
         prob = core.step(image, first_mask if t == 0 else None, objects if t == 0 else None, last=t == 11)
