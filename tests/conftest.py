@@ -63,7 +63,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def state_dict(layout: str) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(value) for name, value in make_state_dict(layout).items()}
+    return {name: torch.tensor(value) for name, value in make_state_dict(layout).items()}
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
 SERVER = multiprocessing.get_context('forkserver')
-SERVER.set_forkserver_preload(['tests.forks', 'inference.run', 'dataset.davis', 'dataset.youtube', 'dataset.folder'])
+SERVER.set_forkserver_preload(
+    ['tests.forks', 'tests.tiny', 'inference.run', 'dataset.davis', 'dataset.youtube', 'dataset.folder']
+)
 
 
 def start(words: Sequence[object], log: Path, **environment: object) -> BaseProcess:

@@ -14,6 +14,22 @@ from tests.helpers import assert_close, assert_same_objects, normalised, unpadde
 SHARED = REPOSITORY.parent / 'shared' / 'golden' / 'data'
 
 
+@pytest.fixture(scope='module')
+def network(golden_network):
+    """It encodes a frame once for all tests of this module; otherwise, most of their time would go there."""
+    encode, queries = golden_network.encode_query, {}
+
+    def encode_once(image):
+        content = image.numpy().tobytes()
+        if content not in queries:
+            queries[content] = encode(image)
+        return queries[content]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(golden_network, 'encode_query', encode_once)
+        yield golden_network
+
+
 @torch.inference_mode()
 def test_network(golden_network, clip, first_mask):
     expected = golden('network')
@@ -84,11 +100,9 @@ def test_training_read():
 @pytest.mark.parametrize(
     'name', ['prob_1obj_every5_nolast', 'prob_3obj_every5_nolast', 'prob_2obj_every3_nolast', 'prob_2obj_every5_last']
 )
-def test_propagation(golden_network, clip, first_mask, name):
+def test_propagation(network, clip, first_mask, name):
     expected = unpadded_pixels(golden('propagation')[name])
-    core = InferenceCore(
-        golden_network, mem_every=int(name.split('every')[1][0]), include_last=not name.endswith('nolast')
-    )
+    core = InferenceCore(network, mem_every=int(name.split('every')[1][0]), include_last=not name.endswith('nolast'))
     objects = list(range(1, int(name[5]) + 1))
     for t, image in enumerate(clip):
         prob = core.step(image, first_mask if t == 0 else None, objects if t == 0 else None, last=t == 11)
@@ -96,10 +110,10 @@ def test_propagation(golden_network, clip, first_mask, name):
 
 
 @pytest.mark.parametrize('name', ['prob_every5', 'prob_every3', 'prob_every3_last', 'prob_every3_req0-4-7-9-11'])
-def test_appearing(golden_network, clip, name):
+def test_appearing(network, clip, name):
     expected = unpadded_pixels(golden('appearing')[name])
     wanted = [int(t) for t in name.split('req')[1].split('-')] if 'req' in name else range(12)
-    core = InferenceCore(golden_network, mem_every=int(name[len('prob_every')]), include_last='last' in name)
+    core = InferenceCore(network, mem_every=int(name[len('prob_every')]), include_last='last' in name)
     seen = []
     for t, image in enumerate(clip):
         path = GOLDEN / 'appearing' / f'{t:05d}.png'

@@ -18,13 +18,13 @@ from util.cli import sha256
 
 
 @pytest.fixture
-def grid(davis_root, small_checkpoint, tmp_path):
+def grid(davis_root, resnet_checkpoint, tmp_path):
     """Runs the script in this process; returns the rows of table.csv."""
     dot = tmp_path / 'dot.pth'
     save_network(dot, make_small_network(similarity='dot'))
 
     def grid(*flags):
-        networks = (f'STCN, L2={small_checkpoint}', f'STCN, dot={dot}')
+        networks = (f'STCN, L2={resnet_checkpoint}', f'STCN, dot={dot}')
         places = ('--root', davis_root, '--output', tmp_path / 'out')
         assert ablate.main([*map(str, ('--networks', *networks, *places, *flags))]) == 0
         with open(tmp_path / 'out' / 'table.csv', newline='') as file:
@@ -67,8 +67,8 @@ def test_a_grid_and_its_continuation(grid, tmp_path, monkeypatch):
     assert [arguments[-1] for arguments in asked] == ['--flip']
 
 
-def test_a_replaced_file_is_measured_again(davis_root, small_checkpoint, tmp_path, monkeypatch):
-    network = shutil.copy(small_checkpoint, tmp_path / 'network.pth')
+def test_a_replaced_file_is_measured_again(davis_root, resnet_checkpoint, tmp_path, monkeypatch):
+    network = shutil.copy(resnet_checkpoint, tmp_path / 'network.pth')
     asked = []
     summary = Summary(videos=2, frames=12, propagation=4.0, peak_memory=2**30)
 
@@ -103,7 +103,7 @@ def test_a_replaced_file_is_measured_again(davis_root, small_checkpoint, tmp_pat
     del kept['network']
     (tmp_path / 'row.json').write_text(json.dumps(kept))
     assert finished_before()
-    shutil.copy(small_checkpoint, network)
+    shutil.copy(resnet_checkpoint, network)
     assert not finished_before()
     assert '--overwrite' not in measure().command
 

@@ -130,10 +130,10 @@ def run(small_checkpoint, tmp_path):
     return run
 
 
-def test_directions(run, folder_root, caplog, capsys):
+def test_directions(run, folder_root, caplog, capsys, resnet_checkpoint):
     """In "dog" frames 9 and 11 of 8 to 12 have masks, in "cat" the first frame has one."""
     caplog.set_level('INFO')
-    found = {direction: run(folder_root, direction, '--direction', direction) for direction in DIRECTIONS}
+    found = {each: run(folder_root, each, '--direction', each, '--model', resnet_checkpoint) for each in DIRECTIONS}
     assert '1 frames before the first mask of their video stay empty' in caplog.text
     assert '5 frames after the last mask of their video stay empty' in caplog.text
     assert capsys.readouterr().out.count('frames: 10\n') == len(DIRECTIONS)  # none counts twice

@@ -20,12 +20,12 @@ from tests.conftest import make_small_network, tree
 
 
 @pytest.fixture(scope='module')
-def networks(tmp_path_factory, small_checkpoint):
+def networks(tmp_path_factory, resnet_checkpoint):
     """Two networks that disagree about a third of all pixels."""
     other = tmp_path_factory.mktemp('other') / 'other.pth'
     network = make_small_network(key_dim=8)
     save_network(other, network)
-    return str(small_checkpoint), str(other)
+    return str(resnet_checkpoint), str(other)
 
 
 @pytest.fixture

@@ -808,10 +808,11 @@ def test_without_room_for_its_state_a_run_comes_to_its_end(run, tmp_path, monkey
 
 
 @pytest.mark.parametrize(('direction', 'empty'), [('forward', 4), ('backward', 7), ('both', 0)])
-def test_directions(run, tmp_path, video, caplog, direction, empty):
+def test_directions(run, tmp_path, video, caplog, direction, empty, resnet_checkpoint):
     """The overlay has all frames in their order, whatever the order in which they come."""
     caplog.set_level('INFO')
-    assert run('--input', video, '--mask', f'4={FIRST}', '--direction', direction, '--size', 48, '--cutouts') == 0
+    flags = ('--direction', direction, '--size', 48, '--cutouts', '--model', resnet_checkpoint)
+    assert run('--input', video, '--mask', f'4={FIRST}', *flags) == 0
     masks = written_masks(tmp_path / 'out')
     assert len(masks) == COUNT
     assert sum(not mask.any() for mask in masks) == empty

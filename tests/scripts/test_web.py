@@ -24,7 +24,7 @@ from inference.clip import Clip, import_clip
 from inference.session import Session
 from scripts.web_paint import COLOURS, SHOWN_ALPHA, labels_of, layer_of
 from scripts.web_tabs import Tab, Tabs
-from tests.conftest import FRAMES, REPOSITORY
+from tests.conftest import FRAMES, REPOSITORY, make_small_network
 from tests.web_server import PATIENCE, SWAN, Server, adaptation, needs_gradio, until, zip_of_frames
 from training import adapt
 
@@ -39,6 +39,8 @@ ARGUMENTS = [
     '--disable-background-networking',
     '--disable-component-update',
     '--disable-sync',
+    # Other computers are out of reach. Playwright's routes would do that, too, and slow down every request.
+    '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1',
 ]
 W, H = 214, 120  # of the clip in the browser
 LONG = 500  # frames of a clip whose propagation does not end by itself
@@ -112,11 +114,11 @@ def test_without_gradio_it_says_what_to_install(tmp_path):
 
 
 @pytest.fixture(scope='module')
-def server(small_checkpoint, tmp_path_factory) -> Iterator[Server]:
+def server(resnet_checkpoint, tmp_path_factory) -> Iterator[Server]:
     server = Server(
         tmp_path_factory.mktemp('server'),
         '--model',
-        str(small_checkpoint),
+        str(resnet_checkpoint),
         '--size',
         '0',
         '--max_megabytes',
@@ -360,15 +362,12 @@ def visit(browser, server) -> Iterator[Callable[..., Visitor]]:
     """Opens tabs, in a browser that reaches nothing but the server, and notes what the page asked for elsewhere."""
     elsewhere, failures = [], []
 
-    def only_local(route) -> None:
-        if route.request.url.startswith(server.url):
-            route.continue_()
-        else:
-            elsewhere.append(route.request.url)
-            route.abort()
+    def note(request) -> None:
+        if not request.url.startswith((server.url, 'data:', 'blob:')):
+            elsewhere.append(request.url)
 
     context = browser.new_context(viewport={'width': 800, 'height': 900}, accept_downloads=True)
-    context.route(re.compile('^(?!data:|blob:)'), only_local)
+    context.on('request', note)
 
     def visit(**options) -> Visitor:
         page = context.new_page()
@@ -396,7 +395,7 @@ def read_masks(path: Path, folder: Path) -> list[np.ndarray]:
 
 
 @needs_gradio
-def test_paint_propagate_correct_download(visit, clip, small_network, tmp_path):
+def test_paint_propagate_correct_download(visit, clip, tmp_path):
     downloads = tmp_path / 'downloads'
     downloads.mkdir()
     visitor = visit()
@@ -439,7 +438,7 @@ def test_paint_propagate_correct_download(visit, clip, small_network, tmp_path):
 
     # The same as a session without a browser.
     imported = import_clip(clip, tmp_path / 'session', max_seconds=9, max_bytes=10**7)
-    session = Session(small_network, imported, tmp_path / 'session')
+    session = Session(make_small_network(), imported, tmp_path / 'session')
     session.paint(0, second[0])
     session.paint(5, second[5])
     threads = torch.get_num_threads()
