@@ -29,7 +29,7 @@ from dataset.sampling import AddressedDataset, choose_objects
 from dataset.static import Pair, draw_pair, read_pair
 
 if TYPE_CHECKING:
-    from dataset.video import MovingObjects, TrainingVideo  # which imports this module
+    from dataset.video import TrainingVideo  # that module imports this one
 
 MAX_OBJECTS = 2
 MIN_SIDE = 8
@@ -105,9 +105,9 @@ class CutOuts:
         pairs: list[Pair],
         *,
         difficulty: Difficulty = DIFFICULTIES['plain'],
-        moving: 'MovingObjects | None' = None,
+        videos: Sequence['TrainingVideo'] = (),
     ) -> None:
-        self.pairs, self.difficulty, self.moving = pairs, difficulty, moving
+        self.pairs, self.difficulty, self.videos = pairs, difficulty, videos
         self._folders: dict[str, list[Pair]] = {}
         for pair in pairs:
             self._folders.setdefault(os.path.dirname(pair.image), []).append(pair)
@@ -142,17 +142,18 @@ class CutOuts:
     ) -> Layer | None:
         source = self._source(rng, [thing.source for thing in scene if thing.source is not None])
         if isinstance(source, Pair):
-            still, coverage = read_pair(source)
-            sources, masks = [still] * frames, [coverage] * frames
+            film = [read_pair(source)]
         else:
-            assert self.moving is not None
-            sources, masks = self.moving.film(source, rng, frames=frames, max_skip=max_skip)
-        left, top, width, height = cv2.boundingRect((np.maximum.reduce(masks) > 127).astype(np.uint8))
+            film = source.film(rng, frames=frames, max_skip=max_skip)
+        anywhere = np.maximum.reduce([coverage for _, coverage in film])
+        left, top, width, height = cv2.boundingRect((anywhere > 127).astype(np.uint8))
         if min(width, height) < MIN_SIDE:
             return None
         box = np.s_[top : top + height, left : left + width]
         colour = random_jitter(rng, brightness=0.2, contrast=0.1, saturation=0.1, hue=0.05)
-        cut_outs = [(recolour(image[box], colour), mask[box]) for image, mask in zip(sources, masks, strict=True)]
+        cut_outs = [(recolour(image[box], colour), coverage[box]) for image, coverage in film]
+        if isinstance(source, Pair):
+            cut_outs *= frames
         times = np.linspace(-1, 1, frames)
         path = self._path(rng, height, width, size, scene)
         if self.difficulty.blur and rng.random() < self.difficulty.blur:
@@ -160,13 +161,13 @@ class CutOuts:
             shown = [_blurred(*each, path, time, open_for) for each, time in zip(cut_outs, times, strict=True)]
         else:
             warps = [path(time) for time in times]
-            shown = [(w.image(image), w.coverage(mask)) for w, (image, mask) in zip(warps, cut_outs, strict=True)]
+            shown = [(w.image(image), w.coverage(inside)) for w, (image, inside) in zip(warps, cut_outs, strict=True)]
         images, coverages = zip(*shown, strict=True)
         return Layer(source, np.stack(coverages), list(images))
 
     def _source(self, rng: np.random.Generator, there: 'list[Pair | TrainingVideo]') -> 'Pair | TrainingVideo':
         """The pair or the video of a new cut-out, in a clip that shows objects of the sources ``there``."""
-        if self.moving is None:
+        if not self.videos:
             there = [source for source in there if isinstance(source, Pair)]
         if there and self.difficulty.look_alike and rng.random() < self.difficulty.look_alike:
             like = there[rng.integers(len(there))]
@@ -174,8 +175,8 @@ class CutOuts:
                 return like
             folder = self._folders.get(os.path.dirname(like.image), [like])
             return like if rng.random() < 0.5 else folder[rng.integers(len(folder))]
-        if self.moving is not None and self.difficulty.moving and rng.random() < self.difficulty.moving:
-            return self.moving.videos[rng.integers(len(self.moving.videos))]
+        if self.videos and self.difficulty.moving and rng.random() < self.difficulty.moving:
+            return self.videos[int(rng.integers(len(self.videos)))]
         return self.pairs[rng.integers(len(self.pairs))]
 
     def _path(
@@ -245,11 +246,11 @@ class SyntheticDataset(AddressedDataset):
         size: int = 384,
         frames: int = FRAMES,
         difficulty: Difficulty = DIFFICULTIES['plain'],
-        moving: 'MovingObjects | None' = None,
+        videos: Sequence['TrainingVideo'] = (),
     ) -> None:
         super().__init__()
         self.pairs, self.size, self.frames = pairs, size, frames
-        self.cut_outs = CutOuts(pairs, difficulty=difficulty, moving=moving)
+        self.cut_outs = CutOuts(pairs, difficulty=difficulty, videos=videos)
 
     def __len__(self) -> int:
         return len(self.pairs)

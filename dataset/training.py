@@ -7,7 +7,7 @@ from dataset.augment import FRAMES
 from dataset.sampling import AddressedDataset
 from dataset.static import StaticDataset, find_pairs
 from dataset.synthetic import DIFFICULTIES, Mixture, SyntheticDataset
-from dataset.video import BL30K_CROP_SCALE, CROP_SCALE, MovingObjects, VideoDataset, find_bl30k, find_main
+from dataset.video import BL30K_CROP_SCALE, CROP_SCALE, VideoDataset, find_bl30k, find_main
 
 
 def open_training_set(
@@ -67,7 +67,7 @@ def open_training_set(
             size=size,
             frames=frames,
             difficulty=DIFFICULTIES[difficulty],
-            moving=MovingObjects(videos) if videos else None,
+            videos=videos,
         )
     if name == 'bl30k':
         scale = crop_scale or BL30K_CROP_SCALE

@@ -56,6 +56,27 @@ class TrainingVideo:
         """The name of its folder."""
         return os.path.basename(self.images)
 
+    def film(self, rng: np.random.Generator, *, frames: int, max_skip: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Draw some of its frames and an object in the first of them, to be cut out of all of them.
+
+        ``max_skip`` counts frames of the original video.
+
+        Returns:
+            The image, uint8 [H, W, 3], and the object's coverage, uint8 [H, W], 0 or 255, of each frame. Without an
+            object in the first frame, the coverages are empty.
+
+        Raises:
+            DataError: a file cannot be used.
+        """
+        names = _draw_frames(self, rng, frames=frames, max_skip=max_skip)
+        size = _common_size(self, names)
+        annotations = [_read_annotation(self, name, size) for name in names]
+        chosen = choose_objects(annotations[0][None], rng, limit=1)
+        return [
+            (read_image(_image_path(self, name)), 255 * np.isin(labels, chosen).astype(np.uint8))
+            for name, labels in zip(names, annotations, strict=True)
+        ]
+
 
 def find_davis(root: str | Path) -> list[TrainingVideo]:
     """The training set of DAVIS 2017 at 480p, ``root``/2017/trainval; empty if that folder is absent."""
@@ -358,33 +379,6 @@ def _annotations(folder: Path) -> set[str]:
 
 def _some(names: Sequence[str]) -> str:
     return ', '.join(names[:SHOWN]) + (', ...' if len(names) > SHOWN else '')
-
-
-class MovingObjects:
-    """Objects of training videos, to be cut out of some of their frames and pasted into other clips."""
-
-    def __init__(self, videos: list[TrainingVideo]) -> None:
-        self.videos = videos
-
-    def film(
-        self, video: TrainingVideo, rng: np.random.Generator, *, frames: int, max_skip: int
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """An object of a video in ``frames`` of its frames; ``max_skip`` counts frames of the original video.
-
-        The object is a random one of those in the first of these frames; without any, the coverages are empty.
-
-        Returns:
-            Images, uint8 [H, W, 3], and coverages, uint8 [H, W], 0 or 255.
-
-        Raises:
-            DataError: a file cannot be used.
-        """
-        names = _draw_frames(video, rng, frames=frames, max_skip=max_skip)
-        size = _common_size(video, names)
-        annotations = [_read_annotation(video, name, size) for name in names]
-        chosen = choose_objects(np.stack(annotations[:1]), rng, limit=1)
-        coverages = [255 * np.isin(labels, chosen).astype(np.uint8) for labels in annotations]
-        return [read_image(_image_path(video, name)) for name in names], coverages
 
 
 def _draw_frames(video: TrainingVideo, rng: np.random.Generator, *, frames: int, max_skip: int) -> list[str]:

@@ -13,7 +13,7 @@ from dataset.sampling import Address
 from dataset.static import find_pairs
 from dataset.synthetic import DIFFICULTIES, CutOuts, Layer, Mixture, SyntheticDataset, Thing
 from dataset.training import open_training_set
-from dataset.video import MovingObjects, VideoDataset, find_davis
+from dataset.video import VideoDataset, find_davis
 from tests.trees import write_pair
 
 SIZE = 96
@@ -179,16 +179,16 @@ def test_an_object_of_the_scene_is_what_cut_outs_look_like(folders):
 def test_objects_of_videos_move_as_they_do_there(roots, pairs):
     """A cut-out from a video has another mask in each frame, and may show what the clip shows at another time."""
     videos = find_davis(roots['davis_root'])
-    moving = MovingObjects(videos)
-    images, coverages = moving.film(videos[0], np.random.default_rng(0), frames=3, max_skip=5)
-    assert len(images) == 3
-    assert all(coverage.shape == image.shape[:2] for image, coverage in zip(images, coverages, strict=True))
+    film = videos[0].film(np.random.default_rng(0), frames=3, max_skip=5)
+    assert len(film) == 3
+    assert all(coverage.shape == image.shape[:2] for image, coverage in film)
+    coverages = [coverage for _, coverage in film]
     assert [set(np.unique(each)) for each in coverages] == 3 * [{0, 255}]
     assert not np.array_equal(coverages[0], coverages[2])
 
     scene = [Thing(videos[0], np.zeros((3, SIZE, SIZE), np.uint8))]
     for difficulty in (replace(PLAIN, moving=1.0), replace(PLAIN, look_alike=1.0)):
-        draw = CutOuts(pairs, difficulty=difficulty, moving=moving).draw
+        draw = CutOuts(pairs, difficulty=difficulty, videos=videos).draw
         layers = [layer for seed in range(10) for layer in draw(np.random.default_rng(seed), SIZE, scene=scene)]
         assert layers
         assert all(layer.source in videos for layer in layers)
