@@ -146,8 +146,12 @@ def first_mask() -> Tensor:
 
 @pytest.fixture
 def davis_root(tmp_path) -> Path:
-    """A DAVIS 2017 root with two validation videos of 7 and 5 frames, every frame annotated."""
-    base = tmp_path / 'DAVIS' / 'trainval'
+    return make_davis(tmp_path)
+
+
+def make_davis(root: Path) -> Path:
+    """Make a DAVIS 2017 root with two validation videos of 7 and 5 frames, every frame annotated."""
+    base = root / 'DAVIS' / 'trainval'
     frames, masks = sorted((GOLDEN / 'clip').iterdir()), sorted((GOLDEN / 'appearing').iterdir())
     for name, numbers in (('dog', range(7)), ('goat', range(5, 10))):
         for folder in ('JPEGImages', 'Annotations'):
@@ -158,7 +162,7 @@ def davis_root(tmp_path) -> Path:
             shutil.copy(source, base / 'Annotations' / '480p' / name / f'{index:05d}.png')
     (base / 'ImageSets' / '2017').mkdir(parents=True)
     (base / 'ImageSets' / '2017' / 'val.txt').write_text('dog\ngoat\n')
-    return tmp_path / 'DAVIS'
+    return root / 'DAVIS'
 
 
 @pytest.fixture

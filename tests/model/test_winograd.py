@@ -4,9 +4,7 @@ import copy
 import hashlib
 import os
 import signal
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
 import torch
@@ -14,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inference import InferenceCore, load_model
-from model import winograd
+from model import Network, winograd
 from model.modules import ResBlock, conv_shared
 from model.winograd import WinogradConv2d
-from tests.conftest import REPOSITORY, ROUNDING, golden, make_small_network
+from tests import forks
+from tests.conftest import ROUNDING, golden, make_small_network
 from tests.helpers import unpadded_pixels
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -149,35 +148,33 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
 
 
-SEGMENT = """
-import sys
-import torch
-from inference import InferenceCore, load_model
-from tests.model.test_winograd import digest
-torch.set_num_threads(int(sys.argv[1]))
-torch.manual_seed(0)
-core = InferenceCore(load_model(device='cpu'))
-core.step(torch.rand(3, 96, 128), torch.arange(128).expand(96, 128) // 64)
-print(digest(core.step(torch.rand(3, 96, 128))))
-"""
+def loaded(threads: int) -> Network:
+    torch.set_num_threads(threads)
+    return load_model(device='cpu')
+
+
+def segmented(network: Network) -> str:
+    """The digest of the probabilities of a second frame."""
+    torch.manual_seed(0)
+    core = InferenceCore(network)
+    core.step(torch.rand(3, 96, 128), torch.arange(128).expand(96, 128) // 64)
+    return digest(core.step(torch.rand(3, 96, 128)))
+
+
+def loaded_and_segmented(threads: int) -> str:
+    return segmented(loaded(threads))
 
 
 @pytest.mark.parametrize('threads', [1, 2])
 def test_the_same_bytes_again_and_in_another_process(threads):
     """Nothing that was timed or left over by an earlier run decides how a convolution is computed."""
-    torch.set_num_threads(threads)
     found = set()
     for _ in range(2):
-        network = load_model(device='cpu')
+        network = loaded(threads)
         assert any(isinstance(module, WinogradConv2d) for module in network.modules())
-        for _ in range(2):
-            torch.manual_seed(0)
-            core = InferenceCore(network)
-            core.step(torch.rand(3, 96, 128), torch.arange(128).expand(96, 128) // 64)
-            found.add(digest(core.step(torch.rand(3, 96, 128))))
-    command = [sys.executable, '-c', SEGMENT, str(threads)]
-    other = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
-    assert found == {other}
+        found |= {segmented(network) for _ in range(2)}
+    with ProcessPoolExecutor(1, mp_context=forks.SERVER) as other:
+        assert found == {other.submit(loaded_and_segmented, threads).result()}
 
 
 def test_exact_is_for_a_network_made_ready_so(small_checkpoint):

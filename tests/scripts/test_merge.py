@@ -1,5 +1,6 @@
 """scripts/merge.py: the mean of separate runs is the ensemble that one process would give."""
 
+import functools
 import json
 import shutil
 import zipfile
@@ -16,7 +17,7 @@ from inference.scoring import score_results
 from model import save_network
 from scripts import eval_folder, merge
 from scripts.evaluate import DATASETS
-from tests.conftest import make_small_network, tree
+from tests.conftest import make_davis, make_small_network, tree
 
 
 @pytest.fixture(scope='module')
@@ -28,18 +29,36 @@ def networks(tmp_path_factory, resnet_checkpoint):
     return str(resnet_checkpoint), str(other)
 
 
+@pytest.fixture(scope='module')
+def evaluated(networks, tmp_path_factory):
+    """Evaluates networks by eval_davis.py, the same ones only once. Tests that change the output copy it before."""
+    davis_root = make_davis(tmp_path_factory.mktemp('data'))
+
+    @functools.cache
+    def evaluated(*models, flags=()):
+        output = tmp_path_factory.mktemp('evaluated') / 'masks'
+        words = ['--model', *models, '--device', 'cpu', '--davis_path', davis_root, '--output', output, *flags]
+        assert eval_davis.main([str(word) for word in [*words, '--save_probs']]) == 0
+        return output
+
+    return evaluated
+
+
 @pytest.fixture
-def runs(networks, davis_root, tmp_path):
-    """Runs eval_davis.py with each of the networks, and with both of them; returns the three output folders."""
+def runs(networks, evaluated, tmp_path):
+    """The output folders of runs with each of the networks, and with both of them."""
 
     def runs(*flags):
-        outputs = [tmp_path / 'a', tmp_path / 'b', tmp_path / 'both']
-        for output, models in zip(outputs, ([networks[0]], [networks[1]], networks), strict=True):
-            words = ['--model', *models, '--device', 'cpu', '--davis_path', davis_root, '--output', output, *flags]
-            assert eval_davis.main([str(word) for word in [*words, '--save_probs']]) == 0
-        return outputs
+        models = {'a': networks[:1], 'b': networks[1:], 'both': networks}
+        return [shutil.copytree(evaluated(*each, flags=flags), tmp_path / name) for name, each in models.items()]
 
     return runs
+
+
+@pytest.fixture
+def a(networks, evaluated, tmp_path):
+    """The output folder of a run with one network."""
+    return shutil.copytree(evaluated(networks[0]), tmp_path / 'a')
 
 
 def merged(*folders, flags=()):
@@ -149,36 +168,30 @@ def damage(path, **changes):
         ),
     ],
 )
-def test_what_does_not_go_together_is_one_line(networks, davis_root, tmp_path, change, message):
-    words = ['--model', networks[0], '--device', 'cpu', '--davis_path', str(davis_root), '--save_probs', '--output']
-    assert eval_davis.main([*words, str(tmp_path / 'a')]) == 0
-    shutil.copytree(tmp_path / 'a', tmp_path / 'b')
+def test_what_does_not_go_together_is_one_line(a, tmp_path, change, message):
+    shutil.copytree(a, tmp_path / 'b')
     change(tmp_path / 'b')
     with pytest.raises(DataError, match=message) as error:
-        merge.main([str(tmp_path / 'a'), str(tmp_path / 'b'), '--output', str(tmp_path / 'ab')])
+        merge.main([str(a), str(tmp_path / 'b'), '--output', str(tmp_path / 'ab')])
     assert '\n' not in str(error.value)
     assert not (tmp_path / 'ab').exists()
 
 
-def test_one_run_or_the_same_twice(networks, davis_root, tmp_path, capsys):
-    words = ['--model', networks[0], '--device', 'cpu', '--davis_path', str(davis_root), '--save_probs', '--output']
-    assert eval_davis.main([*words, str(tmp_path / 'a')]) == 0
+def test_one_run_or_the_same_twice(a, tmp_path, capsys):
     with pytest.raises(DataError, match='a: expected every run once, found it twice'):
-        merge.main([str(tmp_path / 'a'), str(tmp_path / 'a/.'), '--output', str(tmp_path / 'ab')])
+        merge.main([str(a), str(a / '.'), '--output', str(tmp_path / 'ab')])
     with pytest.raises(SystemExit):
-        merge.main([str(tmp_path / 'a'), '--output', str(tmp_path / 'ab')])
+        merge.main([str(a), '--output', str(tmp_path / 'ab')])
     assert 'expected two RESULTS or more' in capsys.readouterr().err
 
 
-def test_damage_beyond_the_header(networks, davis_root, tmp_path):
-    words = ['--model', networks[0], '--device', 'cpu', '--davis_path', str(davis_root), '--save_probs', '--output']
-    assert eval_davis.main([*words, str(tmp_path / 'a')]) == 0
-    shutil.copytree(tmp_path / 'a', tmp_path / 'b')
+def test_damage_beyond_the_header(a, tmp_path):
+    shutil.copytree(a, tmp_path / 'b')
     path = tmp_path / 'b/probabilities/goat/00003.npz'
     assert read_content(path).objects == (1, 2, 3)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 255
     path.write_bytes(content)
     with pytest.raises(DataError, match=r'b/probabilities/goat/00003.npz: expected prob .* cannot read them'):
-        merge.main([str(tmp_path / 'a'), str(tmp_path / 'b'), '--output', str(tmp_path / 'ab')])
+        merge.main([str(a), str(tmp_path / 'b'), '--output', str(tmp_path / 'ab')])
     assert not (tmp_path / 'ab/goat/00003.png').exists()

@@ -648,14 +648,17 @@ def test_tabs_do_not_mix_and_can_stop(visit, clip, server, tmp_path):
     other.press('Stop')
     assert 1 < other.stopped() < LONG
 
+    one.page.bring_to_front()  # a browser takes its time to draw the others
     one.go_to(3)
     assert one.page.locator('#preview img').evaluate('image => [image.naturalWidth, image.naturalHeight]') == [W, H]
     one.wait_for(f'swan: 8 frames, {W} x {H}. Painted frames: none')
 
+    other.page.bring_to_front()
     other.press('Forwards ▶')  # and it goes away before that ends
     other.wait_for('Propagating')
     other.page.close()
     until(lambda: len(server.clips()) == 1)
+    one.page.bring_to_front()
     one.go_to(2)
 
 
