@@ -4,5 +4,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(bash scripts/environment.sh)
+unset PYTHONDONTWRITEBYTECODE  # tests start many interpreters, which would all compile the same files
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 exec "$python" -m pytest -n auto --dist worksteal "$@"

@@ -2,7 +2,6 @@
 a run that is repeated gives the same result."""
 
 import logging
-import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +21,8 @@ from inference.video_file import VideoReader
 from model.checkpoint import read_checkpoint
 from scripts import segment_video, web_tabs
 from scripts.web_paint import layer_of
-from tests import long_run
-from tests.conftest import FRAMES, GOLDEN, REPOSITORY, tree
+from tests import forks, long_run
+from tests.conftest import FRAMES, GOLDEN, tree
 from tests.web_server import adaptation, needs_gradio
 from training import loop
 from util import cli
@@ -216,7 +215,9 @@ def test_evaluating_twice_gives_the_same_bytes(davis_root, small_checkpoint, tmp
     monkeypatch.setattr(DatasetSource, 'readers', 1)
     monkeypatch.setattr(BackgroundWriter.__init__, '__kwdefaults__', {'threads': 4})
     assert evaluate('other threads') == expected
-    subprocess.run([sys.executable, *map(str, words('fresh'))], cwd=REPOSITORY, check=True, capture_output=True)
+    process = forks.start(words('fresh'), tmp_path / 'log')
+    process.join()
+    assert process.exitcode == 0, (tmp_path / 'log').read_text()
     assert tree(tmp_path / 'fresh') == expected
 
 

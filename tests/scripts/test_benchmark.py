@@ -10,12 +10,13 @@ import torch
 from torch.nn import functional as F
 
 from inference.core import InferenceCore
-from model import VARIANTS, STCNConfig
+from model import VARIANTS
 from scripts.benchmarks import confidence, loader, measures, memory, memory_model, speed, training_step
 from scripts.benchmarks.baseline import ConcatenatedMemory, StraightforwardSTCN
 from scripts.benchmarks.roofline import Allocations, Work
 from tests.conftest import golden, state_dict
 from tests.helpers import Here, assert_close, assert_same_objects, normalised, unpadded_pixels
+from tests.tiny import TINY
 from tests.trees import make_roots
 from util.errors import MissingPackageError
 
@@ -80,14 +81,13 @@ def test_allocations():
 
 
 def test_memory_model_grows_with_the_memory(monkeypatch):
-    config = STCNConfig('resnet18', 'resnet18', key_dim=16, value_dim=32, decoder_widths=(32, 16))
-    monkeypatch.setitem(VARIANTS, 'small', config)
-    one, two = (memory_model.inference_peak('small', 64, 96, 2, frames) for frames in (20, 40))
-    added = 20 * 4 * 6 * 4 * (2 * config.value_dim + config.key_dim + 1)
+    monkeypatch.setitem(VARIANTS, 'tiny', TINY)
+    one, two = (memory_model.inference_peak('tiny', 64, 96, 2, frames) for frames in (20, 40))
+    added = 20 * 4 * 6 * 4 * (2 * TINY.value_dim + TINY.key_dim + 1)
     assert two - one == pytest.approx(added, rel=0.1)
-    assert memory_model.inference_peak('small', 64, 96, 2, 40, amp=True) < two
+    assert memory_model.inference_peak('tiny', 64, 96, 2, 40, amp=True) < two
     kept, again = (
-        memory_model.training_peak(3, 2, arch='small', crop_size=64, recompute=recompute)
+        memory_model.training_peak(3, 2, arch='tiny', crop_size=64, recompute=recompute)
         for recompute in (False, True)
     )
     assert again < kept
@@ -114,11 +114,12 @@ def test_gpu_takes_what_the_model_says(capsys):
     ],
 )
 def test_measurements(tmp_path, capsys, small_checkpoint, monkeypatch, flags):
+    monkeypatch.setitem(VARIANTS, 'tiny', TINY)
     if '--arch' in flags:  # one of the two that measure videos does so in processes of their own
         monkeypatch.setattr(measures, 'ProcessPoolExecutor', Here)
     if 'growth' in flags:
         pytest.importorskip('matplotlib')
-    arch = [] if '--arch' in flags else ['--arch', 'stcn_light']
+    arch = [] if '--arch' in flags else ['--arch', 'stcn_light' if 'video' in flags else 'tiny']
     flags = [str(small_checkpoint) if flag == 'SMALL' else flag for flag in flags]
     flags = [*flags, *arch, '--size', '64x96', '--repeat', '1', '--device', 'cpu']
     plot = ['--plot', str(tmp_path / 'plot.png')] if 'growth' in flags else []
