@@ -650,6 +650,9 @@ def test_files_that_a_loader_cannot_read_are_named_in_one_line(learn, roots, tmp
         r'\.jpg: expected an image, cannot read it',
         message,
     )
+    # In a process that lives on after an error, the DataLoader waits five seconds before it ends those that load.
+    monkeypatch.setattr('torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL', 0.1)
+    gc.collect()
 
 
 # Other scripts
