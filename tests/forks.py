@@ -5,14 +5,23 @@ import os
 import runpy
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).parents[1]
 SERVER = multiprocessing.get_context('forkserver')
 SERVER.set_forkserver_preload(
     ['tests.forks', 'tests.tiny', 'inference.run', 'dataset.davis', 'dataset.youtube', 'dataset.folder']
 )
+
+
+class Forking(ProcessPoolExecutor):
+    """In place of a ``ProcessPoolExecutor``: its processes are forked as those of ``start`` are."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options | {'mp_context': SERVER})
 
 
 def start(words: Sequence[object], log: Path, **environment: object) -> BaseProcess:

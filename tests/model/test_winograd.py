@@ -4,7 +4,7 @@ import copy
 import hashlib
 import os
 import signal
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -173,7 +173,7 @@ def test_the_same_bytes_again_and_in_another_process(threads):
         network = loaded(threads)
         assert any(isinstance(module, WinogradConv2d) for module in network.modules())
         found |= {segmented(network) for _ in range(2)}
-    with ProcessPoolExecutor(1, mp_context=forks.SERVER) as other:
+    with forks.Forking(1) as other:
         assert found == {other.submit(loaded_and_segmented, threads).result()}
 
 

@@ -13,6 +13,7 @@ from inference.run import Summary
 from model import save_network
 from scripts import ablate, runs
 from tests.conftest import REPOSITORY, make_small_network
+from tests.forks import Forking
 from tests.helpers import Here
 from util.cli import sha256
 
@@ -124,9 +125,10 @@ def test_rows_have_the_scores_of_the_evaluation(grid, tmp_path, monkeypatch):
     assert sum('--mem_every 3 --include_last' in row['command'] for row in rows) == 4
 
 
-def test_a_run_that_fails_ends_the_grid(grid, tmp_path, davis_root):
+def test_a_run_that_fails_ends_the_grid(grid, tmp_path, davis_root, monkeypatch):
     """It has a process of its own, whose summary comes back."""
     pytest.importorskip('matplotlib')
+    monkeypatch.setattr(runs, 'ProcessPoolExecutor', Forking)
     frame = next(davis_root.rglob('JPEGImages/480p/dog/00001.png'))
     frame.write_bytes(frame.read_bytes()[:100])
     with pytest.raises(DataError, match=r'1 failed(.|\n)*00001\.png'):

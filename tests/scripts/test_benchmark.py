@@ -15,6 +15,7 @@ from scripts.benchmarks import confidence, loader, measures, memory, memory_mode
 from scripts.benchmarks.baseline import ConcatenatedMemory, StraightforwardSTCN
 from scripts.benchmarks.roofline import Allocations, Work
 from tests.conftest import golden, state_dict
+from tests.forks import Forking
 from tests.helpers import Here, assert_close, assert_same_objects, normalised, unpadded_pixels
 from tests.tiny import TINY
 from tests.trees import make_roots
@@ -87,8 +88,7 @@ def test_memory_model_grows_with_the_memory(monkeypatch):
     assert two - one == pytest.approx(added, rel=0.1)
     assert memory_model.inference_peak('tiny', 64, 96, 2, 40, amp=True) < two
     kept, again = (
-        memory_model.training_peak(3, 2, arch='tiny', crop_size=64, recompute=recompute)
-        for recompute in (False, True)
+        memory_model.training_peak(3, 2, arch='tiny', crop_size=64, recompute=recompute) for recompute in (False, True)
     )
     assert again < kept
 
@@ -115,8 +115,8 @@ def test_gpu_takes_what_the_model_says(capsys):
 )
 def test_measurements(tmp_path, capsys, small_checkpoint, monkeypatch, flags):
     monkeypatch.setitem(VARIANTS, 'tiny', TINY)
-    if '--arch' in flags:  # one of the two that measure videos does so in processes of their own
-        monkeypatch.setattr(measures, 'ProcessPoolExecutor', Here)
+    # One of the two that measure videos does so in processes of their own.
+    monkeypatch.setattr(measures, 'ProcessPoolExecutor', Here if '--arch' in flags else Forking)
     if 'growth' in flags:
         pytest.importorskip('matplotlib')
     arch = [] if '--arch' in flags else ['--arch', 'stcn_light' if 'video' in flags else 'tiny']
