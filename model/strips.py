@@ -5,10 +5,14 @@ the wide features in between are the largest of the network by far, and each ope
 features of one strip stay in the cache. The results are the same but for rounding.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
+
+from model.threads import share
 
 LARGE = 2**21
 """A block with at least this many values between expansion and projection is computed in strips."""
@@ -30,28 +34,35 @@ class InStrips(nn.Module):
             return self.block(x)
         stride, reach = depthwise.stride[0], depthwise.padding[0]
         height, width = ((size - 1) // stride + 1 for size in (H, W))
-        out = x.new_empty(B, project.out_channels, height, width).to(memory_format=torch.channels_last)
-        rows = max(1, STRIP // (B * W * stride * depthwise.in_channels))
-        for top in range(0, height, rows):
-            bottom = min(top + rows, height)
-            first, last = top * stride - reach, (bottom - 1) * stride + reach + 1
-            strip = x[:, :, max(first, 0) : min(last, H)]
-            for layer in expand:
-                strip = layer(strip)
-            if first < 0 or last > H:  # F.pad copies the strip even where it adds nothing
-                strip = F.pad(strip, (0, 0, max(-first, 0), max(last - H, 0)))
-            strip = F.conv2d(
-                strip,
-                depthwise.weight,
-                depthwise.bias,
-                depthwise.stride,
-                (0, reach),
-                depthwise.dilation,
-                depthwise.groups,
-            )
-            out[:, :, top:bottom] = project(activation(strip))
-        return out.add_(x) if self.block.use_res_connect else out
+        size = (B, project.out_channels, height, width)
+        out = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
 
+        def compute(tops: Iterator[int]) -> None:
+            for top in tops:
+                bottom = min(top + rows, height)
+                first, last = top * stride - reach, (bottom - 1) * stride + reach + 1
+                strip = x[:, :, max(first, 0) : min(last, H)]
+                for layer in expand:
+                    strip = layer(strip)
+                if first < 0 or last > H:  # F.pad copies the strip even where it adds nothing
+                    strip = F.pad(strip, (0, 0, max(-first, 0), max(last - H, 0)))
+                strip = F.conv2d(
+                    strip,
+                    depthwise.weight,
+                    depthwise.bias,
+                    depthwise.stride,
+                    (0, reach),
+                    depthwise.dilation,
+                    depthwise.groups,
+                )
+                out[:, :, top:bottom] = project(activation(strip))
+
+        threads = torch.get_num_threads()
+        strips = -(-B * H * W * depthwise.in_channels // (STRIP * threads)) * threads  # as many for each thread
+        rows = -(-height // strips)
+        tops = range(0, height, rows)
+        share(tops, [compute] * min(threads, len(tops)))
+        return out.add_(x) if self.block.use_res_connect else out
 
 def replace_blocks(module: nn.Module) -> None:
     """Replace each ``InvertedResidual`` in ``module``, in place, by one that computes in strips where it is large."""

@@ -7,17 +7,15 @@ are sums along rows and then along columns, and the products are those of matric
 Only for inference on a CPU: nothing here is differentiable. Results differ from a direct convolution by rounding.
 """
 
-import functools
 import itertools
 import math
-import os
-import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from model.threads import share
 
 MIN_CHANNELS = 64
 """Of input and output, with one thread. With fewer, the transforms take what the products save."""
@@ -189,37 +187,8 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, tile: tuple[int, in
     dtype = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else x.dtype
     out = torch.empty(B, weight.shape[2], H, W, dtype=dtype, memory_format=torch.channels_last)
     work = list(itertools.product(range(B), range(0, high, step)))
-    computers = [_computer(x, out, weight, bias, tile, step, relu=relu) for _ in work[:threads]]
-    if threads == 1:
-        computers[0](iter(work))
-    else:
-        remaining = iter(work)  # from which every thread takes its next block
-        list(_pool(threads).map(lambda compute: compute(remaining), computers))
+    share(work, [_computer(x, out, weight, bias, tile, step, relu=relu) for _ in work[:threads]])
     return out
-
-
-@functools.cache
-def _pool(count: int) -> ThreadPoolExecutor:
-    """Make threads in which PyTorch starts no others.
-
-    By itself PyTorch divides each operation among its threads, which then wait for each other. The sums of the
-    transforms are so short that they gain nothing from that.
-    """
-    ready = threading.Barrier(count + 1)
-
-    def start() -> None:
-        torch.set_num_threads(1)
-        ready.wait()
-
-    pool = ThreadPoolExecutor(count, 'winograd', start)
-    for _ in range(count):
-        pool.submit(int)  # starts a thread, since none is idle before all are ready
-    ready.wait()
-    torch.set_num_threads(count)  # also in other threads that begin later, which would have 1
-    return pool
-
-
-os.register_at_fork(after_in_child=_pool.cache_clear)  # the threads are not there in a child
 
 
 def _computer(
@@ -249,7 +218,6 @@ def _computer(
     columns_of_outputs = products.unbind(), in_columns.unbind()
     rows_of_outputs = in_columns.unbind(1), found.view(step, m, wide, n, O).permute(1, 3, 0, 2, 4).unbind()
 
-    @torch.inference_mode()
     def compute(blocks: Iterator[tuple[int, int]]) -> None:
         for b, first in blocks:
             # The last block of an image begins in the one before, so that all are of one size.
