@@ -12,8 +12,8 @@ from model.winograd import WinogradConv2d
 
 
 def add_shared(own: Tensor, shared: Tensor) -> Tensor:
-    """Add ``shared [B, C, h, w]``, which all K objects share, to ``own [B*K, C, h, w]``."""
-    return (own.unflatten(0, (len(shared), -1)) + shared.unsqueeze(1)).flatten(0, 1)
+    """Add ``shared [B, C, h, w]``, which all K objects share, to ``own [B*K, C, h, w]``, in place."""
+    return own.unflatten(0, (len(shared), -1)).add_(shared.unsqueeze(1)).flatten(0, 1)
 
 
 def upsample_and_add(x: Tensor, skip: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class ResBlock(nn.Module):
             else:
                 shortcut = conv_shared(self.downsample, x, shared)
         inner = relu_conv(self.conv2, inner)  # the name is reused, so that the input's memory is freed
-        return inner + shortcut
+        return inner.add_(shortcut)
 
 
 class ChannelGate(nn.Module):
