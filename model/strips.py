@@ -64,6 +64,7 @@ class InStrips(nn.Module):
         share(tops, [compute] * min(threads, len(tops)))
         return out.add_(x) if self.block.use_res_connect else out
 
+
 def replace_blocks(module: nn.Module) -> None:
     """Replace each ``InvertedResidual`` in ``module``, in place, by one that computes in strips where it is large."""
     for parent in list(module.modules()):
