@@ -35,7 +35,7 @@ class InStrips(nn.Module):
         stride, reach = depthwise.stride[0], depthwise.padding[0]
         height, width = ((size - 1) // stride + 1 for size in (H, W))
         size = (B, project.out_channels, height, width)
-        out = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
+        out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
         def compute(tops: Iterator[int]) -> None:
             for top in tops:
