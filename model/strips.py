@@ -2,7 +2,7 @@
 
 Such a block expands its channels, filters each of them by itself, and projects them back to few. At strides 2 and 4
 the wide features in between are the largest of the network by far, and each operation on them waits for memory. The
-features of one strip stay in the cache. The results are the same but for rounding.
+features of one strip stay in the cache, and threads share the strips. The results are the same but for rounding.
 """
 
 from collections.abc import Iterator

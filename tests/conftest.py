@@ -146,10 +146,10 @@ def first_mask() -> Tensor:
 
 @pytest.fixture
 def davis_root(tmp_path) -> Path:
-    return make_davis(tmp_path)
+    return make_davis_val(tmp_path)
 
 
-def make_davis(root: Path) -> Path:
+def make_davis_val(root: Path) -> Path:
     """Make a DAVIS 2017 root with two validation videos of 7 and 5 frames, every frame annotated."""
     base = root / 'DAVIS' / 'trainval'
     frames, masks = sorted((GOLDEN / 'clip').iterdir()), sorted((GOLDEN / 'appearing').iterdir())

@@ -15,7 +15,7 @@ from model.network import fold_batch_norm
 def test_strips_are_the_whole(monkeypatch, name, autocast, threads):
     """The backbones have all kinds of blocks: without expansion, with strides, residual and dilated.
 
-    Strips of several rows and of one row are tested. In half precision they are as exact as the whole is.
+    Strips of several rows and of one row are tested. In half precision they are compared with the whole in float32.
     """
     torch.set_num_threads(threads)
     monkeypatch.setattr(strips, 'LARGE', 0)

@@ -17,7 +17,7 @@ from inference.scoring import score_results
 from model import save_network
 from scripts import eval_folder, merge
 from scripts.evaluate import DATASETS
-from tests.conftest import make_davis, make_small_network, tree
+from tests.conftest import make_davis_val, make_small_network, tree
 
 
 @pytest.fixture(scope='module')
@@ -32,7 +32,7 @@ def networks(tmp_path_factory, resnet_checkpoint):
 @pytest.fixture(scope='module')
 def evaluated(networks, tmp_path_factory):
     """Evaluates networks by eval_davis.py, the same ones only once. Tests that change the output copy it before."""
-    davis_root = make_davis(tmp_path_factory.mktemp('data'))
+    davis_root = make_davis_val(tmp_path_factory.mktemp('data'))
 
     @functools.cache
     def evaluated(*models, flags=()):
