@@ -168,6 +168,8 @@ def segment_on(
                 progress.advance()
                 if unfinished is not None and (stop.signal or unfinished.is_due()):
                     unfinished.save(way, outputs)
+        if stop.signal:
+            return
     if course.is_backwards:
         redraw(source, outputs, None, stop)
 

@@ -624,7 +624,7 @@ CONTINUED = {
     'a temporary frame': (('--include_last', '--mem_every', 3), [3, 5]),
     'an ensemble': (('--size', 32, 48, '--flip'), [4]),
     'backward': (('--direction', 'backward'), [7]),
-    'both': (('--direction', 'both'), [2, 6, 11, 18]),
+    'both': (('--direction', 'both'), [2, 6, 9, 11, 18]),  # the backward pass has 9 frames
 }
 
 
