@@ -168,7 +168,7 @@ def test_flags_change_presets(parse, caplog):
 def test_help_shows_the_presets(name):
     command = [sys.executable, '-X', 'importtime', name, '--help']
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert not {'torch', 'cv2'} & set(re.findall(r'\| +(\w+)$', result.stderr, re.MULTILINE))  # it is there at once
+    assert 'torch' not in result.stderr
     assert ('\n  stm: Table 1, STM, every 5th + last' in result.stdout) == (name == 'eval_davis.py')
     assert ('\n  paper-testdev-m3: ' in result.stdout) == (name == 'eval_davis.py')
     assert ('\n  paper-youtube-ms: ' in result.stdout) == (name == 'eval_youtube.py')

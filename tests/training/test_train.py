@@ -467,7 +467,7 @@ def test_missing_files(run, tmp_path, flags, message):
 def test_help_is_quick_and_complete():
     command = [sys.executable, '-X', 'importtime', 'train.py', '--help']
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=60)
-    assert not {'torch', 'cv2'} & set(re.findall(r'\| +(\w+)$', result.stderr, re.MULTILINE))
+    assert 'torch' not in result.stderr
     flags = (
         '--stage --id --load_network --load_model --benchmark --no_amp --static_root --bl_root --yv_root '
         '--davis_root --num_workers -b --batch_size -i --iterations --steps --lr --gamma --debug'
