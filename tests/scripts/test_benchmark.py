@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -9,12 +10,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from dataset.io import DataError
 from inference.core import InferenceCore
 from model import VARIANTS
-from scripts.benchmarks import confidence, loader, measures, memory, memory_model, speed, training_step
+from scripts.benchmarks import confidence, directions, loader, measures, memory, memory_model, speed, training_step
 from scripts.benchmarks.baseline import ConcatenatedMemory, StraightforwardSTCN
 from scripts.benchmarks.roofline import Allocations, Work
-from tests.conftest import golden, state_dict
+from tests.conftest import EXAMPLES, golden, needs_weights, state_dict
 from tests.forks import Forking
 from tests.helpers import Here, assert_close, assert_same_objects, normalised, unpadded_pixels
 from tests.tiny import TINY
@@ -188,6 +190,36 @@ def test_confidence_of_a_network_and_what_corrections_do(roots, small_checkpoint
     for curve in curves:
         assert len(curve) == 8  # without corrections, with one ... with all of the seven frames that are scored
         assert curve[0] == curves[0][0] < curve[-1] == 100
+
+
+@needs_weights
+def test_directions_of_a_video_and_of_its_reverse(tmp_path, capsys):
+    """Forwards through the frames in reverse order is backwards; the ways that go both ways are the same in both."""
+    places = np.linspace(0, 39, 5).round().astype(int)
+    for name, order in (('there', places), ('back', places[::-1])):
+        for folder, source, suffix in (('images', 'JPEGImages', 'jpg'), ('masks', 'truth/Annotations', 'png')):
+            (tmp_path / folder / name).mkdir(parents=True)
+            for number, place in enumerate(order):
+                frame = EXAMPLES / 'crossing' / source / f'{place:05d}.{suffix}'
+                shutil.copy(frame, tmp_path / folder / name / f'{number}.{suffix}')
+    folders = ['--images', tmp_path / 'images', '--annotations', tmp_path / 'masks']
+    flags = ['--video', 'there', 'back', '--size', 96, '--device', 'cpu', '--num_threads', '1']
+    assert directions.main([*map(str, folders), *map(str, flags)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    there, back, mean = ([float(value) for value in line.split()[1:]] for line in lines[-3:])
+    first, middle, last, both, nearer = there
+    # The pass that waits for the other is stored at the working size and with one byte for a probability.
+    assert back == pytest.approx([last, middle, first, both, nearer], abs=0.5)
+    assert mean == pytest.approx([(a + b) / 2 for a, b in zip(there, back, strict=True)], abs=0.11)
+    assert len(set(there)) == 5
+    assert min(there) > 20
+
+
+@needs_weights
+def test_directions_need_ground_truth(tmp_path, capsys):
+    folders = ['--images', EXAMPLES / 'crossing' / 'JPEGImages', '--annotations', EXAMPLES / 'crossing']
+    with pytest.raises(DataError, match='expected masks of four or more frames'):
+        directions.main([*map(str, folders), '--video', '.', '--size', '96', '--device', 'cpu'])
 
 
 def test_area_under_curve_and_ranks():
