@@ -66,7 +66,7 @@ FLAGS = {
     'exact': Flag(
         'exact',
         'use direct convolutions on a CPU; needed to continue output folders of earlier versions. Without it, '
-        'convolutions are faster and have larger rounding errors, about 1e-5 in a probability',
+        'convolutions are faster and have larger rounding errors, up to 7e-4 in a probability',
     ),
 }
 """Name -> flag, for all flags of inference."""
