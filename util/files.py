@@ -7,6 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from util.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PROBE = 1 << 20  # bytes written to test whether the disk is full
 
@@ -59,6 +66,36 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def locked_folder(folder: str | Path) -> Iterator[None]:
+    """Keep other processes from writing to a folder, which is created. The system ends the lock with the process.
+
+    Where the file system or the system has no such locks, nothing is locked. A process that this one forks holds the lock, too.
+
+    Raises:
+        UserError: another process holds the lock.
+        OSError: see :func:`atomic_path`.
+    """
+    folder = Path(folder)
+    with _speaking_of(folder, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UserError(f'{folder}: another run is writing to it; wait for its end, or stop it') from None
+    except OSError:
+        pass  # a network file system without locks
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def check_writable(path: str | Path) -> None:
