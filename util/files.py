@@ -72,7 +72,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 def locked_folder(folder: str | Path) -> Iterator[None]:
     """Keep other processes from writing to a folder, which is created. The system ends the lock with the process.
 
-    Where the file system or the system has no such locks, nothing is locked. A process that this one forks holds the lock, too.
+    Where the file system or the system has no such locks, nothing is locked. A process that this one forks holds the
+    lock, too.
 
     Raises:
         UserError: another process holds the lock.
