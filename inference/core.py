@@ -321,11 +321,13 @@ class InferenceCore(Core):
                 if not self.network.objects_in_padding:
                     masks = F.pad(unpadded(masks, padding), padding)
                 key, value = self.network.encode_memory(picture, query, masks[None], object_chunk=self.object_chunk)
-                self.memory.add(key[0], value[0], permanent=step.permanent, protected=annotated)
+        found = self._to_frame(prob, padding) if wanted else None
         # The state changes only at the end, so that a frame that failed can be given again.
+        if step.memorise:
+            self.memory.add(key[0], value[0], permanent=step.permanent, protected=annotated)
         self._objects = known
         self.schedule.advance(annotated=annotated, wanted=wanted, last=last)
-        return self._to_frame(prob, padding) if wanted else None
+        return found
 
     @torch.inference_mode()
     def remove(self, label: int) -> None:
@@ -341,7 +343,8 @@ class InferenceCore(Core):
         if label not in self.objects:
             raise InputError(f'label: expected one of the objects {self.objects}, found {label!r}')
         index = self.objects.index(label)
-        self.memory.remove(index)
+        if index < self.memory.num_objects:  # an object of the last frame may not have gone into the memory
+            self.memory.remove(index)
         self._objects = [other for other in self.objects if other != label]
         if not self.objects:
             self.schedule.last_annotated = None

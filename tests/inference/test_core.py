@@ -471,12 +471,25 @@ def test_bad_input_leaves_the_core_as_it_was(small_network, image, mask, message
     assert core.schedule.time == 1
 
 
+def test_an_object_of_the_last_frame_can_be_removed(small_network, first_mask):
+    """The last frame does not go into the memory, so that an object that begins there is not in the memory either."""
+    core = InferenceCore(small_network)
+    image = torch.zeros(3, *first_mask.shape)
+    core.step(image, torch.where(first_mask == 1, 1, 0))
+    core.step(image, torch.where(first_mask == 2, 2, 0), last=True)
+    assert core.objects == [1, 2]
+    core.remove(2)
+    assert core.objects == [1]
+    assert core.memory.num_objects == 1
+
+
 def test_labels_without_a_mask(small_network):
     with pytest.raises(InputError, match='without a mask'):
         InferenceCore(small_network).step(torch.zeros(3, 8, 8), objects=[1])
 
 
-def test_a_frame_that_failed_can_be_given_again(clip, first_mask, monkeypatch):
+@pytest.mark.parametrize('place', ['encode_memory', '_to_frame'])
+def test_a_frame_that_failed_can_be_given_again(place, clip, first_mask, monkeypatch):
     network = make_small_network()
     expected, _ = run(network, clip[:3], {0: first_mask})
     core = InferenceCore(network)
@@ -485,7 +498,7 @@ def test_a_frame_that_failed_can_be_given_again(clip, first_mask, monkeypatch):
         def fail(*args, **options):
             raise torch.OutOfMemoryError
 
-        patch.setattr(network, 'encode_memory', fail)
+        patch.setattr(network if hasattr(network, place) else core, place, fail)
         with pytest.raises(torch.OutOfMemoryError):
             core.step(clip[0], first_mask)
     assert core.objects == []
