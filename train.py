@@ -128,6 +128,8 @@ def stage_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Stage
         parser.error(f'--arch: expected one of {", ".join(VARIANTS)}, found {args.arch}')
     if args.crop_size % 16:
         parser.error(f'--crop_size: expected a multiple of 16, found {args.crop_size}')
+    if args.crop_scale and not 0 < args.crop_scale[0] <= args.crop_scale[1] <= 1:
+        parser.error(f'--crop_scale: expected two numbers from 0 to 1 in order, found {args.crop_scale}')
     if args.video_root and STAGES[args.stage].data != 'main':
         parser.error(f'--video_root: expected --stage 2 or 3, which train on real videos, found {args.stage}')
     if not args.video_root and (args.video_list or args.video_repeat != 1):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dataset.mask_files import GivenMask
 from inference.config import LIGHT_WEIGHTS, InferenceConfig, recommendation, recommended_config
 from scripts.presets import flags_text
-from util.cli import cores, not_negative, period, positive, sha256, sigma
+from util.cli import cores, not_negative, not_negative_number, period, positive, sha256
 from util.ranks import rank
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ FLAGS = {
         'kernel_sigma',
         'standard deviation of the kernelised memory read, in pixels at stride 16: 7 for --size 600; 0: no kernel. '
         'One value, or one for each size',
-        sigma,
+        not_negative_number,
         several=True,
         metavar='SIGMA',
     ),

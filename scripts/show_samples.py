@@ -16,8 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dataset
 import training
+from scripts.training_flags import clip_length
 from training.stages import STAGES
-from util.cli import run_main
+from util.cli import not_negative, positive, run_main
 from util.files import atomic_path
 
 log = logging.getLogger(__name__)
@@ -40,11 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         default='plain',
         help='difficulty of synthetic clips, as for train.py',
     )
-    parser.add_argument('--clip_frames', type=int, default=3, help='frames in a clip')
-    parser.add_argument('--crop_size', type=int, default=384, help='side of a frame in pixels')
-    parser.add_argument('--seed', type=int, default=0, help='seed of a training whose first samples are shown')
-    parser.add_argument('--max_skip', type=int, default=5, help='most frames to skip between two frames of a sample')
-    parser.add_argument('--count', type=int, default=8, help='number of samples')
+    parser.add_argument('--clip_frames', type=clip_length, default=3, help='frames in a clip')
+    parser.add_argument('--crop_size', type=positive, default=384, help='side of a frame in pixels')
+    parser.add_argument('--seed', type=not_negative, default=0, help='seed of the training whose samples are shown')
+    parser.add_argument('--max_skip', type=not_negative, default=5, help='most frames to skip between two of a sample')
+    parser.add_argument('--count', type=positive, default=8, help='number of samples')
     parser.add_argument('--output', type=Path, default='samples.png', help='image file to write')
     args = parser.parse_args(argv)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from model.similarity import SIMILARITIES
 from training.stages import STAGES
-from util.cli import not_negative, positive
+from util.cli import not_negative, not_negative_number, positive
 
 Add = Callable[..., argparse.Action]
 
@@ -133,7 +133,7 @@ def add_sample_flags(add: Add) -> None:
     add('--crop_size', type=positive, default=384, help='side of a frame in pixels (default: %(default)s)')
     add(
         '--num_workers',
-        type=int,
+        type=not_negative,
         default=8,
         help='processes that load data for each training process (default: %(default)s)',
     )
@@ -156,7 +156,12 @@ def add_sample_flags(add: Add) -> None:
         metavar='FOLDER',
         help='folder in which decoded image and mask pairs are cached, up to 4 bytes a pixel (default: no cache)',
     )
-    add('--seed', type=int, default=0, help='random seed of samples and initial weights (default: %(default)s)')
+    add(
+        '--seed',
+        type=not_negative,
+        default=0,
+        help='seed of samples and initial weights (default: %(default)s)',
+    )
 
 
 def add_validation_flags(add: Add) -> None:
@@ -222,20 +227,24 @@ def add_optimization_flags(add: Add) -> None:
         type=positive,
         help='iterations of the whole training; the schedule of max-skip is in percent of them',
     )
-    add('--steps', type=int, nargs='*', help='iterations at which the learning rate is multiplied by --gamma')
-    add('--lr', type=float, help=f'learning rate ({STAGES[0].lr} in all stages)')
-    add('--gamma', type=float, help=f'factor of the rate at each of --steps ({STAGES[0].gamma} in all stages)')
-    add('--warmup', type=int, help='first iterations, in which the rate rises linearly (none in all stages)')
+    add('--steps', type=not_negative, nargs='*', help='iterations at which the learning rate is multiplied by --gamma')
+    add('--lr', type=not_negative_number, help=f'learning rate ({STAGES[0].lr} in all stages)')
+    add(
+        '--gamma',
+        type=not_negative_number,
+        help=f'factor of the rate at each of --steps ({STAGES[0].gamma} in all stages)',
+    )
+    add('--warmup', type=not_negative, help='first iterations, in which the rate rises linearly (none in all stages)')
     add(
         '--bootstrap',
-        type=int,
+        type=not_negative,
         nargs=2,
         metavar=('FROM', 'TO'),
         help='iterations between which the loss goes from all pixels to the hardest 15%% ({} {} in all stages)'.format(
             *STAGES[0].bootstrap
         ),
     )
-    add('--clip_norm', type=float, help='clip the gradient to this norm (default: no clipping)')
+    add('--clip_norm', type=not_negative_number, help='clip the gradient to this norm (default: no clipping)')
     add(
         '--average',
         type=decay,

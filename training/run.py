@@ -25,6 +25,7 @@ from util.files import atomic_path
 log = logging.getLogger(__name__)
 
 KEPT = 3  # checkpoints
+CHECKPOINT = r'(checkpoint|kept)_\d+\.pth'
 OUT_OF_MEMORY = (
     'out of GPU memory; accumulation computes the batch in parts, with the same result; a smaller batch or crop size '
     'takes less, too. A run that is resumed continues from the last checkpoint'
@@ -69,35 +70,42 @@ class Run:
     def continues(self, *, resume: bool) -> bool:
         """Whether the run continues: with ``resume``, or if torchrun has restarted its processes after a failure."""
         saved = self.configuration()
-        same_launch = saved is not None and saved['launch'] is not None and saved['launch'] == launch_id()
+        same_launch = saved is not None and saved.get('launch') is not None and saved['launch'] == launch_id()
         return resume or restarted() or same_launch
 
     def start(self, *, resume: bool, file: str | Path | None = None) -> tuple[dict, Path] | None:
         """The checkpoint to start from, and its path: the newest one of a run that continues; else ``file``, if given.
 
         Raises:
-            CheckpointError: the folder holds a run and ``resume`` is false, or the file is unusable.
+            CheckpointError: the folder holds results that would be replaced, or the file is unusable.
         """
         if self.continues(resume=resume):
             if newest := self.newest():
                 return newest
-        elif self.checkpoints():
+            if self.weights is not None and self.weights.exists():
+                raise CheckpointError(
+                    f'{self.weights}: is finished, and no checkpoint is left to continue from; begin anew under '
+                    'another id',
+                    options=['id'],
+                )
+        elif self.checkpoints() or self._has_results():
             raise CheckpointError(
                 f'{self.folder}: holds a run already; resume it, or begin anew under another id',
                 options=['resume', 'id'],
             )
         return (read_checkpoint(file), Path(file)) if file else None
 
+    def _has_results(self) -> bool:
+        """Whether there are weights that hours of training may have made, with or without checkpoints."""
+        best = self.best()
+        return (self.weights is not None and self.weights.exists()) or (best is not None and best['iteration'] > 0)
+
     def checkpoints(self) -> list[Path]:
         """The checkpoints by iteration, the newest first. A checkpoint gets its name when it is complete."""
         if self.folder is None or not self.folder.is_dir():
             return []
-        found = [
-            (int(match[1]), path)
-            for path in self.folder.iterdir()
-            if (match := re.fullmatch(r'(?:checkpoint|kept)_(\d+)\.pth', path.name))
-        ]
-        return [path for _, path in sorted(found, reverse=True)]
+        found = [path for path in self.folder.iterdir() if re.fullmatch(CHECKPOINT, path.name)]
+        return sorted(found, key=lambda path: (_iteration(path), path.name), reverse=True)
 
     def newest(self) -> tuple[dict, Path] | None:
         """The newest checkpoint that can be read. Damaged ones are passed over."""
@@ -118,7 +126,12 @@ class Run:
         name = 'kept' if for_good else 'checkpoint'
         with atomic_path(self.folder / f'{name}_{content["iteration"]:08d}.pth') as temporary:
             torch.save(content, temporary)
-        passing = [path for path in self.checkpoints() if path.name.startswith('checkpoint_')]
+        # A checkpoint of a later iteration is a damaged one, which this run passed over.
+        passing = [
+            path
+            for path in self.checkpoints()
+            if path.name.startswith('checkpoint_') and _iteration(path) <= content['iteration']
+        ]
         for old in passing[KEPT:]:
             old.unlink()
         for part in self.folder.glob('.*_*.pth.part'):  # of a killed process
@@ -159,6 +172,10 @@ class Run:
         if self.weights is not None:
             save_network(self.weights, network)
             log.info('weights: %s', self.weights)
+
+
+def _iteration(checkpoint: Path) -> int:
+    return int(checkpoint.stem.rpartition('_')[2])
 
 
 def start_worker(worker_id: int) -> None:

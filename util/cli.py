@@ -42,7 +42,10 @@ def frame_rate(text: str) -> Fraction:
 
 def not_negative(text: str) -> int:
     """Zero or a positive integer, for argparse."""
-    return 0 if text == '0' else positive(text)
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f'expected a positive number or 0, found {text}')
+    return value
 
 
 def period(text: str) -> int:
@@ -50,7 +53,7 @@ def period(text: str) -> int:
     return 0 if text == 'none' else not_negative(text)
 
 
-def sigma(text: str) -> float:
+def not_negative_number(text: str) -> float:
     """Zero or a positive number, for argparse."""
     value = float(text)
     if not 0 <= value < math.inf:

@@ -98,6 +98,39 @@ def test_some_checkpoints_stay_for_good(run, tmp_path):
     assert load_network(folder / 'kept_00000005.pth', widen=None).config.arch == 'stcn'
 
 
+def test_a_new_checkpoint_is_kept_beside_damaged_later_ones(tmp_path):
+    run = Run(tmp_path / 'a')
+    run.save({'iteration': 1000, 'weights': torch.ones(1)}, for_good=True)
+    for iteration in (2000, 3000, 4000):
+        (run.folder / f'checkpoint_{iteration:08d}.pth').write_bytes(b'damaged')
+    found = run.start(resume=True)
+    assert found is not None
+    assert found[1].name == 'kept_00001000.pth'
+    run.save({'iteration': 1500, 'weights': torch.ones(1)})
+    found = run.start(resume=True)
+    assert found is not None
+    assert found[1].name == 'checkpoint_00001500.pth'
+
+
+def test_results_without_checkpoints_are_not_replaced(tmp_path, small_network):
+    """Large checkpoints may be deleted when a run is finished, or was good enough at some evaluation."""
+    scores = {'size': 480, 'J': 0.8, 'F': 0.8, 'J&F': 0.8, 'videos': {}}
+    finished, good, begun = (Run(tmp_path / name) for name in ('finished', 'good', 'begun'))
+    finished.finish(small_network)
+    good.keep_best(small_network, {'iteration': 100} | scores)
+    begun.keep_best(small_network, {'iteration': 0} | scores)  # what training started from
+    for run, resume in ((finished, False), (finished, True), (good, False)):
+        with pytest.raises(CheckpointError, match='another id'):
+            run.start(resume=resume)
+    assert good.start(resume=True) is None
+    assert begun.start(resume=False) is None
+
+
+def test_a_configuration_of_an_older_version_continues(tmp_path):
+    (tmp_path / 'config.json').write_text('{"flags": {}}')
+    assert not Run(tmp_path).continues(resume=False)
+
+
 def test_a_network_without_attention_learns(run, tmp_path, monkeypatch):
     monkeypatch.setitem(VARIANTS, 'tiny', dataclasses.replace(TINY, fusion_attention=False))
     assert run('--stage', 3, '--id', 'a', '-i', 1) == 0
@@ -431,6 +464,10 @@ def test_a_loss_that_is_not_finite_stops_with_the_state_saved(run, tmp_path):
         (('--stage', 0, '--id', 'a/b'), 'expected letters'),
         (('--stage', 0, '--id', 'a', '--arch', 'vgg'), 'expected one of stcn, .*found vgg'),
         (('--stage', 0, '--id', 'a', '--crop_size', 100), 'expected a multiple of 16, found 100'),
+        (('--stage', 3, '--id', 'a', '--crop_scale', 0.5, 0.2), 'two numbers from 0 to 1 in order, found .0.5, 0.2.'),
+        (('--stage', 0, '--id', 'a', '--warmup', -1), 'expected a positive number or 0, found -1'),
+        (('--stage', 0, '--id', 'a', '--seed', -1), 'expected a positive number or 0, found -1'),
+        (('--stage', 0, '--id', 'a', '--lr', -1), 'expected a positive number or 0, found -1'),
         (('--stage', 0, '--id', 'a', '-b', 5, '--accumulation', 2), 'expected a global batch that divides.*found 5'),
         (('--stage', 0, '--id', 'a', '--load_network', 'x', '--load_model', 'y'), 'expected only one'),
         (('--stage', 1, '--id', 'a', '--video_root', 'x'), '--video_root: expected --stage 2 or 3, .*found 1'),
