@@ -59,15 +59,19 @@ def score_results(
     """
     if (results / 'Annotations').is_dir():
         results = results / 'Annotations'
-    given = _given(results)
+    of_one_video = single is not None and not (results / single).is_dir()
+    given = _given(results, above=of_one_video or results.name == 'Annotations')
     pairs = []
     for truth in truths:
-        direct = truth.name == single and not (results / truth.name).is_dir()
+        direct = of_one_video and truth.name == single
         known = given.get(truth.name, {})
         if direct and len(given) == 1:  # the run may have given the video another name
             [known] = given.values()
         pairs.append(Pair(truth, results if direct else results / truth.name, known))
     check_complete(pairs)
+    later = sum(max(0, len(pair.given) - 1) for pair in pairs)
+    if later:
+        log.info('%s: not scored are %d mask(s) after the first of a video, which were given', results, later)
 
     tables, short = {}, []
     for pair, scores in zip(pairs, _score_all(pairs, num_workers=num_workers), strict=True):
@@ -106,9 +110,12 @@ def score_results(
     return numbers
 
 
-def _given(results: Path) -> dict[str, dict[str, list[int]]]:
-    """Video -> frame -> objects whose masks the run was given, from its settings; empty if they do not say so."""
-    for folder in (results, results.parent):  # the settings are one folder up if these are results of a single video
+def _given(results: Path, *, above: bool) -> dict[str, dict[str, list[int]]]:
+    """Video -> frame -> objects whose masks the run was given, from its settings; empty if they do not say so.
+
+    ``above``: the settings may also be one folder up, as for the results of a single video.
+    """
+    for folder in (results, results.parent) if above else (results,):
         with suppress(OSError, ValueError, AttributeError):
             if given := json.loads((folder / SETTINGS_FILE).read_text(encoding='utf-8')).get('given'):
                 return given

@@ -337,8 +337,9 @@ def test_own_ground_truth_is_read_as_the_masks_of_a_user(tmp_path):
 
 
 @pytest.mark.parametrize('single', [False, True])
-def test_what_the_network_was_given_is_not_scored(tmp_path, single):
+def test_what_the_network_was_given_is_not_scored(tmp_path, single, caplog):
     """Masks that were given to the network come out unchanged, and would get a score of 100."""
+    caplog.set_level('INFO')
     first, second = square(5, 5, 10), square(20, 30, 12, label=2)
     nothing = np.zeros_like(first)
     truth = tmp_path / 'v' / 'Annotations' / ('' if single else 'v')
@@ -351,9 +352,16 @@ def test_what_the_network_was_given_is_not_scored(tmp_path, single):
         found = evaluate(*arguments, dataset='folder')['sequences']['v']['objects']
         return {label: entry['J']['frames'] for label, entry in found.items()}
 
-    assert objects({}) == {'1': {'00001': 1, '00002': 0, '00003': 1}, '2': {'00002': 0, '00003': 0}}
+    everything = {'1': {'00001': 1, '00002': 0, '00003': 1}, '2': {'00002': 0, '00003': 0}}
+    assert objects({}) == everything
+    assert 'which were given' not in caplog.text
     assert objects({'00000': [1], '00001': [1, 2]}) == {'1': {'00002': 0, '00003': 1}, '2': {'00002': 0, '00003': 0}}
+    assert 'not scored are 1 mask(s) after the first of a video, which were given' in caplog.text
     assert objects({'00002': [2], '00003': [2]}) == {'1': {'00001': 1, '00002': 0, '00003': 1}}
+    if not single:  # the settings in the folder above are another run's
+        (tmp_path / 'results' / 'settings.json').rename(tmp_path / 'settings.json')
+        found = evaluate(*arguments, dataset='folder')['sequences']['v']['objects']
+        assert {label: entry['J']['frames'] for label, entry in found.items()} == everything
     with pytest.raises(DataError, match='4 of them given to the network'):
         objects({f'{number:05d}': [1, 2] for number in range(4)})
     if single:  # the run may have given the video another name
