@@ -1,6 +1,6 @@
 """Runs evaluation scripts for the rows of a table, each in its own process, and scores them. No row is run twice."""
 
-import itertools
+import argparse
 import json
 import logging
 import math
@@ -99,8 +99,9 @@ def _read(path: Path) -> dict:
 
 def _model_files(arguments: Sequence[str]) -> list[str]:
     """The checkpoint files in a command line, of its last ``--model``."""
-    last = max(index for index, word in enumerate(arguments) if word == '--model')
-    return list(itertools.takewhile(lambda word: not word.startswith('--'), arguments[last + 1 :]))
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument('--model', nargs='+', required=True)
+    return parser.parse_known_args(arguments)[0].model
 
 
 def segment(script: str, arguments: Sequence[str]) -> 'Summary':

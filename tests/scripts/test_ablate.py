@@ -84,7 +84,7 @@ def test_a_replaced_file_is_measured_again(davis_root, resnet_checkpoint, tmp_pa
 
     def measure():
         arguments = ['--model', 'another.pth', '--top', '20']
-        flags = ['--model', str(network), '--device', 'cpu']
+        flags = [f'--model={network}', '--device', 'cpu']
         return runs.measure('eval_davis.py', arguments, tmp_path / 'row', flags=flags, truths=None)
 
     def finished_before():
