@@ -64,9 +64,15 @@ class AnnotatedDataset(AddressedDataset):
     ) -> None:
         super().__init__()
         self.size, self.distractors, self.occluders = size, distractors, occluders
-        self.frames = [_annotated(image, labels) for image, labels in frames if labels.any()]
+        # A tiny object may be gone once its frame is reduced.
+        self.frames = [
+            each for image, labels in frames if labels.any() and (each := _annotated(image, labels)).labels.any()
+        ]
         if not self.frames:
-            raise DataError('expected at least one annotated frame that shows an object, found none')
+            raise DataError(
+                'expected at least one annotated frame that shows an object, also when its shorter side is reduced to '
+                f'{WORKING_SIZE} pixels; found none'
+            )
 
     def __len__(self) -> int:
         return len(self.frames)

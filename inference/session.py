@@ -134,7 +134,7 @@ class Session:
         """Remove an object from all masks; its pixels become background.
 
         If other objects are painted, a painted mask that showed only this object stays, and is now empty. It then says
-        that the others are absent on its frame.
+        that the others are absent on its frame. If no object is painted any more, empty masks are deleted.
 
         Raises:
             DataError: there is no such object.
@@ -143,16 +143,15 @@ class Session:
         with self.change(f'the removal of object {label}'):
             del self.names[label]
             remaining = {frame: labels - {label} for frame, labels in self.painted.items()}
-            if not any(remaining.values()):
-                self.painted = {}
-                for frame in self.masked():
-                    self._delete(frame)
-                return
-            self.painted = remaining
+            self.painted = remaining if any(remaining.values()) else {}
             for frame in self.masked():
                 mask, sure = self.labels(frame), self.confidence.get(frame)
+                others = np.where(mask == label, 0, mask).astype(np.uint8)
+                if not self.painted and not others.any():
+                    self._delete(frame)
+                    continue
                 if (mask == label).any():
-                    self._write(frame, np.where(mask == label, 0, mask).astype(np.uint8))
+                    self._write(frame, others)
                 if sure is not None:
                     self.confidence[frame] = {other: value for other, value in sure.items() if other != label}
 

@@ -221,7 +221,9 @@ class VideoReader:
                 )
             yield frame, last
             count += 1
-        if self._damaged or (last is not None and self._end - last > 2 * step):
+        # The last frame of a slide show may be shown for long: if the file states how many frames it has, that counts.
+        ends_early = last is not None and self._end - last > 2 * step and not 0 < self._stated <= count
+        if self._damaged or ends_early:
             expected = f' of about {self.frames}' if self.frames else ''
             log.warning('%s: damaged or truncated; %d%s frames could be decoded', self.path, count, expected)
 
@@ -265,8 +267,9 @@ class VideoReader:
             # The duration of the container is that of its longest track, which may be the audio.
             seconds = container.duration * MICROSECOND
             self._end = round((seconds - Fraction(1, 2)) / self.time_base)
-        if stream.frames:
-            self.frames = stream.frames
+        self._stated = stream.frames  # 0 if the file does not say
+        if self._stated:
+            self.frames = self._stated
         elif seconds:
             self.frames = max(1, round(seconds * self.frame_rate))
 

@@ -88,3 +88,11 @@ def test_images_that_do_not_fit_their_labels_are_refused(frame, change):
     image, labels = frame
     with pytest.raises(DataError, match=r'expected images uint8 \[H, W, 3\] with labels uint8 \[H, W\], found'):
         AnnotatedDataset([(change(image), labels)])
+
+
+def test_an_object_that_is_gone_when_its_frame_is_reduced(frame):
+    image, labels = np.zeros((1080, 1920, 3), np.uint8), np.zeros((1080, 1920), np.uint8)
+    labels[502:503, 700:701] = 1
+    assert len(AnnotatedDataset([(image, labels), frame])) == 1
+    with pytest.raises(DataError, match='also when its shorter side is reduced to 480 pixels'):
+        AnnotatedDataset([(image, labels)])

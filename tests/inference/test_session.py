@@ -300,6 +300,18 @@ def test_removing_an_object(session, labels):
     assert session.add_object() == 1
 
 
+def test_removing_an_object_leaves_others_where_nothing_is_painted(session, labels):
+    session.paint(0, labels)
+    run(session)
+    before = masks(session)
+    session.forget(0)
+    session.remove(1)
+    assert session.names.keys() == {2, 3}
+    assert session.masked() == list(range(1, len(session)))
+    for mask, old in zip(masks(session)[1:], before[1:], strict=True):
+        assert np.array_equal(mask, np.where(old == 1, 0, old))
+
+
 def test_wrong_labels(session, labels):
     with pytest.raises(ValueError, match='expected uint8'):
         session.paint(0, labels.astype(np.int64))

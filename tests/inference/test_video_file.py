@@ -287,6 +287,24 @@ def test_of_a_truncated_file_the_frames_that_are_there(tmp_path, caplog):
         VideoReader(tmp_path / 'c.mp4')
 
 
+def test_a_slide_that_is_shown_for_long_is_no_damage(tmp_path, caplog):
+    path = tmp_path / 'slides.mp4'
+    with av.open(str(path), 'w') as output:
+        track = output.add_stream('libx264', rate=25, options={'bf': '0'})
+        track.width, track.height, track.pix_fmt = W, H, 'yuv420p'
+        for number in range(4):
+            frame = av.VideoFrame.from_ndarray(picture(number), format='rgb24')
+            frame.pts, frame.time_base = number, 1 / RATE
+            output.mux(track.encode(frame))
+        for packet in track.encode(None):
+            packet.duration = 125 * packet.duration or round(5 / packet.time_base)
+            output.mux(packet)
+    images, _ = read(path)
+    assert len(images) == 4
+    assert VideoReader(path)._end > 100  # so the last one is shown for five seconds
+    assert not caplog.records
+
+
 @pytest.mark.parametrize('name', ['a.mp4', 'a.txt'])
 def test_text_is_no_video(tmp_path, name):
     (tmp_path / name).write_text('frame\n' * 1000)
