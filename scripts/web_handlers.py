@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gradio as gr
+import numpy as np
 
 from dataset.io import some
 from inference.directions import Direction
@@ -105,6 +106,13 @@ class Handlers:
         """Show the frame with its present mask again, without what was painted since."""
         with told():
             tab = self.tabs[request.session_hash]
+            return {self.elements.editor: tab.show(tab.frame)}
+        return gr.skip()
+
+    def refresh(self, drawn: dict | None, request: gr.Request) -> dict:
+        """Show a frame again if its mask has changed since it was shown, unless something is painted on it."""
+        tab = self.tabs.tabs.get(request.session_hash)  # without a clip, the propagation has said so
+        if tab and drawn is None and not np.array_equal(tab.shown, tab.session.labels(tab.frame)):
             return {self.elements.editor: tab.show(tab.frame)}
         return gr.skip()
 
@@ -215,7 +223,7 @@ class Handlers:
             ending = self._masks_changed(tab, ended)
             if tab.frame == began and began not in tab.session.painted:
                 ending[self.elements.editor] = tab.show(began)
-            yield ending
+            yield ending  # another frame, to which the user has moved meanwhile, may be painted on: see refresh
             return
         yield gr.skip()
 

@@ -174,7 +174,8 @@ def connect(on: Elements, buttons: dict[str, gr.Component], do: Handlers) -> Non
         reached = [*masks, on.editor, on.preview]
         given = [on.editor, buttons['to_painted'], buttons['run']]
         js = '(editor, to_painted) => [drawn(editor), to_painted, run]'
-        buttons[name].click(getattr(do, name), given, reached, js=js, **quiet)
+        done = buttons[name].click(getattr(do, name), given, reached, js=js, **quiet)
+        done.then(do.refresh, on.editor, [on.editor], js='editor => [drawn(editor)]', **quiet)
     given = [on.editor, buttons['run']]
     buttons['adapt'].click(do.adapt, given, masks, js='editor => [drawn(editor), run]', **quiet)
     buttons['unadapt'].click(do.unadapt, None, masks, **quiet)

@@ -103,8 +103,10 @@ class Tab:
                     f'The editor does not show frame {self.frame} yet. Try again, or choose the frame again.'
                 )
             labels = labels_of(editor['layers'][0], self.shown, self.brushes)
-        if not always and np.array_equal(labels, self.shown):
-            return False
+        if np.array_equal(labels, self.shown):
+            if not always:
+                return False
+            labels = self.session.labels(self.frame)  # a propagation may have reached the frame after it was shown
         self.session.paint(self.frame, labels)
         self.shown = labels
         return True

@@ -466,6 +466,39 @@ def test_paint_propagate_correct_download(visit, clip, tmp_path):
             assert (video.width, video.height, len(list(video))) == (W, H, 8)
 
 
+def test_a_frame_that_was_shown_during_the_propagation(small_network, first_mask, tmp_path):
+    """Of a page without a browser: a frame is shown before it has a mask, and kept afterwards."""
+    import gradio
+
+    from scripts.web_page import build
+
+    nothing = gradio.skip()
+    tabs = Tabs(small_network, tmp_path, max_seconds=9, max_bytes=10**7, adapting=adaptation(small_network))
+    session = Session(small_network, Clip.of_images(FRAMES[:4]), tmp_path / 'clip')
+    tab = tabs.tabs['key'] = Tab(session, 'clip')
+    call = {event.name: event.fn for event in build(tabs).fns.values()}
+    request = type('Request', (), {'session_hash': 'key'})
+    session.paint(0, first_mask.numpy())
+    tab.show(0)
+    updates = call['forward'](None, False, 1, request)
+    next(updates)
+    call['show'](2, request)
+    assert not tab.shown.any()
+    list(updates)
+    propagated = session.labels(2)
+    assert propagated.any()
+    assert call['refresh']({'layers': []}, request) == nothing  # a stroke is on it
+    assert not tab.shown.any()
+    call['keep'](None, request)
+    assert np.array_equal(session.labels(2), propagated)
+    assert session.painted.keys() == {0, 2}
+    tab.shown = np.zeros_like(propagated)
+    assert call['refresh'](None, request) != nothing
+    assert np.array_equal(tab.shown, propagated)
+    assert call['refresh'](None, request) == nothing
+    assert call['refresh'](None, type('Request', (), {'session_hash': 'without a clip'})) == nothing
+
+
 @pytest.fixture(scope='module')
 def swan_mask(tmp_path_factory) -> Path:
     """That of the first frame, black and white."""
