@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -217,7 +218,7 @@ def network_hashes(files: Sequence[str | Path]) -> str | list[str]:
 def given_mask(text: str) -> GivenMask:
     """Parse ``[FRAME[:LABEL]=]FILE[,FILE...]`` for argparse. An existing file with a comma in its name is one FILE."""
     frame, label, names = re.fullmatch(r'(?:(\d+)(?::(\d+))?=)?(.+)', text, re.DOTALL).groups()
-    files = [names] if Path(names).exists() else names.split(',')
+    files = [names] if os.path.exists(names) else names.split(',')  # no error for names that are too long
     return GivenMask(
         tuple(map(Path, files)),
         frame=None if frame is None else int(frame),

@@ -233,6 +233,12 @@ def test_commas_in_names(tmp_path):
     assert given_mask(f'3={tmp_path}/a,b.png').files == (tmp_path / 'a,b.png',)
 
 
+def test_names_of_many_masks():
+    """Together they are too long for the name of a file."""
+    names = [f'{"x" * 90}{label}.png' for label in range(50)]
+    assert given_mask(f'0={",".join(names)}').files == tuple(map(Path, names))
+
+
 def test_wrong_masks_are_errors_before_anything_is_computed(run, tmp_path, caplog):
     clip = GOLDEN / 'clip'
     binary(tmp_path / 'empty.png', slice(0, 0), slice(0, 0))
