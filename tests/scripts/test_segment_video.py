@@ -29,6 +29,7 @@ from scripts.evaluate import evaluate
 from scripts.segment_video import given_mask
 from tests.conftest import FRAMES, GOLDEN, REPOSITORY, tree
 from training import adapt
+from util.cli import frame_rate
 from util.errors import MissingPackageError, UserError
 
 FIRST = GOLDEN / 'first_mask.png'
@@ -237,6 +238,36 @@ def test_names_of_many_masks():
     """Together they are too long for the name of a file."""
     names = [f'{"x" * 90}{label}.png' for label in range(50)]
     assert given_mask(f'0={",".join(names)}').files == tuple(map(Path, names))
+
+
+@pytest.mark.parametrize(
+    ('text', 'rate'),
+    [
+        ('29.97002997', Fraction(30000, 1001)),
+        ('23.976023976', Fraction(24000, 1001)),
+        ('59.94005994', Fraction(60000, 1001)),
+        ('30000/1001', Fraction(30000, 1001)),
+        ('12.5', Fraction(25, 2)),
+        ('1/1000', Fraction(1, 1000)),
+    ],
+)
+def test_frame_rates(text, rate):
+    assert frame_rate(text) == rate
+
+
+@pytest.mark.parametrize('text', ['0', '-25', '25/0', 'nan', 'inf', '1e-30', '1e999999999', '1001', 'x'])
+def test_frame_rates_of_no_video(text, capsys):
+    with pytest.raises(SystemExit):
+        segment_video.parse(['--input', 'x', '--mask', 'y', '--output', 'z', f'--fps={text}'])
+    assert f'argument --fps: {"invalid" if text == "x" else "expected from 1/1000 to 1000"}' in capsys.readouterr().err
+
+
+def test_a_frame_rate_with_many_digits(tmp_path):
+    pytest.importorskip('av')
+    rate = frame_rate('29.97002997')
+    with VideoWriter(tmp_path / 'a.mp4', 16, 16, time_base=1 / rate, frame_rate=rate) as writer:
+        writer.write(np.zeros((16, 16, 3), np.uint8), 0)
+    assert VideoReader(tmp_path / 'a.mp4').frame_rate == rate
 
 
 def test_wrong_masks_are_errors_before_anything_is_computed(run, tmp_path, caplog):
