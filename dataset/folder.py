@@ -62,7 +62,8 @@ def folder(root: str | Path, *, first_only: bool = False, direction: str = 'forw
             )
     names = _video_names(images, annotations)
     if not names:
-        return [_video(root.resolve().name, images, annotations, first_only=first_only, direction=direction)]
+        name = check_path(root.resolve()).name
+        return [_video(name, images, annotations, first_only=first_only, direction=direction)]
     videos, problems = [], []
     for name in names:
         try:
