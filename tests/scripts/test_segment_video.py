@@ -833,6 +833,38 @@ def test_masks_that_are_gone_are_missed(run, tmp_path, monkeypatch):
     assert not (tmp_path / 'out' / '.unfinished').exists()
 
 
+def test_states_that_cannot_be_read(run, tmp_path, monkeypatch):
+    interrupt_after(monkeypatch, 2, times=1)
+    command = ('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay', '--size', 32)
+    assert run(*command) == 130
+    folder = tmp_path / 'out' / '.unfinished'
+    state = torch.load(folder / 'state.pt', weights_only=True)
+    [row] = state['cores'][0]['rows']
+    older = {name: content for name, content in state.items() if name != 'done'}
+    for name, content in (('state.pt', older), ('state.pt', [1]), (row, [torch.zeros(3)]), ('state.pt', None)):
+        before = (folder / name).read_bytes()
+        if content is None:
+            (folder / name).write_bytes(before[:100])
+        else:
+            torch.save(content, folder / name)
+        with pytest.raises(UserError, match=rf'{name}: cannot be read, .* damaged or of another version') as error:
+            run(*command)
+        assert str(error.value).endswith('overwrite them or choose another place')
+        assert '\n' not in str(error.value)
+        (folder / name).write_bytes(before)
+
+
+def test_what_a_run_left_that_has_not_begun(tmp_path):
+    """Its memory frames have the names of those of another run, which would take them for its own."""
+    unfinished = continuing.Unfinished(tmp_path)
+    for name in ('0_0_0.pt', 'waiting/00000000.npz'):
+        (unfinished.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (unfinished.folder / name).write_bytes(b'of another run')
+    unfinished.resume(None, None, None)
+    assert unfinished.folder.is_dir()
+    assert not list(unfinished.folder.iterdir())
+
+
 def test_without_room_for_its_state_a_run_comes_to_its_end(run, tmp_path, monkeypatch, caplog):
     def full(*args):
         raise OSError('the disk is full')
