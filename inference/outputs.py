@@ -338,7 +338,7 @@ def claim(
 
     Args:
         places: the folders and files that the run writes.
-        inputs: the files and folders that the run reads; none of them may be in ``places``.
+        inputs: the files and folders that the run reads; none of them may be in ``places``, or be ``folder``.
         files: finds the files of an earlier run that would be mistaken for results of this run.
         overwrite: delete those files.
         resume: keep those files if they were made with the same settings. Without it, any such file is an error.
@@ -350,7 +350,8 @@ def claim(
     """
     taken = {place.resolve() for place in places}
     for path in sorted({path.resolve() for path in inputs}):
-        if taken & {path, *path.parents}:
+        # A picture beside the frames would be a frame of the next run. A single input file may lie in the folder.
+        if path == folder.resolve() or taken & {path, *path.parents}:
             raise OutputError(
                 f'{path}: the run reads this and would also write there; choose another place for the output',
                 options=['output'],

@@ -225,11 +225,12 @@ def claim_output(args: argparse.Namespace, source: UserSource, outputs: Outputs,
     masks, cutouts = args.output / 'masks', args.output / 'cutouts'
     strip, *others = (args.output / name for name in ('strip.png', 'report.json', 'report.png', ADAPTED))
     overlay = outputs.pictures.video.path if outputs.pictures.video else args.output / 'overlay.mp4'
+    given = [path for each in args.mask for path in each.files]
     claim(
         args.output,
         settings,
         places=[masks, cutouts, strip, overlay, *others],
-        inputs=[Path(args.input), *source.masks.files, *map(Path, model_files(args))],
+        inputs=[Path(args.input), *given, *source.masks.files, *map(Path, model_files(args))],
         files=lambda: [
             *masks.glob('*.png'),
             *cutouts.glob('*/*.png'),

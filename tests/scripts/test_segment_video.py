@@ -561,6 +561,22 @@ def test_the_overlay_never_replaces_the_video(run, video):
     assert video.read_bytes() == before
 
 
+@pytest.mark.parametrize('name', ['clip', 'masks', 'link'])
+def test_no_picture_comes_between_frames_or_masks(run, tmp_path, name):
+    shutil.copytree(GOLDEN / 'clip', tmp_path / 'clip')
+    (tmp_path / 'masks').mkdir()
+    shutil.copy(FIRST, tmp_path / 'masks' / '00000.png')
+    (tmp_path / 'link').symlink_to(tmp_path / 'clip')
+    before = tree(tmp_path)
+    command = ('--input', tmp_path / 'clip', '--mask', tmp_path / 'masks', '--strip', 2, '--no_overlay')
+    with pytest.raises(DataError, match='would also write there'):
+        run(*command, output=tmp_path / name)
+    assert tree(tmp_path) == before
+    # A single mask may lie in the output folder.
+    command = ('--input', tmp_path / 'clip', '--mask', tmp_path / 'masks' / '00000.png', '--size', 32, '--no_overlay')
+    assert run(*command, output=tmp_path / 'masks') == 0
+
+
 def test_inputs_that_are_not_there(run, tmp_path):
     (tmp_path / 'empty').mkdir()
     for name, message in (
