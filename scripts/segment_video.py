@@ -48,8 +48,9 @@ from scripts.flags import (
     network_settings,
     parse_flags,
 )
-from util.cli import HelpFormatter, frame_rate, positive, run_main
+from util.cli import DescriptionHelpFormatter, frame_rate, positive, run_main
 from util.errors import DataError, MissingPackageError, UserError
+from util.files import locked_folder
 from util.stop import StopRequest
 
 if TYPE_CHECKING:
@@ -67,6 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_direction(args.direction, source)
     check_adapt(args, source)
     outputs = outputs_of(args, source)
+    with locked_folder(args.output):
+        return run(args, source, outputs)
+
+
+def run(args: argparse.Namespace, source: UserSource, outputs: Outputs) -> int:
+    """Load the networks, take the output folder and segment the video. Returns the exit status."""
     networks = load_networks(args)
 
     from inference import Ensemble
@@ -88,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=DescriptionHelpFormatter)
     add = parser.add_argument
     add(
         '--input',
@@ -143,10 +150,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help='delete the results of an earlier run in OUTPUT; without this flag they are an error',
     )
     return parse_flags(parser, argv=argv)
-
-
-class Help(HelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of the description."""
 
 
 def outputs_of(args: argparse.Namespace, source: UserSource) -> Outputs:

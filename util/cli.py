@@ -24,6 +24,10 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default is None or action.default is False else super()._get_help_string(action)
 
 
+class DescriptionHelpFormatter(HelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Also keeps the line breaks of the description and the epilog."""
+
+
 def positive(text: str) -> int:
     """A positive integer, for argparse."""
     value = int(text)

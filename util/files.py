@@ -140,7 +140,8 @@ def _speaking_of(path: Path, temporary: Path) -> Iterator[None]:
             raise  # the message is complete already, or is about another file, such as a missing input
         cause = error.strerror
         if isinstance(error, FileExistsError | NotADirectoryError):
-            cause = f'{path.parent} has to be a folder'
+            there = next((each for each in (path, *path.parents) if each.exists() and not each.is_dir()), path.parent)
+            cause = f'{there} has to be a folder'
         advice = 'Make room' if error.errno in FULL else 'Choose another place or make this one writable'
         told = OSError(f'{path}: cannot be written ({cause}). {advice}, and run this again.')
         told.errno = error.errno

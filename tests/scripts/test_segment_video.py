@@ -546,6 +546,42 @@ def test_a_second_run_refuses_or_replaces(run, tmp_path):
     assert not written_masks(out)[0].any()
 
 
+def test_two_runs_at_once(run, tmp_path, monkeypatch):
+    """The second is refused before it loads a network, whatever the first one does."""
+    out, command = tmp_path / 'out', ('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay', '--size', 32)
+    refused = []
+
+    def refuse_another(function, name):
+        def during(*args):
+            with monkeypatch.context() as patch:
+                patch.setattr(segment_video, 'load_networks', lambda args: pytest.fail('a network is loaded'))
+                with pytest.raises(UserError, match='out: another run is writing to it'):
+                    run(*command, '--overwrite')
+            refused.append(name)
+            return function(*args)
+
+        return during
+
+    for module, name in (
+        (segment_video, 'load_networks'),
+        (segment_video, 'claim_output'),
+        (continuing, 'redraw'),
+        (segment_video, 'report_unused'),
+    ):
+        monkeypatch.setattr(module, name, refuse_another(getattr(module, name), name))
+    assert run(*command) == 0
+    assert refused == ['load_networks', 'claim_output', 'redraw', 'report_unused']
+    assert len(written_masks(out)) == COUNT
+    assert run(*command, '--overwrite') == 0
+
+
+def test_a_file_in_place_of_the_output_folder(run, tmp_path):
+    (tmp_path / 'out').write_bytes(b'mine')
+    with pytest.raises(OSError, match=rf'out: cannot be written \({tmp_path}/out has to be a folder\)'):
+        run('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay')
+    assert tree(tmp_path) == {'out': b'mine'}
+
+
 def test_files_of_others_are_never_deleted(run, tmp_path):
     (tmp_path / 'mine' / 'masks').mkdir(parents=True)
     shutil.copy(FIRST, tmp_path / 'mine' / 'masks')
