@@ -33,6 +33,11 @@ class FolderVideo(Video):
             if frame.mask is not None
         }
 
+    @property
+    def mask_files(self) -> list[Path]:
+        """The files of the masks that the network gets."""
+        return [path for name in self.given for path in self.masks.given[name].files]
+
 
 def folder(root: str | Path, *, first_only: bool = False, direction: str = 'forward') -> list[FolderVideo]:
     """Open the videos of a folder.

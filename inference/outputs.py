@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 from PIL import Image
 
-from dataset.io import write_binary_mask, write_mask
+from dataset.io import some, write_binary_mask, write_mask
 from inference.video_file import VideoWriter
 from util.errors import DataError
 from util.files import atomic_path, check_writable
@@ -334,7 +334,8 @@ def claim(
 ) -> None:
     """Take an output folder for this run, or refuse if it holds ground truth or the results of another run.
 
-    ``settings`` are written to ``folder/settings.json`` for the next run to compare.
+    ``settings`` are written to ``folder/settings.json`` for the next run to compare. Their entry ``files`` says what
+    is in files that the run reads: path -> hash. Folders of earlier versions lack it; there it is not compared.
 
     Args:
         places: the folders and files that the run writes.
@@ -403,11 +404,19 @@ def _check_settings(record: Path, settings: Mapping[str, object]) -> None:
         raise replaceable(f'{record}: expected settings, found {found!r}')
     if 'exact' in settings:
         found.setdefault('exact', True)  # older versions did not write it, and always were exact
+    before, files = found.pop('files', None), settings.get('files')
     changes = [
         f'{name} was {_brief(found.get(name))}, is {_brief(settings.get(name))}'
-        for name in sorted({*found, *settings})
+        for name in sorted({*found, *settings} - {'files'})
         if found.get(name) != settings.get(name)
     ]
+    if isinstance(files, dict) and isinstance(before, dict):
+        # Where other settings differ, too, they say which files are new.
+        names = {*before} & {*files} if changes else {*before} | {*files}
+        if edited := [name for name in sorted(names) if before.get(name) != files.get(name)]:
+            changes.insert(0, f'changed since then: {some(edited)}')
+    elif files and not changes:
+        log.info('%s: an earlier version wrote it, and did not note what was in the masks; not compared', record)
     if changes:
         raise replaceable(f'{folder}: holds masks of other settings ({"; ".join(changes)})')
 

@@ -215,6 +215,15 @@ def network_hashes(files: Sequence[str | Path]) -> str | list[str]:
     return hashes[0] if len(hashes) == 1 else hashes
 
 
+def file_hashes(video: str, masks: Sequence[Path]) -> dict[str, str]:
+    """The hashes of masks, and the size and time of a video file, which may be too large to hash at every start."""
+    files = {str(path): sha256(path) for path in masks}
+    if Path(video).is_file():
+        status = os.stat(video)
+        files[video] = f'{status.st_size} bytes, modified at {status.st_mtime_ns} ns'
+    return files
+
+
 def given_mask(text: str) -> GivenMask:
     """Parse ``[FRAME[:LABEL]=]FILE[,FILE...]`` for argparse. An existing file with a comma in its name is one FILE."""
     frame, label, names = re.fullmatch(r'(?:(\d+)(?::(\d+))?=)?(.+)', text, re.DOTALL).groups()

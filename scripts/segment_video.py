@@ -41,6 +41,7 @@ from inference.video_file import VideoWriter
 from scripts.adapting import ADAPTED, adapted_network, add_adapt_flag, check_adapt
 from scripts.flags import (
     add_inference_flags,
+    file_hashes,
     given_mask,
     inference_config,
     load_networks,
@@ -214,7 +215,8 @@ def other_settings(args: argparse.Namespace, source: UserSource) -> dict[str, ob
     masks = {str(frame): [str(file) for file in each.files] for frame, each in source.masks.given.items()}
     # evaluate.py needs the names of the frames' files.
     given = {source.frame_name(frame): objects for frame, objects in source.masks.objects.items()}
-    settings: dict[str, object] = {'input': args.input, 'mask': masks, 'given': {args.input: given}}
+    files = file_hashes(args.input, source.masks.files)
+    settings: dict[str, object] = {'input': args.input, 'mask': masks, 'given': {args.input: given}, 'files': files}
     if args.direction != 'forward':
         settings['direction'] = args.direction
     if args.adapt:
@@ -285,14 +287,9 @@ def segment_video(
 def report_unused(source: UserSource, way: 'Propagation') -> int:
     """Log an error for masks of frames that the video does not have. Returns the exit status."""
     count = way.passed if way.direction == 'forward' else source.count()
-    missed = [frame for frame in source.masks.given if frame >= count]
+    missed = ', '.join(str(frame) for frame in source.masks.given if frame >= count)
     if missed:
-        log.error(
-            '%s: has only %d frames, so the masks of these frames were not used: %s',
-            source.name,
-            count,
-            ', '.join(map(str, missed)),
-        )
+        log.error('%s: has only %d frames; masks of these frames were not used: %s', source.name, count, missed)
     return 1 if missed else 0
 
 

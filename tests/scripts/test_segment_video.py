@@ -885,6 +885,37 @@ def test_masks_that_are_gone_are_missed(run, tmp_path, monkeypatch):
     assert not (tmp_path / 'out' / '.unfinished').exists()
 
 
+@pytest.mark.parametrize('name', ['mask.png', 'clip.mp4'])
+def test_a_file_that_changed_since_the_run_was_interrupted(run, tmp_path, video, monkeypatch, caplog, name):
+    caplog.set_level('INFO')
+    for path, copied in ((FIRST, 'mask.png'), (video, 'clip.mp4')):
+        shutil.copy(path, tmp_path / copied)
+    command = ('--input', tmp_path / 'clip.mp4', '--mask', tmp_path / 'mask.png', '--no_overlay', '--size', 32)
+    interrupt_after(monkeypatch, 2, times=1)
+    assert run(*command) == 130
+    interrupt_after(monkeypatch, 1000, times=0)
+    before = tree(tmp_path / 'out')
+    if name == 'mask.png':
+        write_mask(tmp_path / name, np.roll(read_mask(FIRST), 5, axis=0))
+    else:
+        os.utime(tmp_path / name, ns=(0, 0))
+    with pytest.raises(
+        UserError, match=rf'other settings \(changed since then: {tmp_path}/{name}\); overwrite'
+    ) as error:
+        run(*command)
+    assert error.value.options == ('overwrite', 'output')
+    assert tree(tmp_path / 'out') == before
+    # The settings of an earlier version do not tell what the files were.
+    record = tmp_path / 'out' / 'settings.json'
+    settings = json.loads(record.read_text())
+    del settings['files']
+    record.write_text(json.dumps(settings))
+    assert run(*command) == 0
+    assert 'settings.json: an earlier version wrote it' in caplog.text
+    assert len(written_masks(tmp_path / 'out')) == COUNT
+    assert set(json.loads(record.read_text())['files']) == {str(tmp_path / 'mask.png'), str(tmp_path / 'clip.mp4')}
+
+
 def test_states_that_cannot_be_read(run, tmp_path, monkeypatch):
     interrupt_after(monkeypatch, 2, times=1)
     command = ('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay', '--size', 32)
