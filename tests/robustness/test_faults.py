@@ -716,6 +716,12 @@ def test_a_folder_that_another_process_locks(tmp_path):
         with locked_folder(folder):
             pass
     assert not list(folder.iterdir())
+    for files in ([], ['file']):  # an empty folder is not left where there was none
+        with locked_folder(tmp_path / 'other'):
+            for name in files:
+                (tmp_path / 'other' / name).touch()
+        assert [path.name for path in tmp_path.glob('other/*')] == files
+        assert (tmp_path / 'other').exists() == bool(files)
 
 
 def test_converting_goes_on_where_the_disk_was_full(run, roots, disk, tmp_path):
