@@ -33,6 +33,11 @@ class FolderVideo(Video):
             if frame.mask is not None
         }
 
+    @property
+    def mask_files(self) -> list[Path]:
+        """The files of the masks that the network gets."""
+        return [path for name in self.given for path in self.masks.given[name].files]
+
 
 def folder(root: str | Path, *, first_only: bool = False, direction: str = 'forward') -> list[FolderVideo]:
     """Open the videos of a folder.
@@ -62,7 +67,8 @@ def folder(root: str | Path, *, first_only: bool = False, direction: str = 'forw
             )
     names = _video_names(images, annotations)
     if not names:
-        return [_video(root.resolve().name, images, annotations, first_only=first_only, direction=direction)]
+        name = check_path(root.resolve()).name
+        return [_video(name, images, annotations, first_only=first_only, direction=direction)]
     videos, problems = [], []
     for name in names:
         try:

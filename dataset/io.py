@@ -283,22 +283,22 @@ def check_path(path: Path) -> Path:
 
     Raises:
         DataError: the name has a backslash, which separates folders on Windows, or a control character such as a line
-            break, or it is too long for our files.
+            break, or it is too long for our files, or its bytes are not UTF-8, which an archive needs.
     """
-    if not _is_plain(path.stem):
+    if not all(map(_is_plain, (path.stem, path.suffix))):
         raise DataError(
-            f'{str(path)!r}: expected a name of up to {MAX_NAME} bytes, without backslashes and control '
+            f'{str(path)!r}: expected a name of up to {MAX_NAME} bytes in UTF-8, without backslashes and control '
             'characters, since the masks get it, too. Rename it.'
         )
     return path
 
 
 def _is_plain(name: str) -> bool:
-    return (
-        '\\' not in name
-        and all(' ' <= character != '\x7f' for character in name)
-        and len(name.encode(errors='surrogatepass')) <= MAX_NAME
-    )
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:  # Python reads bytes that are not UTF-8 as surrogates, which have no encoding
+        return False
+    return '\\' not in name and all(' ' <= character != '\x7f' for character in name) and size <= MAX_NAME
 
 
 def natural_key(path: str | Path) -> tuple[list[str | int], str]:

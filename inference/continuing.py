@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dataset.io import DataError, read_mask, some
+from dataset.io import read_mask, some
 from inference.outputs import UNFINISHED, Outputs, Redrawn, replaceable
 from inference.stream import enough_memory
-from util.errors import foreign_call
+from util.errors import cause_of
 from util.files import atomic_path
 
 if TYPE_CHECKING:
@@ -51,12 +51,16 @@ class Unfinished:
     def resume(self, way: 'Propagation', outputs: Outputs, source: 'Source') -> None:
         """Continue from the state that an earlier run left, if there is one, and make the folder for this run's state.
 
+        Without a state, other files in the folder belong to a run that ended before its first save. They are deleted,
+        since this run may have other memory frames of the same names.
+
         Raises:
-            DataError: the state cannot be read.
-            OutputError: masks of finished frames are missing.
+            OutputError: the state cannot be read, or masks of finished frames are missing.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.begun:
+            for path in self.folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
             return
         self._restore(way, outputs)
         frames = enumerate(islice(source.forwards(), way.finished.stop))
@@ -116,21 +120,30 @@ class Unfinished:
                 path.unlink()
 
     def _restore(self, way: 'Propagation', outputs: Outputs) -> None:
-        state = self._read(self._record)
-        way.course, way.done, way.passed = state['course'], state['done'], state['passed']
-        for output, gathered in zip(outputs.files, state['outputs'], strict=True):
-            output.restore(gathered)
-        for core, kept in zip(way.core.parts, state['cores'], strict=True):
-            rows = [self._read(self.folder / name) for name in kept['rows']]
-            core.restore(kept['core'], [*rows, kept['temporary']] if kept['temporary'] else rows)
-
-    def _read(self, path: Path) -> Any:
-        with foreign_call(DataError, f'{path}: cannot be read, so the run cannot be continued'):
-            return torch.load(path, map_location='cpu', weights_only=True)
+        path = self._record
+        try:
+            state = _read(path)
+            way.course, way.done, way.passed = state['course'], state['done'], state['passed']
+            for output, gathered in zip(outputs.files, state['outputs'], strict=True):
+                output.restore(gathered)
+            for core, kept in zip(way.core.parts, state['cores'], strict=True):
+                rows = [_read(path := self.folder / name) for name in kept['rows']]
+                core.restore(kept['core'], [*rows, kept['temporary']] if kept['temporary'] else rows)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise replaceable(
+                f'{path}: cannot be read, so the run cannot be continued: it is damaged or of another version '
+                f'({type(error).__name__}: {cause_of(error)})'
+            ) from error
 
 
 def _on_cpu(rows: Sequence[Tensor]) -> list[Tensor]:
     return [each.cpu() for each in rows]
+
+
+def _read(path: Path) -> Any:
+    return torch.load(path, map_location='cpu', weights_only=True)
 
 
 def _write(path: Path, content: object) -> None:

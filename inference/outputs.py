@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 from PIL import Image
 
-from dataset.io import write_binary_mask, write_mask
+from dataset.io import some, write_binary_mask, write_mask
 from inference.video_file import VideoWriter
 from util.errors import DataError
 from util.files import atomic_path, check_writable
@@ -334,11 +334,12 @@ def claim(
 ) -> None:
     """Take an output folder for this run, or refuse if it holds ground truth or the results of another run.
 
-    ``settings`` are written to ``folder/settings.json`` for the next run to compare.
+    ``settings`` are written to ``folder/settings.json`` for the next run to compare. Their entry ``files`` says what
+    is in files that the run reads: path -> hash. Folders of earlier versions lack it; there it is not compared.
 
     Args:
         places: the folders and files that the run writes.
-        inputs: the files and folders that the run reads; none of them may be in ``places``.
+        inputs: the files and folders that the run reads; none of them may be in ``places``, or be ``folder``.
         files: finds the files of an earlier run that would be mistaken for results of this run.
         overwrite: delete those files.
         resume: keep those files if they were made with the same settings. Without it, any such file is an error.
@@ -350,7 +351,8 @@ def claim(
     """
     taken = {place.resolve() for place in places}
     for path in sorted({path.resolve() for path in inputs}):
-        if taken & {path, *path.parents}:
+        # A picture beside the frames would be a frame of the next run. A single input file may lie in the folder.
+        if path == folder.resolve() or taken & {path, *path.parents}:
             raise OutputError(
                 f'{path}: the run reads this and would also write there; choose another place for the output',
                 options=['output'],
@@ -402,11 +404,19 @@ def _check_settings(record: Path, settings: Mapping[str, object]) -> None:
         raise replaceable(f'{record}: expected settings, found {found!r}')
     if 'exact' in settings:
         found.setdefault('exact', True)  # older versions did not write it, and always were exact
+    before, files = found.pop('files', None), settings.get('files')
     changes = [
         f'{name} was {_brief(found.get(name))}, is {_brief(settings.get(name))}'
-        for name in sorted({*found, *settings})
+        for name in sorted({*found, *settings} - {'files'})
         if found.get(name) != settings.get(name)
     ]
+    if isinstance(files, dict) and isinstance(before, dict):
+        # Where other settings differ, too, they say which files are new.
+        names = {*before} & {*files} if changes else {*before} | {*files}
+        if edited := [name for name in sorted(names) if before.get(name) != files.get(name)]:
+            changes.insert(0, f'changed since then: {some(edited)}')
+    elif files and not changes:
+        log.info('%s: an earlier version wrote it, and did not note what was in the masks; not compared', record)
     if changes:
         raise replaceable(f'{folder}: holds masks of other settings ({"; ".join(changes)})')
 

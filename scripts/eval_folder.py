@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from inference.sources import DIRECTIONS
 from scripts.evaluation import evaluation_parser, parse, report, segment_videos
-from util.cli import run_main
+from util.cli import run_main, sha256
 from util.ranks import rank
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if left := sum(not frame.wanted for video in videos for frame in video.frames):
             beyond = 'after the last mask' if args.direction == 'backward' else 'before the first mask'
             log.info('%d frames %s of their video stay empty; --direction both segments them, too', left, beyond)
-    dataset = {'root': os.path.realpath(args.root), 'given': given}
+    masks = [path for video in videos for path in video.mask_files]
+    files = {os.path.relpath(path, args.root): sha256(path) for path in masks}
+    dataset = {'root': os.path.realpath(args.root), 'given': given, 'files': files}
     return report(segment_videos(args, videos, dataset, direction=args.direction))
 
 

@@ -14,7 +14,7 @@ from scripts.flags import (
     parse_flags,
 )
 from scripts.presets import PRESETS, flags_text, presets_of, presets_text
-from util.cli import HelpFormatter
+from util.cli import DescriptionHelpFormatter
 from util.ranks import rank
 
 if TYPE_CHECKING:
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     from inference.sources import Direction
 
 log = logging.getLogger(__name__)
-
-
-class _EvaluationHelp(HelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of the presets."""
 
 
 def evaluation_parser(description: str, *, size: int, dataset: str) -> argparse.ArgumentParser:
@@ -41,7 +37,7 @@ def evaluation_parser(description: str, *, size: int, dataset: str) -> argparse.
     notes.append('several GPUs or processes: torchrun --nproc_per_node=N SCRIPT FLAGS')
     parser = argparse.ArgumentParser(
         description=description,
-        formatter_class=_EvaluationHelp,
+        formatter_class=DescriptionHelpFormatter,
         epilog='\n\n'.join(notes),
     )
     add = parser.add_argument

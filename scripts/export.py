@@ -22,15 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from inference.config import LIGHT_WEIGHTS
 from scripts.flags import add_inference_flag, inference_config, parse_flags
-from util.cli import HelpFormatter, run_main, sha256
-
-
-class Help(HelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of the description."""
+from util.cli import DescriptionHelpFormatter, run_main, sha256
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=DescriptionHelpFormatter)
     parser.add_argument(
         '--model',
         type=Path,

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -214,10 +215,19 @@ def network_hashes(files: Sequence[str | Path]) -> str | list[str]:
     return hashes[0] if len(hashes) == 1 else hashes
 
 
+def file_hashes(video: str, masks: Sequence[Path]) -> dict[str, str]:
+    """The hashes of masks, and the size and time of a video file, which may be too large to hash at every start."""
+    files = {str(path): sha256(path) for path in masks}
+    if Path(video).is_file():
+        status = os.stat(video)
+        files[video] = f'{status.st_size} bytes, modified at {status.st_mtime_ns} ns'
+    return files
+
+
 def given_mask(text: str) -> GivenMask:
     """Parse ``[FRAME[:LABEL]=]FILE[,FILE...]`` for argparse. An existing file with a comma in its name is one FILE."""
     frame, label, names = re.fullmatch(r'(?:(\d+)(?::(\d+))?=)?(.+)', text, re.DOTALL).groups()
-    files = [names] if Path(names).exists() else names.split(',')
+    files = [names] if os.path.exists(names) else names.split(',')  # no error for names that are too long
     return GivenMask(
         tuple(map(Path, files)),
         frame=None if frame is None else int(frame),

@@ -41,6 +41,7 @@ from inference.video_file import VideoWriter
 from scripts.adapting import ADAPTED, adapted_network, add_adapt_flag, check_adapt
 from scripts.flags import (
     add_inference_flags,
+    file_hashes,
     given_mask,
     inference_config,
     load_networks,
@@ -48,8 +49,9 @@ from scripts.flags import (
     network_settings,
     parse_flags,
 )
-from util.cli import HelpFormatter, frame_rate, positive, run_main
+from util.cli import DescriptionHelpFormatter, frame_rate, positive, run_main
 from util.errors import DataError, MissingPackageError, UserError
+from util.files import locked_folder
 from util.stop import StopRequest
 
 if TYPE_CHECKING:
@@ -67,6 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_direction(args.direction, source)
     check_adapt(args, source)
     outputs = outputs_of(args, source)
+    with locked_folder(args.output):
+        return run(args, source, outputs)
+
+
+def run(args: argparse.Namespace, source: UserSource, outputs: Outputs) -> int:
+    """Load the networks, take the output folder and segment the video. Returns the exit status."""
     networks = load_networks(args)
 
     from inference import Ensemble
@@ -88,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=DescriptionHelpFormatter)
     add = parser.add_argument
     add(
         '--input',
@@ -143,10 +151,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help='delete the results of an earlier run in OUTPUT; without this flag they are an error',
     )
     return parse_flags(parser, argv=argv)
-
-
-class Help(HelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of the description."""
 
 
 def outputs_of(args: argparse.Namespace, source: UserSource) -> Outputs:
@@ -211,7 +215,8 @@ def other_settings(args: argparse.Namespace, source: UserSource) -> dict[str, ob
     masks = {str(frame): [str(file) for file in each.files] for frame, each in source.masks.given.items()}
     # evaluate.py needs the names of the frames' files.
     given = {source.frame_name(frame): objects for frame, objects in source.masks.objects.items()}
-    settings: dict[str, object] = {'input': args.input, 'mask': masks, 'given': {args.input: given}}
+    files = file_hashes(args.input, source.masks.files)
+    settings: dict[str, object] = {'input': args.input, 'mask': masks, 'given': {args.input: given}, 'files': files}
     if args.direction != 'forward':
         settings['direction'] = args.direction
     if args.adapt:
@@ -225,11 +230,12 @@ def claim_output(args: argparse.Namespace, source: UserSource, outputs: Outputs,
     masks, cutouts = args.output / 'masks', args.output / 'cutouts'
     strip, *others = (args.output / name for name in ('strip.png', 'report.json', 'report.png', ADAPTED))
     overlay = outputs.pictures.video.path if outputs.pictures.video else args.output / 'overlay.mp4'
+    given = [path for each in args.mask for path in each.files]
     claim(
         args.output,
         settings,
         places=[masks, cutouts, strip, overlay, *others],
-        inputs=[Path(args.input), *source.masks.files, *map(Path, model_files(args))],
+        inputs=[Path(args.input), *given, *source.masks.files, *map(Path, model_files(args))],
         files=lambda: [
             *masks.glob('*.png'),
             *cutouts.glob('*/*.png'),
@@ -281,14 +287,9 @@ def segment_video(
 def report_unused(source: UserSource, way: 'Propagation') -> int:
     """Log an error for masks of frames that the video does not have. Returns the exit status."""
     count = way.passed if way.direction == 'forward' else source.count()
-    missed = [frame for frame in source.masks.given if frame >= count]
+    missed = ', '.join(str(frame) for frame in source.masks.given if frame >= count)
     if missed:
-        log.error(
-            '%s: has only %d frames, so the masks of these frames were not used: %s',
-            source.name,
-            count,
-            ', '.join(map(str, missed)),
-        )
+        log.error('%s: has only %d frames; masks of these frames were not used: %s', source.name, count, missed)
     return 1 if missed else 0
 
 

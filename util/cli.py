@@ -24,6 +24,10 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default is None or action.default is False else super()._get_help_string(action)
 
 
+class DescriptionHelpFormatter(HelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Also keeps the line breaks of the description and the epilog."""
+
+
 def positive(text: str) -> int:
     """A positive integer, for argparse."""
     value = int(text)
@@ -33,11 +37,16 @@ def positive(text: str) -> int:
 
 
 def frame_rate(text: str) -> Fraction:
-    """A positive number or ratio (30000/1001), for argparse."""
-    value = Fraction(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f'expected a positive number, found {text}')
-    return value
+    """A number or ratio of frames a second, for argparse.
+
+    The result has a denominator of at most 1001, so 29.97002997 becomes 30000/1001: video files hold no fractions of
+    large numbers.
+    """
+    number, _, divisor = text.partition('/')
+    value = float(number) / (float(divisor or 1) or math.nan)
+    if not 1 / 1000 <= value <= 1000:
+        raise argparse.ArgumentTypeError(f'expected from 1/1000 to 1000 frames a second, found {text}')
+    return Fraction(value).limit_denominator(1001)
 
 
 def not_negative(text: str) -> int:

@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from util.errors import UserError
@@ -72,6 +72,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 def locked_folder(folder: str | Path) -> Iterator[None]:
     """Keep other processes from writing to a folder, which is created. The system ends the lock with the process.
 
+    If the folder was not there before and is still empty at the end, it is deleted.
+
     Where the file system or the system has no such locks, nothing is locked. A process that this one forks holds the
     lock, too.
 
@@ -80,6 +82,7 @@ def locked_folder(folder: str | Path) -> Iterator[None]:
         OSError: see :func:`atomic_path`.
     """
     folder = Path(folder)
+    is_new = not os.path.exists(folder)
     with _speaking_of(folder, folder):
         folder.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
@@ -96,6 +99,9 @@ def locked_folder(folder: str | Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if is_new:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
         os.close(handle)
 
 
@@ -140,7 +146,8 @@ def _speaking_of(path: Path, temporary: Path) -> Iterator[None]:
             raise  # the message is complete already, or is about another file, such as a missing input
         cause = error.strerror
         if isinstance(error, FileExistsError | NotADirectoryError):
-            cause = f'{path.parent} has to be a folder'
+            there = next((each for each in (path, *path.parents) if each.exists() and not each.is_dir()), path.parent)
+            cause = f'{there} has to be a folder'
         advice = 'Make room' if error.errno in FULL else 'Choose another place or make this one writable'
         told = OSError(f'{path}: cannot be written ({cause}). {advice}, and run this again.')
         told.errno = error.errno

@@ -39,7 +39,8 @@ from tests.trees import make_davis
 from training.report import Report
 from training.run import Run
 from util import cli
-from util.files import atomic_path, check_writable
+from util.errors import UserError
+from util.files import atomic_path, check_writable, locked_folder
 from util.stop import Stopped, StopRequest
 
 PAGE = 4096
@@ -318,7 +319,7 @@ def test_a_file_in_place_of_a_folder_is_refused_before_the_network_runs(segment,
         assert status == 1
         assert re.match(
             f'error: {output}/settings.json: cannot be written '
-            rf'\({output} has to be a folder\)\. Choose another place',
+            rf'\({tmp_path}/file has to be a folder\)\. Choose another place',
             message,
         )
     (tmp_path / 'out.zip').mkdir()
@@ -692,6 +693,35 @@ def test_what_can_be_written_stays_as_it_is(tmp_path):
     check_writable(tmp_path / 'there')
     check_writable(tmp_path / 'new' / 'file')
     assert tree(tmp_path) == {'there': b'mine'}
+
+
+def test_a_folder_that_another_process_locks(tmp_path):
+    pytest.importorskip('fcntl')
+    folder = tmp_path / 'new' / 'out'
+    program = (
+        'import sys\n'
+        'from util.files import locked_folder\n'
+        'with locked_folder(sys.argv[1]):\n'
+        '    print("locked", flush=True)\n'
+        '    sys.stdin.read()\n'
+    )
+    command = [sys.executable, '-c', program, folder]
+    options = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True, 'cwd': REPOSITORY}
+    with subprocess.Popen(command, **options) as other:
+        assert other.stdout.readline() == 'locked\n'
+        with pytest.raises(UserError, match=f'{folder}: another run is writing to it'), locked_folder(folder):
+            pass
+        other.kill()
+    for _ in range(2):  # neither a process that was killed nor a block that has ended holds the lock
+        with locked_folder(folder):
+            pass
+    assert not list(folder.iterdir())
+    for files in ([], ['file']):  # an empty folder is not left where there was none
+        with locked_folder(tmp_path / 'other'):
+            for name in files:
+                (tmp_path / 'other' / name).touch()
+        assert [path.name for path in tmp_path.glob('other/*')] == files
+        assert (tmp_path / 'other').exists() == bool(files)
 
 
 def test_converting_goes_on_where_the_disk_was_full(run, roots, disk, tmp_path):

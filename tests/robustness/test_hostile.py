@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import signal
 import sys
 import tarfile
@@ -487,6 +488,7 @@ VIDEOS = [
     'a\0b',
     'C:x',
     '\ud800\\',
+    '\ud800',
     LONG,
 ]
 
@@ -528,7 +530,7 @@ def test_videos_of_image_sets(davis_root, name):
         davis(davis_root)
 
 
-@pytest.mark.parametrize('name', ['a\\..\\b', 'a\nb', '\x1b[2J', 'x' * 246])
+@pytest.mark.parametrize('name', ['a\\..\\b', 'a\nb', '\x1b[2J', 'x' * 246, 'caf\udce9'])
 def test_names_of_files_and_folders(folder_root, name):
     """Outside of Linux a backslash leads elsewhere, in an archive of the masks, too."""
     frame = folder_root / 'JPEGImages' / 'cat' / f'{name}.jpeg'
@@ -541,6 +543,19 @@ def test_names_of_files_and_folders(folder_root, name):
     (folder_root / 'JPEGImages' / 'dog').rename(folder_root / 'JPEGImages' / name)
     with pytest.raises(DataError, match='expected a name of up to 240 bytes'):
         folder(folder_root)
+    if len(name) < 240:
+        (folder_root / 'JPEGImages' / name).rename(folder_root / 'JPEGImages' / f'v.{name}')
+        with pytest.raises(DataError, match='expected a name of up to 240 bytes'):
+            folder(folder_root)
+
+
+def test_a_name_that_is_not_utf8_of_a_single_video(folder_root):
+    """The masks get the name of the root."""
+    root = folder_root.with_name('caf\udce9')
+    for part in ('JPEGImages', 'Annotations'):
+        shutil.copytree(folder_root / part / 'cat', root / part)
+    with pytest.raises(DataError, match='expected a name of up to 240 bytes in UTF-8'):
+        folder(root)
 
 
 def test_names_that_are_only_unusual(folder_root):

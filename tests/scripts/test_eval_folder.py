@@ -10,6 +10,7 @@ from PIL import Image
 
 from dataset.folder import folder
 from dataset.io import read_mask, write_mask
+from inference.outputs import OutputError
 from inference.sources import DIRECTIONS
 from scripts import check_submission, eval_folder
 from tests.conftest import APPEARING, FRAMES, GOLDEN
@@ -128,6 +129,31 @@ def run(small_checkpoint, tmp_path):
         return {str(path.relative_to(output)): read_mask(path) for path in sorted(output.rglob('*.png'))}
 
     return run
+
+
+def test_masks_that_were_edited_since(run, folder_root, tmp_path, caplog, capsys):
+    caplog.set_level('INFO')
+    before = run(folder_root, 'out')
+    mask = folder_root / 'Annotations/dog/frame11.png'
+    labels = read_mask(mask)
+    labels[:40] = 2
+    Image.fromarray(labels).save(mask)
+    with pytest.raises(OutputError, match=r'\(changed since then: Annotations/dog/frame11\.png\)') as error:
+        run(folder_root, 'out')
+    assert error.value.options == ('overwrite', 'output')
+    # The settings of an earlier version do not tell what the masks were.
+    record = tmp_path / 'out' / 'settings.json'
+    settings = json.loads(record.read_text())
+    assert sorted(settings.pop('files')) == [
+        f'Annotations/{name}.png' for name in ('cat/0', 'dog/frame11', 'dog/frame9')
+    ]
+    record.write_text(json.dumps(settings))
+    assert all(np.array_equal(before[name], again) for name, again in run(folder_root, 'out').items())
+    assert 'videos: 0 segmented, 2 finished before' in capsys.readouterr().out
+    assert 'an earlier version wrote it' in caplog.text
+    again = run(folder_root, 'out', '--overwrite')
+    assert not np.array_equal(before['dog/frame11.png'], again['dog/frame11.png'])
+    assert np.array_equal(before['cat/0.png'], again['cat/0.png'])
 
 
 def test_directions(run, folder_root, caplog, capsys, resnet_checkpoint):

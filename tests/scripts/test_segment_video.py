@@ -29,6 +29,7 @@ from scripts.evaluate import evaluate
 from scripts.segment_video import given_mask
 from tests.conftest import FRAMES, GOLDEN, REPOSITORY, tree
 from training import adapt
+from util.cli import frame_rate
 from util.errors import MissingPackageError, UserError
 
 FIRST = GOLDEN / 'first_mask.png'
@@ -231,6 +232,42 @@ def test_what_a_mask_argument_means(text, expected):
 def test_commas_in_names(tmp_path):
     shutil.copy(FIRST, tmp_path / 'a,b.png')
     assert given_mask(f'3={tmp_path}/a,b.png').files == (tmp_path / 'a,b.png',)
+
+
+def test_names_of_many_masks():
+    """Together they are too long for the name of a file."""
+    names = [f'{"x" * 90}{label}.png' for label in range(50)]
+    assert given_mask(f'0={",".join(names)}').files == tuple(map(Path, names))
+
+
+@pytest.mark.parametrize(
+    ('text', 'rate'),
+    [
+        ('29.97002997', Fraction(30000, 1001)),
+        ('23.976023976', Fraction(24000, 1001)),
+        ('59.94005994', Fraction(60000, 1001)),
+        ('30000/1001', Fraction(30000, 1001)),
+        ('12.5', Fraction(25, 2)),
+        ('1/1000', Fraction(1, 1000)),
+    ],
+)
+def test_frame_rates(text, rate):
+    assert frame_rate(text) == rate
+
+
+@pytest.mark.parametrize('text', ['0', '-25', '25/0', 'nan', 'inf', '1e-30', '1e999999999', '1001', 'x'])
+def test_frame_rates_of_no_video(text, capsys):
+    with pytest.raises(SystemExit):
+        segment_video.parse(['--input', 'x', '--mask', 'y', '--output', 'z', f'--fps={text}'])
+    assert f'argument --fps: {"invalid" if text == "x" else "expected from 1/1000 to 1000"}' in capsys.readouterr().err
+
+
+def test_a_frame_rate_with_many_digits(tmp_path):
+    pytest.importorskip('av')
+    rate = frame_rate('29.97002997')
+    with VideoWriter(tmp_path / 'a.mp4', 16, 16, time_base=1 / rate, frame_rate=rate) as writer:
+        writer.write(np.zeros((16, 16, 3), np.uint8), 0)
+    assert VideoReader(tmp_path / 'a.mp4').frame_rate == rate
 
 
 def test_wrong_masks_are_errors_before_anything_is_computed(run, tmp_path, caplog):
@@ -509,6 +546,42 @@ def test_a_second_run_refuses_or_replaces(run, tmp_path):
     assert not written_masks(out)[0].any()
 
 
+def test_two_runs_at_once(run, tmp_path, monkeypatch):
+    """The second is refused before it loads a network, whatever the first one does."""
+    out, command = tmp_path / 'out', ('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay', '--size', 32)
+    refused = []
+
+    def refuse_another(function, name):
+        def during(*args):
+            with monkeypatch.context() as patch:
+                patch.setattr(segment_video, 'load_networks', lambda args: pytest.fail('a network is loaded'))
+                with pytest.raises(UserError, match='out: another run is writing to it'):
+                    run(*command, '--overwrite')
+            refused.append(name)
+            return function(*args)
+
+        return during
+
+    for module, name in (
+        (segment_video, 'load_networks'),
+        (segment_video, 'claim_output'),
+        (continuing, 'redraw'),
+        (segment_video, 'report_unused'),
+    ):
+        monkeypatch.setattr(module, name, refuse_another(getattr(module, name), name))
+    assert run(*command) == 0
+    assert refused == ['load_networks', 'claim_output', 'redraw', 'report_unused']
+    assert len(written_masks(out)) == COUNT
+    assert run(*command, '--overwrite') == 0
+
+
+def test_a_file_in_place_of_the_output_folder(run, tmp_path):
+    (tmp_path / 'out').write_bytes(b'mine')
+    with pytest.raises(OSError, match=rf'out: cannot be written \({tmp_path}/out has to be a folder\)'):
+        run('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay')
+    assert tree(tmp_path) == {'out': b'mine'}
+
+
 def test_files_of_others_are_never_deleted(run, tmp_path):
     (tmp_path / 'mine' / 'masks').mkdir(parents=True)
     shutil.copy(FIRST, tmp_path / 'mine' / 'masks')
@@ -522,6 +595,22 @@ def test_the_overlay_never_replaces_the_video(run, video):
     with pytest.raises(DataError, match='would also write there'):
         run('--input', video, '--mask', FIRST, '--overlay', video, '--overwrite')
     assert video.read_bytes() == before
+
+
+@pytest.mark.parametrize('name', ['clip', 'masks', 'link'])
+def test_no_picture_comes_between_frames_or_masks(run, tmp_path, name):
+    shutil.copytree(GOLDEN / 'clip', tmp_path / 'clip')
+    (tmp_path / 'masks').mkdir()
+    shutil.copy(FIRST, tmp_path / 'masks' / '00000.png')
+    (tmp_path / 'link').symlink_to(tmp_path / 'clip')
+    before = tree(tmp_path)
+    command = ('--input', tmp_path / 'clip', '--mask', tmp_path / 'masks', '--strip', 2, '--no_overlay')
+    with pytest.raises(DataError, match='would also write there'):
+        run(*command, output=tmp_path / name)
+    assert tree(tmp_path) == before
+    # A single mask may lie in the output folder.
+    command = ('--input', tmp_path / 'clip', '--mask', tmp_path / 'masks' / '00000.png', '--size', 32, '--no_overlay')
+    assert run(*command, output=tmp_path / 'masks') == 0
 
 
 def test_inputs_that_are_not_there(run, tmp_path):
@@ -794,6 +883,69 @@ def test_masks_that_are_gone_are_missed(run, tmp_path, monkeypatch):
     assert run(*command, '--overwrite') == 0
     assert len(written_masks(tmp_path / 'out')) == COUNT
     assert not (tmp_path / 'out' / '.unfinished').exists()
+
+
+@pytest.mark.parametrize('name', ['mask.png', 'clip.mp4'])
+def test_a_file_that_changed_since_the_run_was_interrupted(run, tmp_path, video, monkeypatch, caplog, name):
+    caplog.set_level('INFO')
+    for path, copied in ((FIRST, 'mask.png'), (video, 'clip.mp4')):
+        shutil.copy(path, tmp_path / copied)
+    command = ('--input', tmp_path / 'clip.mp4', '--mask', tmp_path / 'mask.png', '--no_overlay', '--size', 32)
+    interrupt_after(monkeypatch, 2, times=1)
+    assert run(*command) == 130
+    interrupt_after(monkeypatch, 1000, times=0)
+    before = tree(tmp_path / 'out')
+    if name == 'mask.png':
+        write_mask(tmp_path / name, np.roll(read_mask(FIRST), 5, axis=0))
+    else:
+        os.utime(tmp_path / name, ns=(0, 0))
+    with pytest.raises(
+        UserError, match=rf'other settings \(changed since then: {tmp_path}/{name}\); overwrite'
+    ) as error:
+        run(*command)
+    assert error.value.options == ('overwrite', 'output')
+    assert tree(tmp_path / 'out') == before
+    # The settings of an earlier version do not tell what the files were.
+    record = tmp_path / 'out' / 'settings.json'
+    settings = json.loads(record.read_text())
+    del settings['files']
+    record.write_text(json.dumps(settings))
+    assert run(*command) == 0
+    assert 'settings.json: an earlier version wrote it' in caplog.text
+    assert len(written_masks(tmp_path / 'out')) == COUNT
+    assert set(json.loads(record.read_text())['files']) == {str(tmp_path / 'mask.png'), str(tmp_path / 'clip.mp4')}
+
+
+def test_states_that_cannot_be_read(run, tmp_path, monkeypatch):
+    interrupt_after(monkeypatch, 2, times=1)
+    command = ('--input', GOLDEN / 'clip', '--mask', FIRST, '--no_overlay', '--size', 32)
+    assert run(*command) == 130
+    folder = tmp_path / 'out' / '.unfinished'
+    state = torch.load(folder / 'state.pt', weights_only=True)
+    [row] = state['cores'][0]['rows']
+    older = {name: content for name, content in state.items() if name != 'done'}
+    for name, content in (('state.pt', older), ('state.pt', [1]), (row, [torch.zeros(3)]), ('state.pt', None)):
+        before = (folder / name).read_bytes()
+        if content is None:
+            (folder / name).write_bytes(before[:100])
+        else:
+            torch.save(content, folder / name)
+        with pytest.raises(UserError, match=rf'{name}: cannot be read, .* damaged or of another version') as error:
+            run(*command)
+        assert str(error.value).endswith('overwrite them or choose another place')
+        assert '\n' not in str(error.value)
+        (folder / name).write_bytes(before)
+
+
+def test_what_a_run_left_that_has_not_begun(tmp_path):
+    """Its memory frames have the names of those of another run, which would take them for its own."""
+    unfinished = continuing.Unfinished(tmp_path)
+    for name in ('0_0_0.pt', 'waiting/00000000.npz'):
+        (unfinished.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (unfinished.folder / name).write_bytes(b'of another run')
+    unfinished.resume(None, None, None)
+    assert unfinished.folder.is_dir()
+    assert not list(unfinished.folder.iterdir())
 
 
 def test_without_room_for_its_state_a_run_comes_to_its_end(run, tmp_path, monkeypatch, caplog):
