@@ -195,6 +195,9 @@ def _video(name: str, images: Path, annotations: Path, *, first_only: bool, dire
     for position, path in order(list(enumerate(paths))):
         found = masks.get(path.stem)
         mask, objects = (found.files[0], found.objects) if found else (None, None)
+        if found and found.binary:  # a black file of a folder is no annotation
+            objects = tuple(user_masks.objects[path.stem])
+            mask = mask if objects else None
         if found and first_only:
             objects = tuple(label for label in user_masks.objects[path.stem] if label not in known)
             known |= {*objects}

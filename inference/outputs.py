@@ -154,16 +154,16 @@ class Pictures(Output):
         strip = self.strip if self.strip is not None and self.strip.takes(frame.number) else None
         if self.video is None and strip is None:
             return None
-        return partial(self.write, frame.image, frame.labels, frame.pts, strip)
+        return partial(self.write, frame.number, frame.image, frame.labels, frame.pts, strip)
 
-    def write(self, image: np.ndarray, labels: 'Tensor', pts: int, strip: 'Strip | None') -> None:
+    def write(self, number: int, image: np.ndarray, labels: 'Tensor', pts: int, strip: 'Strip | None') -> None:
         from dataset.overlay import draw_masks  # --help must not wait for it
 
         image = draw_masks(image, labels.cpu().numpy())
         if self.video is not None:
             self.video.write(image, pts)
         if strip is not None:
-            strip.add(image)
+            strip.add(number, image)
 
     def __exit__(self, *error) -> None:
         if self.video is not None:
@@ -182,29 +182,32 @@ class Strip:
         self.path = path
         self.count = count
         self.every = 1
-        self.kept: list[np.ndarray] = []
+        self.kept: dict[int, np.ndarray] = {}
 
     def takes(self, number: int) -> bool:
+        """Whether the frame of this number may be kept."""
         return number % self.every == 0
 
-    def add(self, image: np.ndarray) -> None:
-        """Add the picture ``[H, W, 3]`` of a frame for which :meth:`takes` is true."""
+    def add(self, number: int, image: np.ndarray) -> None:
+        """Add the picture ``[H, W, 3]`` of a frame. It is left out if fewer are kept since :meth:`takes` was asked."""
         import cv2
 
+        if not self.takes(number):
+            return
         H, W = image.shape[:2]
-        self.kept.append(
-            cv2.resize(image, (max(1, round(W * STRIP_HEIGHT / H)), STRIP_HEIGHT), interpolation=cv2.INTER_AREA)
-        )
+        shape = max(1, round(W * STRIP_HEIGHT / H)), STRIP_HEIGHT
+        self.kept[number] = cv2.resize(image, shape, interpolation=cv2.INTER_AREA)
         if len(self.kept) > 8 * self.count:
-            del self.kept[1::2]
             self.every *= 2
+            self.kept = {each: picture for each, picture in self.kept.items() if self.takes(each)}
 
     def write(self) -> None:
         if not self.kept:
             return
-        chosen = np.linspace(0, len(self.kept) - 1, min(self.count, len(self.kept))).round().astype(int)
+        kept = list(self.kept.values())
+        chosen = np.linspace(0, len(kept) - 1, min(self.count, len(kept))).round().astype(int)
         gap = np.full((STRIP_HEIGHT, STRIP_GAP, 3), 255, np.uint8)
-        parts = [part for index in chosen for part in (gap, self.kept[index])][1:]
+        parts = [part for index in chosen for part in (gap, kept[index])][1:]
         with atomic_path(self.path) as temporary:
             Image.fromarray(np.concatenate(parts, axis=1)).save(temporary, format='PNG')
 

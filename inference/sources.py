@@ -261,7 +261,10 @@ class UserSource(Source):
             return Picture(image, self.masks.read(number, image.shape[:2]), pts)
 
         objects = None if given is None else given.objects
-        return Upcoming(self.frame_name(number), picture, given is not None, objects, last=last, origin=origin)
+        if given is not None and given.binary:  # a black file of a folder is no annotation
+            objects = tuple(self.masks.objects[number])
+        annotated = given is not None and objects != ()
+        return Upcoming(self.frame_name(number), picture, annotated, objects, last=last, origin=origin)
 
 
 class FolderSource(UserSource):
@@ -279,6 +282,15 @@ class FolderSource(UserSource):
         self.frame_rate, self.time_base = fps, 1 / fps
         self.frames = len(self.paths)
         self.names = [path.stem for path in self.paths]
+
+    def annotate(self, given: Sequence[GivenMask]) -> None:
+        super().annotate(given)
+        frames = {path.resolve() for path in self.paths}
+        if both := [path for path in self.masks.files if path.resolve() in frames]:
+            raise DataError(
+                f'{both[0]}: expected a mask, found one of the frames of {self.name}, which are all images of the '
+                'folder. Move masks to another folder.'
+            )
 
     def __iter__(self) -> Iterator[Upcoming]:
         for number, path in enumerate(self.paths):
