@@ -120,6 +120,8 @@ def read_mask(path: str | Path) -> np.ndarray:
     if image.mode == 'P':
         return np.array(image)
 
+    if 'transparency' in image.info and image.mode in ('1', 'L', 'RGB'):  # the gray value or colour of such pixels
+        image = image.convert('RGBA' if image.mode == 'RGB' else 'LA')
     alpha = None
     if 'A' in image.getbands():
         alpha = np.asarray(image.getchannel('A'))

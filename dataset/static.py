@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 
 from dataset.augment import FRAMES, Augmentation, draw_static, normalise, recolour
-from dataset.io import fit_mask, image_size, read_image
+from dataset.io import fit_mask, image_size, open_image, read_image
 from dataset.sampling import AddressedDataset
 from util.errors import DataError
 from util.files import atomic_path
@@ -74,7 +75,8 @@ def find_pairs(root: str | Path, *, cache_dir: str | Path | None = None) -> list
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir())
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    return [folder / name for name in names if not name.startswith('.') and name != '__MACOSX']
 
 
 def _pairs_of(folder: Path) -> list[Pair]:
@@ -96,10 +98,15 @@ def read_coverage(path: str | Path) -> np.ndarray:
     """Read the mask of one object as uint8 [H, W] from 0 to 255.
 
     Masks of salient objects are often anti-aliased, and some are stored as 0 and 1 or as a palette's first colour:
-    the brightest value of the file is taken as the inside.
+    the brightest value of the file is taken as the inside. What is transparent is outside, whatever its colour.
     """
     red, green, blue = cv2.split(read_image(path))
     coverage = cv2.max(cv2.max(red, green), blue)
+    with Image.open(path) as header:
+        may_be_transparent = 'A' in header.getbands() or 'transparency' in header.info
+    if may_be_transparent:
+        alpha = np.array(open_image(path).convert('RGBA').getchannel('A'))
+        coverage = cv2.multiply(coverage, alpha, scale=1 / 255)
     brightest = int(coverage.max())
     return cv2.convertScaleAbs(coverage, alpha=255 / brightest) if 0 < brightest < 255 else coverage
 

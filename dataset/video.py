@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from dataset.augment import FRAMES, draw_video, recolour
-from dataset.io import FRAME_SUFFIXES, DataError, fit_mask, image_size, read_image, read_mask
+from dataset.io import FRAME_SUFFIXES, DataError, fit_mask, image_size, natural_key, read_image, read_mask
 from dataset.sampling import AddressedDataset, choose_objects, sample_frames
 from dataset.synthetic import CutOuts, Layer, Thing, video_sample
-from util.metrics import labels_in
+from util.metrics import VOID, labels_in
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class TrainingVideo:
         """
         names = _draw_frames(self, rng, frames=frames, max_skip=max_skip)
         size = _common_size(self, names)
-        annotations = [_read_annotation(self, name, size) for name in names]
+        annotations = _read_annotations(self, names, size)
         chosen = choose_objects(annotations[0][None], rng, limit=1)
         return [
             (read_image(_image_path(self, name)), 255 * np.isin(labels, chosen).astype(np.uint8))
@@ -298,7 +298,7 @@ def find_videos(
     strides: dict[int | None, list[str]] = {}
     for name in names:
         (stems, doubles), annotated = _frames(images / name), _annotations(masks / name)
-        frames = tuple(stems[stem] for stem in sorted(annotated & stems.keys(), key=lambda stem: (len(stem), stem)))
+        frames = _in_order(stems[stem] for stem in annotated & stems.keys())
         if len(frames) >= 3:
             found = annotation_stride(frames) if stride is None else stride
             strides.setdefault(found, []).append(name)
@@ -371,10 +371,17 @@ def _frames(folder: Path) -> tuple[dict[str, str], list[str]]:
     return stems, sorted(set(names) - set(stems.values())) if len(stems) < len(names) else []
 
 
+def _in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """The names of frames in the order of their numbers, as everywhere; quickly if they are numbers of one length."""
+    names = sorted(names)
+    usual = len({len(name) for name in names}) <= 1 and all(name.rpartition('.')[0].isdecimal() for name in names)
+    return tuple(names if usual else sorted(names, key=natural_key))
+
+
 def _annotations(folder: Path) -> set[str]:
     """The stems of a video's annotations, from the names only."""
     names = os.listdir(folder) if folder.is_dir() else ()
-    return {name[:-4] for name in names if name.endswith('.png') and not name.startswith('.')}
+    return {name[:-4] for name in names if name.endswith(('.png', '.PNG')) and not name.startswith('.')}
 
 
 def _some(names: Sequence[str]) -> str:
@@ -430,7 +437,7 @@ class VideoDataset(AddressedDataset):
         for _ in range(1 + REDRAWS):
             names = _draw_frames(video, rng, frames=self.frames, max_skip=max_skip)
             height, width = _common_size(video, names)
-            annotations = [_read_annotation(video, name, (height, width)) for name in names]
+            annotations = _read_annotations(video, names, (height, width))
             augmentation = draw_video(
                 rng, height, width, size=self.size, crop_scale=self.crop_scale, frames=self.frames
             )
@@ -475,7 +482,20 @@ def _common_size(video: TrainingVideo, names: list[str]) -> tuple[int, int]:
     return sizes[0]
 
 
-def _read_annotation(video: TrainingVideo, name: str, size: tuple[int, int]) -> np.ndarray:
-    """The labels of a frame of this size, uint8 [H, W]."""
-    path = os.path.join(video.masks, os.path.splitext(name)[0] + '.png')
-    return fit_mask(read_mask(path), size, path)
+def _read_annotations(video: TrainingVideo, names: list[str], size: tuple[int, int]) -> list[np.ndarray]:
+    """The labels of frames of this size, each uint8 [H, W].
+
+    Label 255 beside others marks pixels that do not count. They become background, as when results are scored.
+    """
+    paths = [annotation_path(video.masks, name) for name in names]
+    found = [fit_mask(read_mask(path), size, path) for path in paths]
+    if any(labels.max() == VOID for labels in found) and len(labels_in(np.stack(found))) > 1:
+        for labels in found:
+            labels[labels == VOID] = 0
+    return found
+
+
+def annotation_path(folder: str, frame: str) -> str:
+    """The path of a frame's annotation. Only names in capitals cost a look at the disk."""
+    path = os.path.join(folder, os.path.splitext(frame)[0])
+    return f'{path}.png' if os.path.exists(f'{path}.png') or not os.path.exists(f'{path}.PNG') else f'{path}.PNG'

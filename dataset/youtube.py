@@ -168,7 +168,7 @@ def _read_meta(path: Path) -> tuple[list[_Listed], dict[str, Any]]:
             found.append(
                 _Listed(
                     check_name(name, path),
-                    {label: frames[0] for label, frames in listed.items()},
+                    {label: min(frames, key=natural_key) for label, frames in listed.items()},
                     {frame for frames in listed.values() for frame in frames},
                     {int(label): thing.get('category', '') for label, thing in video['objects'].items()},
                 )

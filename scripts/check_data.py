@@ -136,8 +136,10 @@ def plan_videos(
 
 
 def video_pairs(images: str, masks: str, frames: tuple[str, ...]) -> Iterable[tuple[str, str]]:
+    from dataset.video import annotation_path  # --help must not wait for it
+
     for name in frames:
-        yield os.path.join(images, name), os.path.join(masks, f'{os.path.splitext(name)[0]}.png')
+        yield os.path.join(images, name), annotation_path(masks, name)
 
 
 def unpaired(dataset: str, images: Path, masks: Path, suffixes: tuple[str, ...]) -> list[Problem]:

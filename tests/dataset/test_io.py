@@ -189,6 +189,17 @@ def test_transparent_pixels_are_background(tmp_path, ellipse):
     np.testing.assert_array_equal(read_mask(save(rgba, tmp_path / 'a.png')), ellipse)
 
 
+@pytest.mark.parametrize('mode', ['1', 'L', 'RGB'])
+def test_pixels_of_the_transparent_value_are_background(tmp_path, mode, ellipse):
+    """A black object on white, where white is transparent, has no other file than one with an object on nothing."""
+    image = Image.fromarray(np.where(ellipse == 0, 255, 0).astype(np.uint8)).convert(mode)
+    image.save(tmp_path / 'a.png', transparency=(255, 255, 255) if mode == 'RGB' else 255 if mode == 'L' else 1)
+    assert not read_mask(tmp_path / 'a.png').any()
+    image = Image.fromarray(np.where(ellipse == 0, 0, 255).astype(np.uint8)).convert(mode)
+    image.save(tmp_path / 'b.png', transparency=(0, 0, 0) if mode == 'RGB' else 0)
+    np.testing.assert_array_equal(read_mask(tmp_path / 'b.png'), ellipse > 0)
+
+
 # masks that are refused
 
 

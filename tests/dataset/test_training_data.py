@@ -111,13 +111,15 @@ def test_static_sample(static_root):
         assert levels.max() < 255.01
 
 
-@pytest.mark.parametrize('kind', ['rgb', 'zero-one', 'palette', 'soft'])
+@pytest.mark.parametrize('kind', ['rgb', 'zero-one', 'palette', 'soft', 'transparent'])
 def test_masks_of_all_kinds(tmp_path, kind):
     inside = np.zeros((40, 50), np.uint8)
     inside[10:30, 10:30] = 1
     expected = 255 * inside
     if kind == 'rgb':
         path = write(tmp_path / 'mask.png', np.stack([expected] * 3, axis=-1))
+    elif kind == 'transparent':  # the colour of what is not seen is often that of the object
+        path = write(tmp_path / 'mask.png', np.dstack([np.full((40, 50, 3), 255, np.uint8), expected]))
     elif kind == 'soft':
         expected[10] = 90
         path = write(tmp_path / 'mask.png', expected)
@@ -204,6 +206,32 @@ def test_only_frames_with_image_and_annotation_count(tmp_path, caplog):
     assert found.frames == ('00000.jpg', '00002.jpg', '00003.jpg', '00004.jpeg', '00005.jpg')
     assert 'left out 1 video(s) with fewer than 3 frames that have an annotation: short (2 of 3)' in caplog.text
     assert 'left out 1 annotation(s) without a frame of the same name: ' not in caplog.text
+
+
+def test_hidden_folders_are_no_data(tmp_path):
+    for folder in ('mine', '.trash', 'mine/.ipynb_checkpoints', '__MACOSX'):
+        write_pair(tmp_path / folder, 'a')
+    assert [Path(pair.image).parent.name for pair in find_pairs(tmp_path)] == ['mine']
+
+
+def test_frames_are_in_the_order_of_their_numbers_and_void_is_background(tmp_path):
+    images, annotations = tmp_path / 'JPEGImages', tmp_path / 'Annotations'
+    write_video(images, annotations, 'a', frames=4, labels=(1, 255))
+    write_video(images, annotations, 'b', frames=4, labels=(255,))
+    names = ('1_99', '2_1', '1_100', '1_98')
+    for folder, suffix in ((images, '.jpg'), (annotations, '.png')):
+        for number, name in enumerate(names):
+            (folder / 'a' / f'{number:05d}{suffix}').rename(folder / 'a' / f'{name}{suffix}')
+    (annotations / 'a' / '2_1.png').rename(annotations / 'a' / '2_1.PNG')
+    a, b = find_videos(images, annotations)
+    assert a.frames == ('1_98.jpg', '1_99.jpg', '1_100.jpg', '2_1.jpg')
+    dataset = VideoDataset([a, b], size=SIZE, crop_scale=(1, 1))
+    for index in range(2):
+        sample = dataset[Address(0, 0, index)]
+        assert sample['selector'].tolist() == [1, 0]  # in the second one, 255 is the only object
+        assert sample['masks'][0, 0].any()
+    (image, coverage), *_ = a.film(np.random.default_rng(0), frames=3, max_skip=1)
+    assert 20 <= np.median(image[coverage > 0]) <= 25  # object 1 is of level 20
 
 
 def test_folders_that_the_training_list_does_not_name_are_left_out_with_a_line(davis_root, tmp_path, caplog):

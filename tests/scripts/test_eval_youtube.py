@@ -239,10 +239,11 @@ def test_an_object_begins_where_its_mask_is(youtube_root, caplog, listed):
     path.write_text(json.dumps(meta))
     [video, _] = youtube(youtube_root)
     assert [(frame.name, frame.objects) for frame in video.frames if frame.mask] == expected
-    assert caplog.messages == [
+    said = (
         f'{youtube_root}/valid/Annotations/0a1b: object {label} begins at {2 * first:05d}, where its mask is, '
         f'not at {listed}'
-    ]
+    )
+    assert caplog.messages == ([said] if int(listed) < 2 * first else [])  # the order of the list does not count
 
 
 def test_an_object_that_no_mask_shows(youtube_root, caplog):
