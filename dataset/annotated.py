@@ -100,7 +100,8 @@ class AnnotatedDataset(AddressedDataset):
         common = random_jitter(rng, brightness=0.1, contrast=0.05, saturation=0.05)
         own = [random_jitter(rng, brightness=0.03, contrast=0.03, saturation=0.03) for _ in images]
         images = [recolour(image, common + each) for image, each in zip(images, own, strict=True)]
-        return video_sample(images, labels, present[:MAX_OBJECTS], name='')
+        visible = [label for label in present if (labels[0] == label).any()]  # the first mask is the one that is given
+        return video_sample(images, labels, visible[:MAX_OBJECTS], name='')
 
     def _cameras(self, rng: np.random.Generator, inside: np.ndarray) -> list[np.ndarray]:
         """The matrices from the annotated frame to each frame of a clip, which keep the object in sight."""

@@ -13,11 +13,12 @@ Arrays: K objects, T memory frames; a frame has H W pixels and h w positions, on
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])  # of ImageNet's RGB
 ROWS = 16  # rows of positions that read the memory at a time; all similarities of a large frame may take gigabytes
@@ -83,7 +84,7 @@ def segment(network: Network, frames: list[Path], masks: dict[int, np.ndarray]) 
     memory, objects, last_given, size = Memory(), [], None, masks[min(masks)].shape
     for time, path in enumerate(frames):
         try:
-            frame = np.asarray(Image.open(path).convert('RGB'))
+            frame = read_frame(path)
         except OSError as error:  # which does not always name the file
             raise ValueError(f'{path}: cannot be read; replace it ({error})') from error
         mask = masks.get(time, np.zeros(size, np.uint8))
@@ -174,15 +175,30 @@ def read_masks(path: Path, frames: list[Path]) -> tuple[dict[int, np.ndarray], l
     return masks, palettes[0]
 
 
+def read_frame(path: Path) -> np.ndarray:
+    """Read an image as uint8 [H, W, 3], turned as a viewer shows it."""
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode.startswith('I'):  # 16 bits, which Pillow would clip
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return np.asarray(image.convert('RGB'))
+
+
+def by_numbers(path: Path) -> list:
+    """A key to sort 2.jpg before 10.jpg."""
+    parts = re.split(r'(\d+)', path.stem)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--model', type=Path, required=True, help='folder of the exported network')
-    parser.add_argument('--input', type=Path, required=True, help='folder of images, in the order of their names')
+    parser.add_argument('--input', type=Path, required=True, help='folder of images, in the order of their numbers')
     parser.add_argument('--mask', type=Path, required=True, help='mask of the first frame, or folder of masks')
     parser.add_argument('--output', type=Path, required=True, help='new folder for the masks')
     args = parser.parse_args(argv)
     try:
-        frames = sorted(file for file in args.input.glob('*') if file.suffix.lower() in ('.jpg', '.jpeg', '.png'))
+        frames = [file for file in args.input.glob('*') if file.suffix.lower() in ('.jpg', '.jpeg', '.png')]
+        frames.sort(key=by_numbers)
         if args.output.exists():
             raise ValueError(f'{args.output}: exists already; delete it or choose another place')
         (masks, palette), network = read_masks(args.mask, frames), Network(args.model)

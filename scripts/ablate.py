@@ -72,7 +72,7 @@ def schedule_flags(text: str) -> list[str]:
     """The flags of the evaluation scripts for a schedule. ``--mem_every 0`` memorises only annotated frames."""
     memory, _, last = text.partition('+')
     every = '0' if memory == 'first' else memory.removeprefix('every')
-    return ['--mem_every', every, *(['--include_last'] if last else [])]
+    return ['--mem_every', every, '--include_last' if last else '--no_include_last']  # whatever a network recommends
 
 
 def run_cell(args: argparse.Namespace, name: str, path: Path, memory: str, top: int) -> Row:

@@ -49,7 +49,7 @@ def test_a_grid_and_its_continuation(grid, tmp_path, monkeypatch):
         command = shlex.split(row['command'])
         assert command[:2] == ['python', 'eval_davis.py']
         assert (REPOSITORY / command[1]).exists()
-        assert '--mem_every 0 --top 0' in row['command']
+        assert '--mem_every 0 --no_include_last --top 0' in row['command']
     assert read_image(tmp_path / 'out' / 'plot.png').std() > 5
     assert (tmp_path / 'out' / 'table.md').read_text().count('\n') == 4
 
@@ -139,9 +139,9 @@ def test_a_run_that_fails_ends_the_grid(grid, tmp_path, davis_root, monkeypatch)
 @pytest.mark.parametrize(
     ('text', 'flags'),
     [
-        ('every5', '--mem_every 5'),
+        ('every5', '--mem_every 5 --no_include_last'),
         ('every12+last', '--mem_every 12 --include_last'),
-        ('first', '--mem_every 0'),
+        ('first', '--mem_every 0 --no_include_last'),
         ('first+last', '--mem_every 0 --include_last'),
     ],
 )

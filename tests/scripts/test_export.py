@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.io import read_mask, write_mask
+from dataset.io import list_frames, read_image, read_mask, write_mask
 from inference import InferenceCore, load_model
 from inference.memory_bank import MemoryBank
 from model import STCNConfig, STMConfig, build_network, save_network
@@ -275,3 +275,16 @@ def test_example_names_a_broken_frame_and_a_folder_that_is_there(folder, tmp_pat
     assert f'{broken}: cannot be read' in error(tmp_path / 'out')
     assert [path.stem for path in (tmp_path / 'out').iterdir()] == ['00000']
     assert 'out: exists already; delete it' in error(tmp_path / 'out')
+
+
+def test_the_example_reads_frames_as_the_scripts_do(tmp_path):
+    for name in ('10.png', '9.png', 'b2.png', 'b10.png'):
+        (tmp_path / name).touch()
+    names = [path.name for path in sorted(tmp_path.iterdir(), key=EXAMPLE['by_numbers'])]
+    assert names == [path.name for path in list_frames(tmp_path)]
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4) * 20).save(tmp_path / 'turned.png', exif=exif)
+    Image.fromarray(np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000).save(tmp_path / 'deep.png')
+    for name in ('turned.png', 'deep.png'):
+        assert np.array_equal(EXAMPLE['read_frame'](tmp_path / name), read_image(tmp_path / name))
