@@ -1,6 +1,7 @@
 """The clips that are open in the browser tabs of the web page."""
 
 import math
+import os
 import shutil
 import tempfile
 import threading
@@ -204,7 +205,10 @@ class Tabs:
         self.opening: dict[str, Path] = {}  # the folder of the clip that a tab is waiting for
 
     def open(self, key: str, upload: str | Path) -> Tab:
-        """Replace the clip of a tab by an uploaded file, which is moved. After a ``DataError`` the old clip stays.
+        """Replace the clip of a tab by an uploaded file. After a ``DataError`` the old clip stays.
+
+        The file stays where it is, and gradio deletes it later: another tab that uploads the same file gets the same
+        path, and may still have to open it. The clip has a hard link to it, which takes no room.
 
         Raises:
             DataError: the file cannot be used, or meanwhile the tab was closed or got another file.
@@ -212,8 +216,7 @@ class Tabs:
         self.folder.mkdir(exist_ok=True)
         folder = self.opening[key] = Path(tempfile.mkdtemp(dir=self.folder))
         try:
-            (folder / 'upload').mkdir()
-            upload = Path(shutil.move(upload, folder / 'upload'))
+            upload = _linked(Path(upload), folder / 'upload')
             clip = import_clip(upload, folder, max_seconds=self.max_seconds, max_bytes=self.max_bytes)
             session = Session(self.networks, clip, folder, self.config, object_chunk=self.object_chunk)
             tab = Tab(session, upload.stem)
@@ -253,3 +256,14 @@ class Tabs:
     def close(self) -> None:
         for key in list(self.tabs):
             self.drop(key)
+
+
+def _linked(path: Path, folder: Path) -> Path:
+    """Link a file into a new folder, or copy it where the file system has no links. Returns its path there."""
+    folder.mkdir()
+    target = folder / path.name
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copyfile(path, target)
+    return target
