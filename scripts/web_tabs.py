@@ -1,5 +1,6 @@
 """The clips that are open in the browser tabs of the web page."""
 
+import itertools
 import math
 import os
 import shutil
@@ -24,6 +25,8 @@ from scripts.web_paint import labels_of, layer_of
 from training.adapt import Adapting
 from util.files import atomic_path
 
+PLACES = 8  # as many frames are given to the editor before the files of the first one are replaced
+
 
 class Adaptation(NamedTuple):
     """How a tab's network is adapted to its clip."""
@@ -46,6 +49,8 @@ class Tab:
         self._label = 1
         self.brushes = {1}  # the labels of the brushes chosen since the frame was shown
         self.stopped: float = 0  # the last propagation or adaptation that is to stop; the page numbers them
+        self.places = itertools.cycle(range(PLACES))  # folders for the files that the editor gets
+        self.editing = threading.Lock()  # held while the editor gets a frame or its content is kept: the two may meet
         self.busy = threading.Lock()  # held while frames are propagated, the network adapts or masks are changed
         self.closed = False
 
@@ -72,14 +77,17 @@ class Tab:
         """Give the editor a frame, with its present mask as the layer to paint on.
 
         They are passed as files, which gradio copies. If they were passed as images, gradio would write the files, and
-        could write one again while the browser reads it, since equal images have the same file.
+        could write one again while the browser reads it, since equal images have the same file. Since gradio copies
+        them later, perhaps after another handler has given the editor another frame, the next frames get other files.
         """
-        self.frame, self.shown, self.brushes = frame, self.session.labels(frame), {self.label}
-        files = {}
-        for name, image in (('frame', self.session.read_image(frame)), ('layer', layer_of(self.shown))):
-            files[name] = str(self.session.folder / f'{name}.png')
-            with atomic_path(files[name]) as temporary:
-                Image.fromarray(image).save(temporary, format='PNG', compress_level=1)
+        with self.editing:
+            self.frame, self.shown, self.brushes = frame, self.session.labels(frame), {self.label}
+            folder = self.session.folder / 'shown' / str(next(self.places))
+            files = {}
+            for name, image in (('frame', self.session.read_image(frame)), ('layer', layer_of(self.shown))):
+                files[name] = str(folder / f'{name}.png')
+                with atomic_path(files[name]) as temporary:
+                    Image.fromarray(image).save(temporary, format='PNG', compress_level=1)
         return {'background': files['frame'], 'layers': [files['layer']], 'composite': None}
 
     def keep(self, editor: dict | None, *, always: bool = False) -> bool:
@@ -95,22 +103,23 @@ class Tab:
         Raises:
             DataError: the editor does not hold this frame, or nothing is painted.
         """
-        labels = self.shown
-        if editor is not None:
-            background = editor['background']
-            image = self.session.read_image(self.frame)
-            if background is None or not editor['layers'] or not np.array_equal(background[..., :3], image):
-                raise DataError(
-                    f'The editor does not show frame {self.frame} yet. Try again, or choose the frame again.'
-                )
-            labels = labels_of(editor['layers'][0], self.shown, self.brushes)
-        if np.array_equal(labels, self.shown):
-            if not always:
-                return False
-            labels = self.session.labels(self.frame)  # a propagation may have reached the frame after it was shown
-        self.session.paint(self.frame, labels)
-        self.shown = labels
-        return True
+        with self.editing:
+            labels = self.shown
+            if editor is not None:
+                background = editor['background']
+                image = self.session.read_image(self.frame)
+                if background is None or not editor['layers'] or not np.array_equal(background[..., :3], image):
+                    raise DataError(
+                        f'The editor does not show frame {self.frame} yet. Try again, or choose the frame again.'
+                    )
+                labels = labels_of(editor['layers'][0], self.shown, self.brushes)
+            if np.array_equal(labels, self.shown):
+                if not always:
+                    return False
+                labels = self.session.labels(self.frame)  # a propagation may have reached the frame after it was shown
+            self.session.paint(self.frame, labels)
+            self.shown = labels
+            return True
 
     def adapt(self, how: Adaptation) -> Iterator[float]:
         """Adapt the network to the painted frames. Yields the share that is done. To leave it, stop iterating.

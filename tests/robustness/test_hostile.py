@@ -827,7 +827,9 @@ def test_only_what_was_uploaded_is_opened(server, tmp_path):
     [folder] = server.clips()
     frame = folder / 'frames' / '00000.png'
     assert frame.exists()
-    for path in (frame, folder / 'frame.png', folder / 'upload' / 'clip.zip'):  # not by their own address
+    shown = folder / 'shown' / '0' / 'frame.png'
+    assert shown.exists()
+    for path in (frame, shown, folder / 'upload' / 'clip.zip'):  # not by their own address
         assert server.status(f'gradio_api/file={path}') == 403
         assert server.status(f'gradio_api/file={str(path).replace("/", "%2f")}') == 403
         assert server.status(f'gradio_api/file={uploaded}/../../../clips/{folder.name}/frames/{path.name}') == 403
