@@ -468,6 +468,7 @@ def test_paint_propagate_correct_download(visit, clip, tmp_path):
             assert (video.width, video.height, len(list(video))) == (W, H, 8)
 
 
+@needs_gradio
 def test_a_frame_that_was_shown_during_the_propagation(small_network, first_mask, tmp_path):
     """Of a page without a browser: a frame is shown before it has a mask, and kept afterwards."""
     import gradio
@@ -487,6 +488,7 @@ def test_a_frame_that_was_shown_during_the_propagation(small_network, first_mask
     call['show'](2, request)
     assert not tab.shown.any()
     list(updates)
+    assert not tab.shown.any()
     propagated = session.labels(2)
     assert propagated.any()
     assert call['refresh']({'layers': []}, request) == nothing  # a stroke is on it
@@ -499,6 +501,15 @@ def test_a_frame_that_was_shown_during_the_propagation(small_network, first_mask
     assert np.array_equal(tab.shown, propagated)
     assert call['refresh'](None, request) == nothing
     assert call['refresh'](None, type('Request', (), {'session_hash': 'without a clip'})) == nothing
+
+    # The frame from which a propagation begins may be painted on meanwhile, too.
+    session.forget(2)
+    call['show_again'](request)
+    updates = list(call['forward'](None, False, 2, request))
+    assert 'editor' not in {element.elem_id for update in updates for element in update}
+    assert not tab.shown.any()
+    assert call['refresh'](None, request) != nothing
+    assert np.array_equal(tab.shown, propagated)
 
 
 @pytest.fixture
