@@ -200,8 +200,8 @@ class Handlers:
             tab = self.tabs[request.session_hash]
             with tab.alone():
                 tab.keep(drawn)
-                began, due = tab.frame, 0.0
-                for reached in tab.session.propagate(began, direction, to_painted=bool(to_painted)):
+                due = 0.0
+                for reached in tab.session.propagate(tab.frame, direction, to_painted=bool(to_painted)):
                     if run <= tab.stopped:
                         ended = 'Stopped.'
                         break
@@ -220,10 +220,7 @@ class Handlers:
                     due = time.monotonic() + PREVIEW_SECONDS
                 else:
                     ended = 'Done.'
-            ending = self._masks_changed(tab, ended)
-            if tab.frame == began and began not in tab.session.painted:
-                ending[self.elements.editor] = tab.show(began)
-            yield ending  # another frame, to which the user has moved meanwhile, may be painted on: see refresh
+            yield self._masks_changed(tab, ended)  # the frame that is shown may be painted on meanwhile: see refresh
             return
         yield gr.skip()
 

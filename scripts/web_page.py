@@ -171,7 +171,7 @@ def connect(on: Elements, buttons: dict[str, gr.Component], do: Handlers) -> Non
     buttons['undo'].click(do.undo, None, everything, **in_turn)
 
     for name in ('forward', 'backward', 'both'):
-        reached = [*masks, on.editor, on.preview]
+        reached = [*masks, on.preview]
         given = [on.editor, buttons['to_painted'], buttons['run']]
         js = '(editor, to_painted) => [drawn(editor), to_painted, run]'
         done = buttons[name].click(getattr(do, name), given, reached, js=js, **quiet)

@@ -1,6 +1,8 @@
 """The clips that are open in the browser tabs of the web page."""
 
+import itertools
 import math
+import os
 import shutil
 import tempfile
 import threading
@@ -22,6 +24,8 @@ from scripts.adapting import MOST_FRAMES
 from scripts.web_paint import labels_of, layer_of
 from training.adapt import Adapting
 from util.files import atomic_path
+
+PLACES = 8  # as many frames are given to the editor before the files of the first one are replaced
 
 
 class Adaptation(NamedTuple):
@@ -45,6 +49,8 @@ class Tab:
         self._label = 1
         self.brushes = {1}  # the labels of the brushes chosen since the frame was shown
         self.stopped: float = 0  # the last propagation or adaptation that is to stop; the page numbers them
+        self.places = itertools.cycle(range(PLACES))  # folders for the files that the editor gets
+        self.editing = threading.Lock()  # held while the editor gets a frame or its content is kept: the two may meet
         self.busy = threading.Lock()  # held while frames are propagated, the network adapts or masks are changed
         self.closed = False
 
@@ -71,14 +77,17 @@ class Tab:
         """Give the editor a frame, with its present mask as the layer to paint on.
 
         They are passed as files, which gradio copies. If they were passed as images, gradio would write the files, and
-        could write one again while the browser reads it, since equal images have the same file.
+        could write one again while the browser reads it, since equal images have the same file. Since gradio copies
+        them later, perhaps after another handler has given the editor another frame, the next frames get other files.
         """
-        self.frame, self.shown, self.brushes = frame, self.session.labels(frame), {self.label}
-        files = {}
-        for name, image in (('frame', self.session.read_image(frame)), ('layer', layer_of(self.shown))):
-            files[name] = str(self.session.folder / f'{name}.png')
-            with atomic_path(files[name]) as temporary:
-                Image.fromarray(image).save(temporary, format='PNG', compress_level=1)
+        with self.editing:
+            self.frame, self.shown, self.brushes = frame, self.session.labels(frame), {self.label}
+            folder = self.session.folder / 'shown' / str(next(self.places))
+            files = {}
+            for name, image in (('frame', self.session.read_image(frame)), ('layer', layer_of(self.shown))):
+                files[name] = str(folder / f'{name}.png')
+                with atomic_path(files[name]) as temporary:
+                    Image.fromarray(image).save(temporary, format='PNG', compress_level=1)
         return {'background': files['frame'], 'layers': [files['layer']], 'composite': None}
 
     def keep(self, editor: dict | None, *, always: bool = False) -> bool:
@@ -94,22 +103,23 @@ class Tab:
         Raises:
             DataError: the editor does not hold this frame, or nothing is painted.
         """
-        labels = self.shown
-        if editor is not None:
-            background = editor['background']
-            image = self.session.read_image(self.frame)
-            if background is None or not editor['layers'] or not np.array_equal(background[..., :3], image):
-                raise DataError(
-                    f'The editor does not show frame {self.frame} yet. Try again, or choose the frame again.'
-                )
-            labels = labels_of(editor['layers'][0], self.shown, self.brushes)
-        if np.array_equal(labels, self.shown):
-            if not always:
-                return False
-            labels = self.session.labels(self.frame)  # a propagation may have reached the frame after it was shown
-        self.session.paint(self.frame, labels)
-        self.shown = labels
-        return True
+        with self.editing:
+            labels = self.shown
+            if editor is not None:
+                background = editor['background']
+                image = self.session.read_image(self.frame)
+                if background is None or not editor['layers'] or not np.array_equal(background[..., :3], image):
+                    raise DataError(
+                        f'The editor does not show frame {self.frame} yet. Try again, or choose the frame again.'
+                    )
+                labels = labels_of(editor['layers'][0], self.shown, self.brushes)
+            if np.array_equal(labels, self.shown):
+                if not always:
+                    return False
+                labels = self.session.labels(self.frame)  # a propagation may have reached the frame after it was shown
+            self.session.paint(self.frame, labels)
+            self.shown = labels
+            return True
 
     def adapt(self, how: Adaptation) -> Iterator[float]:
         """Adapt the network to the painted frames. Yields the share that is done. To leave it, stop iterating.
@@ -204,7 +214,10 @@ class Tabs:
         self.opening: dict[str, Path] = {}  # the folder of the clip that a tab is waiting for
 
     def open(self, key: str, upload: str | Path) -> Tab:
-        """Replace the clip of a tab by an uploaded file, which is moved. After a ``DataError`` the old clip stays.
+        """Replace the clip of a tab by an uploaded file. After a ``DataError`` the old clip stays.
+
+        The file stays where it is, and gradio deletes it later: another tab that uploads the same file gets the same
+        path, and may still have to open it. The clip has a hard link to it, which takes no room.
 
         Raises:
             DataError: the file cannot be used, or meanwhile the tab was closed or got another file.
@@ -212,8 +225,7 @@ class Tabs:
         self.folder.mkdir(exist_ok=True)
         folder = self.opening[key] = Path(tempfile.mkdtemp(dir=self.folder))
         try:
-            (folder / 'upload').mkdir()
-            upload = Path(shutil.move(upload, folder / 'upload'))
+            upload = _linked(Path(upload), folder / 'upload')
             clip = import_clip(upload, folder, max_seconds=self.max_seconds, max_bytes=self.max_bytes)
             session = Session(self.networks, clip, folder, self.config, object_chunk=self.object_chunk)
             tab = Tab(session, upload.stem)
@@ -253,3 +265,14 @@ class Tabs:
     def close(self) -> None:
         for key in list(self.tabs):
             self.drop(key)
+
+
+def _linked(path: Path, folder: Path) -> Path:
+    """Link a file into a new folder, or copy it where the file system has no links. Returns its path there."""
+    folder.mkdir()
+    target = folder / path.name
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copyfile(path, target)
+    return target

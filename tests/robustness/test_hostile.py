@@ -682,6 +682,28 @@ def test_a_page_that_is_closed_while_a_frame_is_computed(tabs, tmp_path, monkeyp
     assert not tab.session.folder.exists()
 
 
+@pytest.mark.parametrize('links', [True, False])
+def test_two_pages_that_upload_the_same_file(tabs, tmp_path, monkeypatch, links):
+    """Both get the same path. The file system may have no links."""
+
+    def refuse(*_) -> None:
+        raise PermissionError
+
+    upload = upload_of(tmp_path)
+    if not links:
+        monkeypatch.setattr('os.link', refuse)
+    one, other = tabs.open('one', upload), tabs.open('other', str(upload))
+    for tab in (one, other):
+        inside = tab.session.folder / 'upload' / 'clip.zip'
+        assert inside.read_bytes() == upload.read_bytes()
+        assert inside.samefile(upload) == links
+    tabs.drop('one')
+    assert len(other.session) == 2
+    tabs.open('one', upload)
+    tabs.close()
+    assert upload.exists()
+
+
 class Page:
     """A page without a browser: what gradio's JavaScript sends, and what it may not send."""
 
@@ -781,7 +803,7 @@ def test_uploads_stay_where_they_belong(server, tmp_path):
 
 @needs_gradio
 def test_only_what_was_uploaded_is_opened(server, tmp_path):
-    """The page moves the file that it is asked to open, so it must be one that was uploaded to this page."""
+    """The page takes the file that it is asked to open, so it must be one that was uploaded to this page."""
     page, clip = Page(server), upload_of(tmp_path)
     [uploaded] = page.upload(clip)
     other = Path(uploaded).parent / '..' / '..' / '..' / 'log'
@@ -805,7 +827,9 @@ def test_only_what_was_uploaded_is_opened(server, tmp_path):
     [folder] = server.clips()
     frame = folder / 'frames' / '00000.png'
     assert frame.exists()
-    for path in (frame, folder / 'frame.png', folder / 'upload' / 'clip.zip'):  # not by their own address
+    shown = folder / 'shown' / '0' / 'frame.png'
+    assert shown.exists()
+    for path in (frame, shown, folder / 'upload' / 'clip.zip'):  # not by their own address
         assert server.status(f'gradio_api/file={path}') == 403
         assert server.status(f'gradio_api/file={str(path).replace("/", "%2f")}') == 403
         assert server.status(f'gradio_api/file={uploaded}/../../../clips/{folder.name}/frames/{path.name}') == 403
@@ -836,7 +860,7 @@ def test_a_page_that_goes_away_leaves_nothing(server, tmp_path):
     before = set(server.clips())
     assert page.open(path)[-1]['success']
     [clip] = set(server.clips()) - before
-    assert not Path(path).exists()  # moved, not copied
+    assert Path(path).samefile(clip / 'upload' / 'clip.zip')  # a link, which takes no room
     connection.close()  # no farewell, as of a computer that is switched off
     until(lambda: not clip.exists())
 

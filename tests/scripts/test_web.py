@@ -10,8 +10,10 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
+from pkgutil import resolve_name
 
 import cv2
 import numpy as np
@@ -19,7 +21,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.io import PALETTE, list_frames, read_mask, write_binary_mask, write_mask
+from dataset.io import PALETTE, list_frames, read_image, read_mask, write_binary_mask, write_mask
 from inference.clip import Clip, import_clip
 from inference.session import Session
 from scripts.web_paint import COLOURS, SHOWN_ALPHA, labels_of, layer_of
@@ -466,6 +468,7 @@ def test_paint_propagate_correct_download(visit, clip, tmp_path):
             assert (video.width, video.height, len(list(video))) == (W, H, 8)
 
 
+@needs_gradio
 def test_a_frame_that_was_shown_during_the_propagation(small_network, first_mask, tmp_path):
     """Of a page without a browser: a frame is shown before it has a mask, and kept afterwards."""
     import gradio
@@ -485,6 +488,7 @@ def test_a_frame_that_was_shown_during_the_propagation(small_network, first_mask
     call['show'](2, request)
     assert not tab.shown.any()
     list(updates)
+    assert not tab.shown.any()
     propagated = session.labels(2)
     assert propagated.any()
     assert call['refresh']({'layers': []}, request) == nothing  # a stroke is on it
@@ -497,6 +501,63 @@ def test_a_frame_that_was_shown_during_the_propagation(small_network, first_mask
     assert np.array_equal(tab.shown, propagated)
     assert call['refresh'](None, request) == nothing
     assert call['refresh'](None, type('Request', (), {'session_hash': 'without a clip'})) == nothing
+
+    # The frame from which a propagation begins may be painted on meanwhile, too.
+    session.forget(2)
+    call['show_again'](request)
+    updates = list(call['forward'](None, False, 2, request))
+    assert 'editor' not in {element.elem_id for update in updates for element in update}
+    assert not tab.shown.any()
+    assert call['refresh'](None, request) != nothing
+    assert np.array_equal(tab.shown, propagated)
+
+
+@pytest.fixture
+def tab(small_network, first_mask, tmp_path) -> Tab:
+    tab = Tab(Session(small_network, Clip.of_images(FRAMES[:4]), tmp_path / 'clip'), 'clip')
+    tab.session.paint(0, first_mask.numpy())
+    tab.show(0)
+    return tab
+
+
+@pytest.fixture
+def meanwhile(tab, monkeypatch) -> Iterator[Callable[[str], list[Future]]]:
+    """At the end of the next call of a function, let another handler show frame 1. Its result will be in the list."""
+    with ThreadPoolExecutor(1) as pool:
+
+        def prepare(name: str) -> list[Future]:
+            function, started = resolve_name(name), []
+
+            def call(*args, **options):
+                found = function(*args, **options)
+                if not started:
+                    started.append(pool.submit(tab.show, 1))
+                    wait(started, timeout=0.1)
+                return found
+
+            monkeypatch.setattr(name, call)
+            return started
+
+        yield prepare
+
+
+def test_two_handlers_that_show_frames_at_once(tab, meanwhile):
+    other = meanwhile('PIL.Image.Image.save')
+    for frame, shown in ((0, tab.show(0)), (1, other[0].result())):
+        assert np.array_equal(read_image(shown['background']), tab.session.read_image(frame))
+        layer = np.asarray(Image.open(shown['layers'][0]))
+        assert np.array_equal(layer, layer_of(tab.session.labels(frame)))
+    assert tab.frame == 1
+
+
+def test_a_mask_that_is_kept_while_another_frame_is_shown(tab, meanwhile):
+    layer = layer_of(np.roll(tab.shown, 9, 0))
+    other = meanwhile('scripts.web_tabs.labels_of')
+    tab.keep({'background': tab.session.read_image(0), 'layers': [layer]})
+    other[0].result()
+    assert tab.session.painted.keys() == {0}
+    assert not tab.shown.any()
+    assert tab.frame == 1
 
 
 @pytest.fixture(scope='module')
