@@ -194,13 +194,10 @@ def _video(name: str, images: Path, annotations: Path, *, first_only: bool, dire
     order = reversed if direction == 'backward' else iter
     for position, path in order(list(enumerate(paths))):
         found = masks.get(path.stem)
-        mask, objects = (found.files[0], found.objects) if found else (None, None)
-        if found and found.binary:  # a black file of a folder is no annotation
-            objects = tuple(user_masks.objects[path.stem])
-            mask = mask if objects else None
+        mask, objects = (found.files[0], user_masks.annotated(path.stem)) if found else (None, None)
         if found and first_only:
             objects = tuple(label for label in user_masks.objects[path.stem] if label not in known)
             known |= {*objects}
-            mask = mask if objects else None
+        mask = None if objects == () else mask
         frames.append(Frame(path.stem, path, mask=mask, objects=objects or None, wanted=position in asked))
     return FolderVideo(name, name, tuple(order(frames)), masks=user_masks)

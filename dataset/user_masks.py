@@ -95,6 +95,14 @@ class UserMasks(Generic[Key]):
     def files(self) -> list[Path]:
         return [path for each in self.given.values() for path in each.files]
 
+    def annotated(self, frame: Key) -> tuple[int, ...] | None:
+        """The objects that the masks of a frame annotate; ``None``: those that occur in them.
+
+        In the folders of single objects, a black file is no annotation, so that there may be none.
+        """
+        each = self.given[frame]
+        return tuple(self.objects[frame]) if each.binary else each.objects
+
     def read(self, frame: Key, size_hw: tuple[int, int] | None = None) -> np.ndarray | None:
         """The labels of a frame, uint8 at its image's size [H, W]; ``None`` where it has no mask.
 

@@ -496,6 +496,6 @@ def _read_annotations(video: TrainingVideo, names: list[str], size: tuple[int, i
 
 
 def annotation_path(folder: str, frame: str) -> str:
-    """The path of a frame's annotation. Only names in capitals cost a look at the disk."""
+    """The path of a frame's annotation, which may end in ``.PNG``."""
     path = os.path.join(folder, os.path.splitext(frame)[0])
     return f'{path}.png' if os.path.exists(f'{path}.png') or not os.path.exists(f'{path}.PNG') else f'{path}.PNG'

@@ -252,7 +252,7 @@ class UserSource(Source):
     def _upcoming(
         self, number: int, read: Callable[[], tuple[np.ndarray, int] | None], *, last: bool, origin: str
     ) -> Upcoming:
-        given = self.masks.given.get(number)
+        given = number in self.masks.given
 
         def picture() -> Picture | None:
             if (found := read()) is None:
@@ -260,10 +260,8 @@ class UserSource(Source):
             image, pts = found
             return Picture(image, self.masks.read(number, image.shape[:2]), pts)
 
-        objects = None if given is None else given.objects
-        if given is not None and given.binary:  # a black file of a folder is no annotation
-            objects = tuple(self.masks.objects[number])
-        annotated = given is not None and objects != ()
+        objects = self.masks.annotated(number) if given else None
+        annotated = given and objects != ()
         return Upcoming(self.frame_name(number), picture, annotated, objects, last=last, origin=origin)
 
 

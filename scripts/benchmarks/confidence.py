@@ -25,7 +25,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from inference.report import least_sure
-from scripts.flags import add_inference_flags, inference_config, load_networks, parse_flags
+from scripts.benchmarks.videos import find_videos, video_parser
+from scripts.flags import inference_config, load_networks, parse_flags
 from util.cli import not_negative, run_main
 from util.metrics import VOID, clear_void, region_similarity
 
@@ -42,8 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from dataset.held_aside import open_video
 
-    names = args.video or sorted(path.name for path in args.annotations.iterdir() if path.is_dir())
-    videos = [open_video(args.images / name, args.annotations / name) for name in names]
+    videos = [open_video(*folders) for folders in find_videos(args).values()]
     networks = load_networks(args)
     config = inference_config(args, networks)
     every: list[tuple[float, float]] = []
@@ -67,14 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = video_parser(__doc__)
     add = parser.add_argument
-    add('--images', required=True, type=Path, help='folder with a folder of frames for each video')
-    add('--annotations', required=True, type=Path, help='folder with a folder of ground-truth masks for each video')
-    add('--video', nargs='+', metavar='NAME', help='names of the videos (default: all in --annotations)')
     add('--corrections', type=not_negative, default=0, metavar='N', help='most corrections of a video (default: 0)')
     add('--target', type=float, default=0.9, help='mean J at which the corrections end (default: 0.9)')
-    add_inference_flags(parser, model=None, size=[480])
     return parse_flags(parser, argv=argv)
 
 

@@ -9,7 +9,6 @@ blended, and with the result of the pass whose mask is nearer. A line has the J&
 over the objects of the first mask, in all frames with ground truth except those three.
 """
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -21,7 +20,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.flags import add_inference_flags, inference_config, load_networks, parse_flags
+from scripts.benchmarks.videos import find_videos, video_parser
+from scripts.flags import inference_config, load_networks, parse_flags
 from util.cli import run_main
 from util.metrics import MEASURES, labels_in
 
@@ -49,27 +49,17 @@ WAYS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
-    names = args.video or sorted(path.name for path in args.annotations.iterdir() if path.is_dir())
+    args = parse_flags(video_parser(__doc__), argv=argv)
+    videos = find_videos(args)
     networks = load_networks(args)
     config = inference_config(args, networks)
     print(f'{"video":20} ' + '  '.join(WAYS), flush=True)
     rows = []
-    for name in names:
-        rows.append(measure(args.images / name, args.annotations / name, networks, config))
+    for name, (images, annotations) in videos.items():
+        rows.append(measure(images, annotations, networks, config))
         print(line(name, rows[-1]), flush=True)
     print(line('mean', np.mean(rows, axis=0)))
     return 0
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add('--images', required=True, type=Path, help='folder with a folder of frames for each video')
-    add('--annotations', required=True, type=Path, help='folder with a folder of ground-truth masks for each video')
-    add('--video', nargs='+', metavar='NAME', help='names of the videos (default: all in --annotations)')
-    add_inference_flags(parser, model=None, size=[480])
-    return parse_flags(parser, argv=argv)
 
 
 def line(name: str, values: Iterable[float]) -> str:
