@@ -138,13 +138,15 @@ def _frame_of(path: Path, names: Sequence[str] | None) -> int:
         return place
     if path.stem in places:
         return 0
-    # These names may mean a frame without being its name: 00004_mask.png or 4.png for 00004.jpg, and 00004.png for a
-    # frame of a video file.
+    # These names may mean a frame without being its name: 00004_mask.png or frame_4.png for 00004.jpg, and the same
+    # names for a frame of a video file.
     words = re.findall('[^_.-]+', path.stem)
     meant = [place for name, place in places.items() if name in words]
-    if not meant and path.stem.isdecimal():
+    if not meant:
         numbers = {int(name): place for name, place in places.items() if name.isdecimal()}
-        meant = [int(path.stem) if names is None else numbers.get(int(path.stem), 0)]
+        meant = [
+            number if names is None else numbers.get(number, 0) for number in map(int, filter(str.isdecimal, words))
+        ]
     if len(meant) == 1 and meant[0]:
         log.warning(
             '%s: taken for the mask of frame 0, since no frame has exactly this name. If it is that of frame %d, give '
