@@ -5,9 +5,9 @@
     python scripts/check_data.py --video_root ../mine
 
 Lists files that cannot be read (all files are decoded), masks whose labels are not exact or that show no object,
-images without masks, masks without images, masks that differ in size from their image, videos with fewer than three
-annotated frames, and videos of the training lists that are absent. Your own videos may have frames without masks. The
-exit status is 1 if anything is listed.
+images without masks, masks without images, masks that differ in size from their image, frames that differ in size from
+the first one of their video, videos with fewer than three annotated frames, and videos of the training lists that are
+absent. Your own videos may have frames without masks. The exit status is 1 if anything is listed.
 """
 
 import argparse
@@ -172,7 +172,7 @@ def check(job: Job, *, quick: bool) -> list[Problem]:
 
     cv2.setNumThreads(1)  # files are checked in several processes, which would compete with OpenCV's threads
     mask_size = header_size if quick else (soft_mask_size if job.soft else labels_size)
-    problems, sizes = [], {}
+    problems, sizes, first = [], {}, None
     for image, mask in job.pairs():
         for path, kind, read in (
             (image, 'unreadable', header_size if quick else full_size),
@@ -187,6 +187,12 @@ def check(job: Job, *, quick: bool) -> list[Problem]:
         if expected and found and expected != found:
             message = '{}: expected {} x {} pixels as in its image, found {} x {}'.format(mask, *expected, *found)
             problems.append(Problem(job.dataset, 'size', mask, message))
+        if expected and not job.soft:  # the frames of a video
+            first = first or (image, expected)
+            if expected != first[1]:
+                message = '{}: expected {} x {} pixels as in {}, found {} x {}'
+                message = message.format(image, *first[1], os.path.basename(first[0]), *expected)
+                problems.append(Problem(job.dataset, 'size', image, message))
     return problems
 
 

@@ -913,6 +913,8 @@ def test_check_of_videos_of_ones_own(tmp_path, capsys):
     cut(mine / 'JPEGImages/my cat/00010.jpg')
     (mine / 'JPEGImages/my cat/00015.jpg').unlink()
     shutil.rmtree(other / 'Annotations')
+    picture((256, 192)).save(mine / 'JPEGImages/my cat/00020.jpg')
+    save_labels(mine / 'Annotations/my cat/00020.png', labels((256, 192)))
     assert findings(tmp_path, *flags) == (
         1,
         [
@@ -920,6 +922,7 @@ def test_check_of_videos_of_ones_own(tmp_path, capsys):
             ('videos', 'too short', 'mine/JPEGImages/two', []),
             ('videos', 'absent', 'other', []),
             ('videos', 'unreadable', 'mine/JPEGImages/my cat/00010.jpg', []),
+            ('videos', 'size', 'mine/JPEGImages/my cat/00020.jpg', []),
         ],
     )
 
