@@ -250,7 +250,7 @@ class Session:
         Raises:
             DataError: no painted object can reach these frames, or a frame cannot be read.
             InputError: a frame has another size than the others.
-            TooLittleMemoryError: the GPU has too little memory.
+            TooLittleMemoryError: there is too little memory.
         """
         wanted = self.reach(start, direction, to_painted=to_painted)
         passes = self._passes(wanted, direction)

@@ -31,7 +31,7 @@ STOPPING = 'stopping after this frame; Ctrl-C again stops at once'
 
 
 class TooLittleMemoryError(UserError, MemoryError):
-    """The GPU has too little memory. The message names the options that reduce what a run needs."""
+    """The GPU, or the CPU if the network runs there, has too little memory. The message names what needs less."""
 
 
 @contextmanager
@@ -39,10 +39,13 @@ def enough_memory() -> Iterator[None]:
     """Turn an out-of-memory error in the block into a :class:`TooLittleMemoryError`."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        of_gpu = isinstance(error, torch.OutOfMemoryError)
+        if not of_gpu and 'DefaultCPUAllocator' not in str(error):  # PyTorch has no exception for the CPU's memory
+            raise
         raise TooLittleMemoryError(
-            'out of GPU memory; object_chunk helps with many objects, max_memory_frames with long videos, amp and a '
-            f'smaller size always ({cause_of(error)})'
+            f'out of {"GPU " if of_gpu else ""}memory; object_chunk helps with many objects, max_memory_frames with '
+            f'long videos, amp and a smaller size always ({cause_of(error)})'
         ) from error
 
 
@@ -79,7 +82,7 @@ def propagate(
     Raises:
         DataError: a frame cannot be read.
         InputError: a frame differs in size from the frames before.
-        TooLittleMemoryError: the GPU has too little memory.
+        TooLittleMemoryError: there is too little memory.
     """
     with closing(_read_ahead(core, source)) as frames:
         for number, (frame, picture, image, mask) in enumerate(frames):

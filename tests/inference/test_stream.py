@@ -93,13 +93,35 @@ def test_a_stop_ends_after_the_frame(small_network, clip, first_mask, tmp_path):
     assert sorted(tree(tmp_path)) == [f'{number:05d}.png' for number in range(5)]
 
 
-def test_too_little_memory_names_what_helps(small_network, clip, first_mask, monkeypatch):
+def no_gpu_memory(*args, **options):
+    raise torch.OutOfMemoryError('CUDA out of memory.\nmore')
+
+
+def no_memory(*args, **options):
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ('fail', 'message'),
+    [
+        (no_gpu_memory, r'^out of GPU memory; object_chunk .*\(CUDA out of memory\.\)$'),
+        (no_memory, r'^out of memory; object_chunk .*\(.*you tried to allocate 1152921504606846976 bytes.*\)$'),
+    ],
+)
+def test_too_little_memory_names_what_helps(small_network, clip, first_mask, monkeypatch, fail, message):
+    monkeypatch.setattr(InferenceCore, 'step', fail)
+    with pytest.raises(TooLittleMemoryError, match=message):
+        next(propagate(InferenceCore(small_network), Endless(clip, first_mask, end=3)))
+
+
+def test_other_errors_are_raised_as_they_are(small_network, clip, first_mask, monkeypatch):
     def fail(*args, **options):
-        raise torch.OutOfMemoryError('CUDA out of memory.\nmore')
+        torch.ones(2) @ torch.ones(3)
 
     monkeypatch.setattr(InferenceCore, 'step', fail)
-    with pytest.raises(TooLittleMemoryError, match=r'^out of GPU memory; object_chunk .*\(CUDA out of memory\.\)$'):
+    with pytest.raises(RuntimeError, match='size') as raised:
         next(propagate(InferenceCore(small_network), Endless(clip, first_mask, end=3)))
+    assert not isinstance(raised.value, TooLittleMemoryError)
 
 
 def test_what_waits_to_be_written_holds_no_image(clip, first_mask, small_network):
