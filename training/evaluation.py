@@ -72,7 +72,7 @@ class Validation:
 
         Raises:
             DataError: a frame or an annotation cannot be read any more.
-            TooLittleMemoryError: the GPU has too little memory.
+            TooLittleMemoryError: there is too little memory.
         """
         begin = time.perf_counter()
         scores = self._scores(state.result(state.network.device).optimize_(), stop)
@@ -123,7 +123,7 @@ def score_video(network: Network, video: HeldAside, *, size: int, stop: StopRequ
                     score_frame(scores, frame.name, truth, result)
     except TooLittleMemoryError as error:
         raise TooLittleMemoryError(
-            f'out of GPU memory while {video.name} was evaluated; a smaller evaluation size needs less. A run '
+            f'out of memory while {video.name} was evaluated; a smaller evaluation size needs less. A run '
             f'that is resumed continues from the checkpoint before it ({cause_of(error.__cause__ or error)})',
             options=['evaluate_size', 'resume'],
         ) from error

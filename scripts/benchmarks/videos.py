@@ -7,7 +7,7 @@ from scripts.flags import add_inference_flags
 
 
 def video_parser(description: str) -> argparse.ArgumentParser:
-    """A parser with the flags for the videos, of which ``find_videos`` makes use, and those for inference."""
+    """A parser with the flags for inference and for the videos, which ``find_videos`` then finds."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add('--images', required=True, type=Path, help='folder with a folder of frames for each video')
